@@ -1,0 +1,152 @@
+"""Codes, tokens and digests, all derived from the operator's keys and stored nowhere.
+
+Each purpose has a sub-key of its own (HKDF-SHA-256, RFC 5869), so that a status token, which its owner sees,
+says nothing about a code, which its owner must prove to have read.
+"""
+
+from __future__ import annotations
+
+import hmac
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from binascii import Error as NotBase64
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from hashlib import sha256
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from actors.domain.errors import InvalidCode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+MAC_BYTES = 16  # 128 bits: nobody guesses a status address
+SPACERS = str.maketrans("", "", " \t\r\n-\u00a0\u2007\u2009\u202f")  # what people and mail clients put into digits
+
+
+class Purpose(StrEnum):
+    """What a sub-key may be used for; the word is the HKDF label."""
+
+    CODE = "vestibule code v1"
+    STATUS = "vestibule status v1"
+    IDEMPOTENCY = "vestibule idempotency v1"
+    SUBJECT = "vestibule limit subject v1"
+
+
+def hkdf_sha256(key: bytes, info: bytes, *, salt: bytes = b"", length: int = 32) -> bytes:
+    """Return `length` bytes derived from `key` for `info` (RFC 5869, extract and expand)."""
+    extracted = hmac.digest(salt or bytes(32), key, "sha256")
+    block, output = b"", b""
+    for counter in range(1, -(-length // 32) + 1):
+        block = hmac.digest(extracted, block + info + bytes([counter]), "sha256")
+        output += block
+    return output[:length]
+
+
+@dataclass(frozen=True, slots=True)
+class CodeId:
+    """Names one code: the key it is derived under and a random number; text form `kid.32 hex digits`."""
+
+    kid: str
+    number: UUID
+
+    def __str__(self) -> str:
+        return f"{self.kid}.{self.number.hex}"
+
+    @classmethod
+    def parse(cls, text: str) -> CodeId:
+        """Read the text form; raises ValueError for anything else."""
+        kid, _, number = text.rpartition(".")
+        return cls(kid, UUID(hex=number))
+
+
+class Keyring:
+    """The operator's keys by id; the first signs, all of them verify.
+
+    Nothing of it is shown in a repr. `UnknownKey` (a LookupError) is raised for a code whose key was removed.
+    """
+
+    def __init__(self, keys: Mapping[str, bytes], digits: int = 6) -> None:
+        if not keys:
+            msg = "a keyring needs at least one key"
+            raise ValueError(msg)
+        self.digits = digits
+        self._keys = dict(keys)
+        self._signing = next(iter(self._keys))
+        self._subkey = lru_cache(maxsize=None)(self._derive)
+
+    def __repr__(self) -> str:
+        return f"Keyring({', '.join(self._keys)})"
+
+    def _derive(self, kid: str, purpose: Purpose) -> bytes:
+        return hkdf_sha256(self._keys[kid], purpose.encode())
+
+    def code_id(self, number: UUID) -> CodeId:
+        """Name a new code under the signing key; `number` must be random."""
+        return CodeId(self._signing, number)
+
+    def code(self, account: UUID, code_id: CodeId) -> str:
+        """Return the code's digits: the whole HMAC as an integer mod 10^n, so that every code is as likely."""
+        mac = hmac.digest(self._subkey(code_id.kid, Purpose.CODE), account.bytes + code_id.number.bytes, "sha256")
+        return str(int.from_bytes(mac) % 10**self.digits).zfill(self.digits)
+
+    def matches(self, account: UUID, code_id: CodeId, typed: str) -> bool:
+        """Compare in constant time; a code whose key is gone matches nothing."""
+        if code_id.kid not in self._keys:
+            return False
+        return hmac.compare_digest(self.code(account, code_id), typed)
+
+    def any_matches(self, account: UUID, code_ids: Iterable[CodeId], typed: str) -> bool:
+        """Whether one of the codes was typed; all of them are compared."""
+        return any([self.matches(account, code_id, typed) for code_id in code_ids])
+
+    def status_token(self, registration: UUID) -> str:
+        """Return the unguessable end of a registration's status address."""
+        return urlsafe_b64encode(registration.bytes + self._mac(self._signing, registration)).decode().rstrip("=")
+
+    def registration(self, token: str) -> UUID | None:
+        """Return whose status address ends in `token`, or None for a forged one."""
+        try:
+            raw = urlsafe_b64decode(token + "=" * (-len(token) % 4))
+        except (NotBase64, ValueError):
+            return None
+        if len(raw) != 16 + MAC_BYTES:
+            return None
+        registration = UUID(bytes=raw[:16])
+        macs = [self._mac(kid, registration) for kid in self._keys]
+        known = any([hmac.compare_digest(mac, raw[16:]) for mac in macs])
+        return registration if known and self._canonical(token, raw) else None
+
+    @staticmethod
+    def _canonical(token: str, raw: bytes) -> bool:
+        return urlsafe_b64encode(raw).decode().rstrip("=") == token
+
+    def _mac(self, kid: str, registration: UUID) -> bytes:
+        return hmac.digest(self._subkey(kid, Purpose.STATUS), registration.bytes, "sha256")[:MAC_BYTES]
+
+    def subject(self, *parts: str) -> str:
+        """Return a keyed digest that stands for an e-mail address in limits, caches and keys of Redis.
+
+        The same on every worker and machine; changes when the oldest key is dropped.
+        """
+        kid = next(reversed(self._keys))  # the oldest: adding a key to sign with must not start all windows over
+        digest = hmac.digest(self._subkey(kid, Purpose.SUBJECT), "\0".join(parts).encode(), "sha256")
+        return urlsafe_b64encode(digest[:18]).decode()
+
+    def idempotency_digest(self, *parts: str) -> bytes:
+        """Return the 32 bytes that stand for an idempotency key, or for a body, in Postgres."""
+        kid = next(reversed(self._keys))
+        inner = b"".join(sha256(part.encode()).digest() for part in parts)
+        return hmac.digest(self._subkey(kid, Purpose.IDEMPOTENCY), inner, "sha256")
+
+
+def typed_code(text: str, digits: int) -> str:
+    """Strip blanks and hyphens from what a person typed or pasted.
+
+    Raises InvalidCode for anything but `digits` ASCII digits; that costs no attempt.
+    """
+    code = text.translate(SPACERS)
+    if len(code) != digits or not (code.isascii() and code.isdigit()):
+        raise InvalidCode(digits)
+    return code

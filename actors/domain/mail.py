@@ -1,0 +1,73 @@
+"""The mail's way from owed to accepted: states, outcomes and the back-off between attempts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from uuid import UUID
+
+    from actors.domain.code import CodeId
+
+BACKOFF_SECONDS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # the last repeats: a minute's code wants an early retry
+OWED_HOURS = 24  # past it nobody waits for the mail any more
+
+
+class MailKind(StrEnum):
+    """What a mail is about: it carries a code, or tells the owner of a taken address of a registration."""
+
+    CODE = "code"
+    NOTICE = "notice"
+
+
+class MailState(StrEnum):
+    """Where a mail of the outbox stands."""
+
+    QUEUED = "queued"
+    SENDING = "sending"
+    ACCEPTED = "accepted"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedMail:
+    """A mail that this process may send until its lease ends; `fence` proves the claim when the outcome is written.
+
+    `code_id` is None for a notice. `traceparent` is the W3C trace context of the request that owed it.
+    """
+
+    id: UUID
+    fence: int
+    attempt: int
+    kind: MailKind
+    account: UUID
+    code_id: CodeId | None
+    recipient: str = field(repr=False)
+    locale: str
+    expires_at: datetime | None
+    created_at: datetime
+    traceparent: str | None = None
+
+
+class Rejected(Exception):
+    """The mail server will never take this mail; `reason` is its reply code and a class, without addresses."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Deferred(Exception):
+    """The mail server did not take the mail this time; `reason` as in Rejected."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def backoff(attempt: int, chance: float) -> float:
+    """Return the seconds before the attempt after the given one (1-based); `chance` in [0, 1) adds up to a quarter."""
+    return BACKOFF_SECONDS[min(attempt, len(BACKOFF_SECONDS)) - 1] * (1 + chance / 4)

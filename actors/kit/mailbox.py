@@ -1,0 +1,211 @@
+"""Messages, the bounded mailbox they wait in, and the address that an asker holds.
+
+Two errors tell an asker what it now knows, and nothing else does::
+
+    MachineError
+    ├── NotAccepted   never handled: safe to repeat
+    └── AnswerLost    accepted, outcome unknown: repeat only what is idempotent
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
+
+import anyio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+AnswerT = TypeVar("AnswerT")
+
+PATIENCE_SECONDS = 0.5  # how long an asker waits for a place in a full mailbox; longer only lengthens an overload
+
+
+class MachineError(Exception):
+    """The machinery failed, not the request; `retry_after` is in seconds."""
+
+    def __init__(self, retry_after: float = 1.0) -> None:
+        super().__init__()
+        self.retry_after = retry_after
+
+
+class NotAccepted(MachineError):
+    """The message was never handled: the asker may repeat it."""
+
+
+class AnswerLost(MachineError):
+    """The message was accepted and its outcome is unknown: the asker must find out before it repeats."""
+
+
+class Ask(Generic[AnswerT]):
+    """A message that is answered with an `AnswerT`; `lane` 0 is taken before lane 1."""
+
+    __slots__ = ()
+    lane: ClassVar[int] = 0
+
+
+class Offer:
+    """A message without an answer, dropped and counted when there is no room."""
+
+    __slots__ = ()
+
+
+class Letter:
+    """One message on its way, with the place for its outcome.
+
+    The first outcome stands; later ones are ignored, so a crash after an answer takes nothing back.
+    """
+
+    __slots__ = ("_done", "_error", "_value", "message")
+
+    def __init__(self, message: Ask[Any] | Offer) -> None:
+        self.message = message
+        self._done = anyio.Event()
+        self._value: Any = None
+        self._error: Exception | None = None
+
+    def answer(self, value: object) -> None:
+        """Give the asker its answer."""
+        if not self._done.is_set():
+            self._value = value
+            self._done.set()
+
+    def refuse(self, error: Exception) -> None:
+        """Raise `error` in the asker instead of an answer."""
+        if not self._done.is_set():
+            self._error = error
+            self._done.set()
+
+    @property
+    def settled(self) -> bool:
+        """Whether an outcome is known."""
+        return self._done.is_set()
+
+    async def outcome(self) -> Any:  # noqa: ANN401 - typed again by Address.ask from the message
+        """Wait for the outcome; cancelling the wait leaves the letter where it is."""
+        await self._done.wait()
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+@dataclass(frozen=True, slots=True)
+class MailboxStatistics:
+    """What a mailbox holds and has seen; `dropped` counts offers without room, `turned_away` asks without room."""
+
+    waiting: int
+    capacity: int
+    dropped: int
+    turned_away: int
+
+
+class Mailbox:
+    """A bounded queue of letters in lanes of falling priority, shared by the copies of one actor.
+
+    Never grows past `capacity` letters. It outlives a crash of its actor: what waits is handled by the next one.
+    Closing it refuses what comes later with `NotAccepted`; what is inside is still handed out.
+    """
+
+    def __init__(self, capacity: int, lanes: int = 1) -> None:
+        self.capacity = capacity
+        self._lanes: tuple[deque[Letter], ...] = tuple(deque() for _ in range(lanes))
+        self._arrival = anyio.Event()
+        self._room = anyio.Event()
+        self._closed = False
+        self._dropped = 0
+        self._turned_away = 0
+
+    def __len__(self) -> int:
+        return sum(map(len, self._lanes))
+
+    def ahead(self, lane: int) -> int:
+        """How many waiting letters would be taken before a new one in `lane`."""
+        return sum(len(waiting) for waiting in self._lanes[: lane + 1])
+
+    def statistics(self) -> MailboxStatistics:
+        """Return the counts of this moment."""
+        return MailboxStatistics(len(self), self.capacity, self._dropped, self._turned_away)
+
+    def offer(self, letter: Letter) -> bool:
+        """Put a letter in the last lane without waiting; return False, and count it, when there is no room."""
+        if self._put(letter, len(self._lanes) - 1):
+            return True
+        self._dropped += 1
+        return False
+
+    async def put(self, letter: Letter, lane: int) -> None:
+        """Put a letter in its lane, waiting a moment for room.
+
+        Raises NotAccepted when the moment passes or the mailbox is closed; cancelled, nothing was put.
+        """
+        with anyio.move_on_after(PATIENCE_SECONDS):
+            while not self._put(letter, lane):
+                if self._closed:
+                    break
+                await self._room.wait()
+            else:
+                return
+        self._turned_away += 1
+        raise NotAccepted
+
+    def _put(self, letter: Letter, lane: int) -> bool:
+        if self._closed or len(self) >= self.capacity:
+            return False
+        self._lanes[lane].append(letter)
+        self._arrival.set()
+        return True
+
+    async def take(self, limit: int) -> list[Letter]:
+        """Wait for letters and take up to `limit`, the first lane first; an empty list means closed and drained."""
+        while not len(self):
+            if self._closed:
+                return []
+            self._arrival = anyio.Event() if self._arrival.is_set() else self._arrival
+            await self._arrival.wait()
+        taken: list[Letter] = []
+        for waiting in self._lanes:
+            while waiting and len(taken) < limit:
+                taken.append(waiting.popleft())
+        self._room.set()
+        self._room = anyio.Event()
+        return taken
+
+    def close(self) -> None:
+        """Accept nothing more; wake everyone who waits."""
+        self._closed = True
+        self._arrival.set()
+        self._room.set()
+
+
+class Address:
+    """Where messages to one actor go; `admit` may refuse a message before it takes a place.
+
+    `admit(message, ahead)` is called with the number of letters that would be handled first; it raises
+    NotAccepted to turn the message away at once.
+    """
+
+    def __init__(self, mailbox: Mailbox, admit: Callable[[Ask[Any], int], None] | None = None) -> None:
+        self._mailbox = mailbox
+        self._admit = admit
+
+    async def ask(self, message: Ask[AnswerT]) -> AnswerT:
+        """Return the actor's answer.
+
+        Raises the actor's refusal, NotAccepted when the message found no place, AnswerLost when the actor
+        crashed over it. An asker that is cancelled stops nothing: an accepted message is still handled.
+        """
+        if self._admit is not None:
+            self._admit(message, self._mailbox.ahead(message.lane))
+        letter = Letter(message)
+        await self._mailbox.put(letter, message.lane)
+        return cast("AnswerT", await letter.outcome())
+
+    def offer(self, message: Offer) -> bool:
+        """Hand over a message without waiting; return False when it was dropped."""
+        return self._mailbox.offer(Letter(message))
+
+    def statistics(self) -> MailboxStatistics:
+        """Return the mailbox' counts of this moment."""
+        return self._mailbox.statistics()
