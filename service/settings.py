@@ -51,11 +51,19 @@ def _rules(value: object) -> object:
 
 
 def _networks(value: object) -> object:
-    return tuple(ip_network(part.strip()) for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    return (
+        tuple(ip_network(part.strip()) for part in value.split(",") if part.strip())
+        if isinstance(value, str)
+        else value
+    )
 
 
 def _origins(value: object) -> object:
-    return tuple(part.strip().rstrip("/") for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    return (
+        tuple(part.strip().rstrip("/") for part in value.split(",") if part.strip())
+        if isinstance(value, str)
+        else value
+    )
 
 
 def _keys(value: object) -> object:
@@ -116,7 +124,10 @@ class Settings(BaseModel):
     password_client_limit: Annotated[Limit, _rule("password-client")] = Rule("password-client", 30, 60)
     invalid_limit: Annotated[Limit, _rule("invalid")] = Rule("invalid", 60, 60)
     basic_limit: Annotated[Limit, _rule("basic")] = Rule("basic", 20, 60)
-    code_limits: Annotated[tuple[Rule, ...], BeforeValidator(_rules)] = (Rule("codes", 5, 3600), Rule("codes", 10, 86400))
+    code_limits: Annotated[tuple[Rule, ...], BeforeValidator(_rules)] = (
+        Rule("codes", 5, 3600),
+        Rule("codes", 10, 86400),
+    )
     resend_cooldown_seconds: int = Field(30, ge=0, le=86400)
     trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_networks)] = ()
     cors_origins: Annotated[tuple[str, ...], BeforeValidator(_origins)] = ()
