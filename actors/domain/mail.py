@@ -36,7 +36,8 @@ class MailState(StrEnum):
 class ClaimedMail:
     """A mail that this process may send until its lease ends; `fence` proves the claim when the outcome is written.
 
-    `code_id` is None for a notice. `traceparent` is the W3C trace context of the request that owed it.
+    `code_id` and `life_left` are None for a notice; `life_left` is the seconds that the code had left of its cap when
+    the mail was claimed, by the database's clock. `traceparent` is the W3C trace context of the request that owed it.
     """
 
     id: UUID
@@ -47,7 +48,7 @@ class ClaimedMail:
     code_id: CodeId | None
     recipient: str = field(repr=False)
     locale: str
-    expires_at: datetime | None
+    life_left: float | None
     created_at: datetime
     traceparent: str | None = None
 
@@ -61,11 +62,15 @@ class Rejected(Exception):
 
 
 class Deferred(Exception):
-    """The mail server did not take the mail this time; `reason` as in Rejected."""
+    """The mail server did not take the mail this time; `reason` as in Rejected.
 
-    def __init__(self, reason: str) -> None:
+    `retry_after` is the seconds it asked for, if it did.
+    """
+
+    def __init__(self, reason: str, retry_after: float | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.retry_after = retry_after
 
 
 def backoff(attempt: int, chance: float) -> float:
