@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from actors.kit.mailbox import AnswerLost, MachineError
+from actors.kit.mailbox import AnswerLost, Ask, MachineError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from actors.kit.mailbox import Ask, Letter, Mailbox
+    from actors.kit.mailbox import Letter
 
 BATCH_LIMIT = 64  # beyond it a batch gains nothing and its first message waits for the last
 
@@ -20,7 +20,9 @@ class Actor(ABC):
 
     `handle` settles every letter of a batch. Errors of the types in `refusals`, and machine errors, go to the
     asker; any other is a crash: unsettled askers get AnswerLost and the supervisor builds a new actor around
-    the same mailbox. A batch that fails as a whole with one of `refusals` refuses all that is unsettled.
+    the same mailbox. A batch that fails as a whole with one of `refusals` refuses all that is unsettled. A crash
+    over several asks is tried again ask by ask, so that a poisonous one takes nobody else with it: what an ask
+    does must be safe to repeat. Offers are not tried again.
     """
 
     name: ClassVar[str]
@@ -29,27 +31,42 @@ class Actor(ABC):
     batch_limit: ClassVar[int] = BATCH_LIMIT
     refusals: ClassVar[tuple[type[Exception], ...]] = ()
 
-    async def started(self) -> None:
+    async def started(self) -> None:  # noqa: B027 - most actors have nothing to prepare
         """Prepare, before the first message; the supervisor waits for it."""
 
-    async def stopped(self) -> None:
+    async def stopped(self) -> None:  # noqa: B027 - nor to leave behind
         """Leave nothing behind, after the last message; called on drain, not after a crash."""
 
-    def admit(self, message: Ask[Any], ahead: int) -> None:
+    def admit(self, message: Ask[Any], ahead: int) -> None:  # noqa: B027 - nor to turn away
         """Turn a message away with NotAccepted before it takes a place; the default takes all."""
 
     @abstractmethod
     async def handle(self, letters: Sequence[Letter]) -> None:
         """Settle each letter: one statement or one pipeline for the batch."""
 
-    async def run(self, mailbox: Mailbox) -> None:
-        """Handle batches until the mailbox is closed and empty; a crash settles its letters and is raised."""
-        while letters := await mailbox.take(self.batch_limit):
-            try:
-                await self.handle(letters)
-            except (MachineError, *self.refusals) as refusal:
+    async def work(self, letters: Sequence[Letter]) -> None:
+        """Handle one batch and leave no letter unsettled, on cancel neither; a crash is raised after that."""
+        try:
+            crash = await self._attempt(letters)
+            if crash is None:
+                return
+            if len(letters) > 1:
                 for letter in letters:
-                    letter.refuse(refusal)
-            finally:
-                for letter in letters:
+                    if isinstance(letter.message, Ask) and not letter.settled:
+                        await self._attempt([letter])
+            raise crash
+        finally:
+            for letter in letters:
+                if not letter.settled:
                     letter.refuse(AnswerLost())
+
+    async def _attempt(self, letters: Sequence[Letter]) -> Exception | None:
+        """Handle the letters and return the crash, if it is one."""
+        try:
+            await self.handle(letters)
+        except Exception as error:  # noqa: BLE001 - a crash is raised by `work`, after the neighbours' turn
+            if not isinstance(error, (MachineError, *self.refusals)):
+                return error
+            for letter in letters:
+                letter.refuse(error)
+        return None

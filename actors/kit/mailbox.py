@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,7 +88,7 @@ class Letter:
         """Wait for the outcome; cancelling the wait leaves the letter where it is."""
         await self._done.wait()
         if self._error is not None:
-            raise self._error
+            raise self._error.with_traceback(None)  # one error may refuse a batch: keep no frames of other askers
         return self._value
 
 
@@ -105,7 +106,8 @@ class Mailbox:
     """A bounded queue of letters in lanes of falling priority, shared by the copies of one actor.
 
     Never grows past `capacity` letters. It outlives a crash of its actor: what waits is handled by the next one.
-    Closing it refuses what comes later with `NotAccepted`; what is inside is still handed out.
+    Closing it refuses what comes later with `NotAccepted`; what is inside is still handed out, or refused with
+    `NotAccepted` by `abandon`.
     """
 
     def __init__(self, capacity: int, lanes: int = 1) -> None:
@@ -140,15 +142,19 @@ class Mailbox:
 
         Raises NotAccepted when the moment passes or the mailbox is closed; cancelled, nothing was put.
         """
+        if self._put(letter, lane):
+            return
         with anyio.move_on_after(PATIENCE_SECONDS):
-            while not self._put(letter, lane):
-                if self._closed:
-                    break
+            while not self._closed:
                 await self._room.wait()
-            else:
-                return
-        self._turned_away += 1
+                if self._put(letter, lane):
+                    return
+        self.turned_away()
         raise NotAccepted
+
+    def turned_away(self) -> None:
+        """Count an ask that found no room."""
+        self._turned_away += 1
 
     def _put(self, letter: Letter, lane: int) -> bool:
         if self._closed or len(self) >= self.capacity:
@@ -158,17 +164,23 @@ class Mailbox:
         return True
 
     async def take(self, limit: int) -> list[Letter]:
-        """Wait for letters and take up to `limit`, the first lane first; an empty list means closed and drained."""
+        """Wait for letters and take up to `limit`, the first lane first; an empty list means closed and drained.
+
+        Always lets other tasks run first, so that what they are about to put joins the batch. Cancelled, nothing
+        was taken.
+        """
+        await checkpoint()
         while not len(self):
             if self._closed:
                 return []
-            self._arrival = anyio.Event() if self._arrival.is_set() else self._arrival
+            if self._arrival.is_set():
+                self._arrival = anyio.Event()
             await self._arrival.wait()
         taken: list[Letter] = []
         for waiting in self._lanes:
             while waiting and len(taken) < limit:
                 taken.append(waiting.popleft())
-        self._room.set()
+        self._room.set()  # wakes all who wait for a place; whoever finds none again waits for the next take
         self._room = anyio.Event()
         return taken
 
@@ -177,6 +189,13 @@ class Mailbox:
         self._closed = True
         self._arrival.set()
         self._room.set()
+
+    def abandon(self) -> None:
+        """Close, and refuse what still waits with NotAccepted: nobody will handle it."""
+        self.close()
+        for waiting in self._lanes:
+            while waiting:
+                waiting.popleft().refuse(NotAccepted())
 
 
 class Address:
@@ -197,7 +216,11 @@ class Address:
         crashed over it. An asker that is cancelled stops nothing: an accepted message is still handled.
         """
         if self._admit is not None:
-            self._admit(message, self._mailbox.ahead(message.lane))
+            try:
+                self._admit(message, self._mailbox.ahead(message.lane))
+            except NotAccepted:
+                self._mailbox.turned_away()
+                raise
         letter = Letter(message)
         await self._mailbox.put(letter, message.lane)
         return cast("AnswerT", await letter.outcome())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from actors.kit.actor import Actor
+    from actors.kit.mailbox import Ask
 
 RESTART_BUDGET = 5  # crashes of one actor ...
 RESTART_SECONDS = 30.0  # ... within so many seconds are a bug or a broken machine: a new process is the better try
@@ -32,7 +33,9 @@ class TooManyCrashes(Exception):
 class CrashReport(Protocol):
     """Where crashes are told: the actor's name and the error."""
 
-    def __call__(self, name: str, error: Exception) -> None: ...
+    def __call__(self, name: str, error: Exception) -> None:
+        """Take note; must not raise."""
+        ...
 
 
 @dataclass(slots=True)
@@ -44,6 +47,7 @@ class Post:
     mailbox: Mailbox
     actor: Actor
     crashes: deque[float] = field(default_factory=deque)
+    mending: anyio.Lock = field(default_factory=anyio.Lock)
     restarts: int = 0
 
     @property
@@ -56,7 +60,7 @@ class Supervisor:
     """Runs posts inside one task group and drains them in the reverse order of their employment.
 
     Actors of later posts may ask those of earlier ones, so the later drain first. After `running()` ends every
-    accepted message has been settled.
+    accepted message has been settled, on cancel and after too many crashes with an error.
     """
 
     def __init__(self, report: CrashReport) -> None:
@@ -68,7 +72,11 @@ class Supervisor:
         actor = build()
         post = Post(build, copies, Mailbox(actor.capacity, actor.lanes), actor)
         self._posts.append(post)
-        return Address(post.mailbox, lambda message, ahead: post.actor.admit(message, ahead))
+
+        def admit(message: Ask[Any], ahead: int) -> None:
+            post.actor.admit(message, ahead)  # of the moment: the post's actor changes after a crash
+
+        return Address(post.mailbox, admit)
 
     def posts(self) -> Sequence[Post]:
         """Return the posts in the order of their employment, for the metrics."""
@@ -80,15 +88,19 @@ class Supervisor:
 
         Raises TooManyCrashes (inside an exception group) when a post's budget is spent.
         """
-        for post in self._posts:
-            await post.actor.started()
-        async with anyio.create_task_group() as everyone:
-            drained = [self._open(post, everyone) for post in self._posts]
-            yield
-            for post, done in zip(reversed(self._posts), reversed(drained), strict=True):
-                post.mailbox.close()
-                await done.wait()
-                await post.actor.stopped()
+        try:
+            for post in self._posts:
+                await post.actor.started()
+            async with anyio.create_task_group() as everyone:
+                drained = [self._open(post, everyone) for post in self._posts]
+                yield
+                for post, done in zip(reversed(self._posts), reversed(drained), strict=True):
+                    post.mailbox.close()
+                    await done.wait()
+                    await post.actor.stopped()
+        finally:
+            for post in self._posts:
+                post.mailbox.abandon()
 
     def _open(self, post: Post, everyone: TaskGroup) -> anyio.Event:
         done = anyio.Event()
@@ -103,18 +115,30 @@ class Supervisor:
         return done
 
     async def _keep(self, post: Post) -> None:
-        while True:
+        """Hand batches to whichever actor holds the post at that moment, until the mailbox is drained."""
+        while letters := await post.mailbox.take(post.actor.batch_limit):
+            actor = post.actor
             try:
-                await post.actor.run(post.mailbox)
+                await actor.work(letters)
             except Exception as error:  # noqa: BLE001 - the one place where a crash becomes a restart
-                self._report(post.name, error)
-                self._charge(post)
-                post.actor = post.build()
-                await post.actor.started()
-            else:
-                return
+                self._charge(post, error)
+                await self._replace(post, actor)
 
-    def _charge(self, post: Post) -> None:
+    async def _replace(self, post: Post, crashed: Actor) -> None:
+        """Put a new actor in the place of the crashed one, once for all copies that crashed over it."""
+        async with post.mending:
+            while post.actor is crashed:
+                try:
+                    actor = post.build()
+                    await actor.started()
+                except Exception as error:  # noqa: BLE001 - to fail at the start is one more crash
+                    self._charge(post, error)
+                else:
+                    post.actor = actor
+
+    def _charge(self, post: Post, error: Exception) -> None:
+        """Report the crash and raise TooManyCrashes when the budget is spent."""
+        self._report(post.name, error)
         now = anyio.current_time()
         post.restarts += 1
         post.crashes.append(now)
