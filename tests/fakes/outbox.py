@@ -1,0 +1,166 @@
+"""An outbox in memory, on the clock of the event loop, and a postman that does as the test says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+from uuid import UUID, uuid4
+
+import anyio
+
+from actors.domain.mail import OWED_HOURS, ClaimedMail, MailKind, MailState
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from actors.domain.code import CodeId
+
+LEASE_SECONDS = 15.0
+MADE = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@dataclass(slots=True)
+class Row:
+    """One mail of the outbox."""
+
+    id: UUID
+    kind: MailKind
+    account: UUID
+    code_id: CodeId | None
+    recipient: str
+    locale: str
+    owed_at: float
+    due_at: float
+    expires_at: float | None
+    state: MailState = MailState.QUEUED
+    attempts: int = 0
+    fence: int = 0
+    lease_until: float = 0.0
+    reason: str | None = None
+    accepted_at: float | None = None
+    needed: bool = True
+
+
+@dataclass(slots=True)
+class MemoryOutbox:
+    """Behaves as the outbox in Postgres does; `failures` are raised first, one a call."""
+
+    max_age_seconds: float = 900.0
+    rows: dict[UUID, Row] = field(default_factory=dict)
+    failures: list[Exception] = field(default_factory=list)
+
+    def owe(
+        self, code_id: CodeId | None = None, *, recipient: str = "ada@example.com", locale: str = "en", age: float = 0.0
+    ) -> Row:
+        """Owe a mail, since `age` seconds: with a code if one is named, else a notice."""
+        now = anyio.current_time()
+        row = Row(
+            id=uuid4(),
+            kind=MailKind.CODE if code_id else MailKind.NOTICE,
+            account=uuid4(),
+            code_id=code_id,
+            recipient=recipient,
+            locale=locale,
+            owed_at=now - age,
+            due_at=now,
+            expires_at=now - age + self.max_age_seconds if code_id else None,
+        )
+        self.rows[row.id] = row
+        return row
+
+    async def claim(self, mail_ids: Sequence[UUID]) -> list[ClaimedMail]:
+        """Claim those of the named mails that are due and in nobody's hands."""
+        await self._reached()
+        return [self._take(self.rows[mail_id]) for mail_id in mail_ids if self._due(mail_id)]
+
+    async def claim_due(self, limit: int) -> list[ClaimedMail]:
+        """Claim whatever is due, the longest waiting first."""
+        await self._reached()
+        due = sorted((row for row in self.rows.values() if self._due(row.id)), key=lambda row: row.due_at)
+        return [self._take(row) for row in due[:limit]]
+
+    async def freshen(self, mail: ClaimedMail, code_id: CodeId) -> ClaimedMail | None:
+        """Replace a code that has too little life left; None when the mail need not be sent any more."""
+        await self._reached()
+        row = self.rows[mail.id]
+        if row.fence != mail.fence or not row.needed or anyio.current_time() - row.owed_at > OWED_HOURS * 3600:
+            row.state, row.reason = MailState.DEAD, "needless"
+            return None
+        row.code_id, row.expires_at = code_id, anyio.current_time() + self.max_age_seconds
+        return replace(mail, code_id=code_id, life_left=self.max_age_seconds)
+
+    async def extend(self, mail: ClaimedMail) -> bool:
+        """Renew the lease; False when the claim is lost."""
+        await self._reached()
+        row = self.rows[mail.id]
+        if row.fence != mail.fence or row.state is not MailState.SENDING:
+            return False
+        row.lease_until = anyio.current_time() + LEASE_SECONDS
+        return True
+
+    async def accepted(self, mail: ClaimedMail) -> bool:
+        """Write that the mail server took it. False when the claim was lost."""
+        return await self._settle(mail, MailState.ACCEPTED, None)
+
+    async def deferred(self, mail: ClaimedMail, reason: str, seconds: float) -> None:
+        """Queue it again for `seconds` from now."""
+        await self._settle(mail, MailState.QUEUED, reason, seconds)
+
+    async def dead(self, mail: ClaimedMail, reason: str) -> None:
+        """Bury it with its reason."""
+        await self._settle(mail, MailState.DEAD, reason)
+
+    async def _settle(self, mail: ClaimedMail, state: MailState, reason: str | None, seconds: float = 0.0) -> bool:
+        await self._reached()
+        row = self.rows[mail.id]
+        if row.fence != mail.fence or row.state is not MailState.SENDING:
+            return False
+        row.state, row.reason, row.due_at = state, reason, anyio.current_time() + seconds
+        row.accepted_at = anyio.current_time() if state is MailState.ACCEPTED else None
+        return True
+
+    def _due(self, mail_id: UUID) -> bool:
+        row = self.rows.get(mail_id)
+        now = anyio.current_time()
+        if row is None:
+            return False
+        free = row.state is MailState.SENDING and row.lease_until <= now
+        return free or (row.state is MailState.QUEUED and row.due_at <= now)
+
+    def _take(self, row: Row) -> ClaimedMail:
+        now = anyio.current_time()
+        row.state, row.fence, row.lease_until = MailState.SENDING, row.fence + 1, now + LEASE_SECONDS
+        row.attempts += 1
+        return ClaimedMail(
+            id=row.id,
+            fence=row.fence,
+            attempt=row.attempts,
+            kind=row.kind,
+            account=row.account,
+            code_id=row.code_id,
+            recipient=row.recipient,
+            locale=row.locale,
+            life_left=None if row.expires_at is None else row.expires_at - now,
+            created_at=MADE,
+        )
+
+    async def _reached(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        if self.failures:
+            raise self.failures.pop(0)
+
+
+@dataclass(slots=True)
+class ScriptedPostman:
+    """Notes what it took, and does `script`'s next step for each mail first; without one it takes the mail."""
+
+    script: list[Callable[[ClaimedMail], Awaitable[None]]] = field(default_factory=list)
+    taken: list[tuple[ClaimedMail, str | None]] = field(default_factory=list)
+
+    async def send(self, mail: ClaimedMail, code: str | None) -> None:
+        """Take the mail, unless the script has something else in mind."""
+        await anyio.lowlevel.checkpoint()
+        if self.script:
+            await self.script.pop(0)(mail)
+        self.taken.append((mail, code))
