@@ -1,0 +1,311 @@
+"""The accounts in Postgres: each method one statement, each race decided in one row of users."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from actors.domain.errors import CodesExhausted, EmailTaken
+from actors.ports import Missed, Redeemed, Registered, Resent
+from service.adapters.postgres_rows import account_from
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from actors.domain.errors import Refusal
+    from actors.domain.user import Account
+    from actors.domain.windows import Rule
+    from actors.ports import NewAccount, NewCode, Redemption
+    from service.adapters.postgres import Postgres
+
+FIND: Final = """
+SELECT u.id, u.email, u.email_key, u.password_hash, u.locale, u.created_at, u.registration_id, u.registered_at,
+       u.activated_at, u.code_id, u.code_expires_at, u.code_attempts, u.code_accepted_at,
+       u.old_code_id, u.old_code_expires_at, u.old_code_attempts, u.superseded,
+       CASE WHEN u.code_mail = 'owed' AND EXISTS (
+           SELECT FROM mails m WHERE m.user_id = u.id AND m.code_id = u.code_id AND m.state = 'sending'
+       ) THEN 'sending' ELSE u.code_mail END AS code_mail,
+       codes_free_at(u.codes_issued, %(limits)s, %(seconds)s) AS resend_at,
+       codes_left_today(u.codes_issued, %(limits)s, %(seconds)s, now()) AS codes_left_today,
+       now() AS read_at
+FROM users u
+"""
+FIND_KEYS: Final = FIND + "WHERE u.email_key = ANY(%(keys)s)"
+FIND_REGISTRATIONS: Final = FIND + "WHERE u.registration_id = ANY(%(registrations)s)"
+
+# Race: any number of registrations of one address. ON CONFLICT takes the row and sees its newest version, so one of
+# them wins; `before` is the snapshot and only names the loser's refusal. Rows are taken in the order of their keys, so
+# that two batches cannot wait for each other. A repeat of a registration that was committed finds itself in `before`.
+REGISTER: Final = """
+WITH wanted AS (
+    SELECT * FROM unnest(
+        %(ids)s::uuid[], %(registrations)s::uuid[], %(keys)s::text[], %(emails)s::text[], %(hashes)s::text[],
+        %(locales)s::text[], %(codes)s::text[], %(mails)s::uuid[], %(traces)s::text[], %(digests)s::bytea[],
+        %(claims)s::uuid[]
+    ) WITH ORDINALITY AS w (
+        id, registration_id, email_key, email, password_hash, locale, code_id, mail_id, traceparent, digest, claim,
+        place
+    )
+), before AS (
+    SELECT u.id, u.email_key, u.registration_id, u.created_at,
+           u.activated_at IS NULL AND NOT (u.code_attempts < %(attempts)s AND (
+               u.code_mail = 'owed' OR (u.code_mail IN ('accepted', 'delivered') AND now() < u.code_expires_at)
+           )) AS vacant,
+           codes_free_at(u.codes_issued, %(limits)s, %(seconds)s) AS free_at
+    FROM users u JOIN wanted w USING (email_key)
+), won AS (
+    INSERT INTO users AS u (id, email_key, email, password_hash, locale, registration_id, registered_at, code_id,
+                            code_expires_at, codes_issued)
+    SELECT id, email_key, email, password_hash, locale, registration_id, now(), code_id,
+           now() + make_interval(secs => %(max_age)s), ARRAY[now()]
+    FROM wanted ORDER BY email_key
+    ON CONFLICT (email_key) DO UPDATE SET
+        email = EXCLUDED.email, password_hash = EXCLUDED.password_hash, locale = EXCLUDED.locale,
+        registration_id = EXCLUDED.registration_id, registered_at = now(),
+        superseded = with_superseded(u.superseded, u.old_code_id, u.code_id),
+        code_id = EXCLUDED.code_id, code_expires_at = EXCLUDED.code_expires_at, code_attempts = 0,
+        code_mail = 'owed', code_accepted_at = NULL,
+        old_code_id = NULL, old_code_expires_at = NULL, old_code_attempts = NULL,
+        codes_issued = codes_of_a_day(u.codes_issued, now()) || now()
+    WHERE u.registration_id <> EXCLUDED.registration_id AND u.activated_at IS NULL
+      AND NOT (u.code_attempts < %(attempts)s AND (
+          u.code_mail = 'owed' OR (u.code_mail IN ('accepted', 'delivered') AND now() < u.code_expires_at)
+      ))
+      AND codes_free_at(u.codes_issued, %(limits)s, %(seconds)s) <= now()
+    RETURNING u.id, u.email_key, u.registration_id, u.created_at
+), withdrawn AS (
+    UPDATE mails m SET state = 'dead', reason = 'superseded' FROM won WHERE m.user_id = won.id AND m.state = 'queued'
+), owed AS (
+    INSERT INTO mails (id, user_id, code_id, locale, traceparent)
+    SELECT w.mail_id, won.id, w.code_id, w.locale, w.traceparent FROM won JOIN wanted w USING (email_key)
+), bound AS (
+    UPDATE idempotency_keys k SET user_id = won.id, registration_id = won.registration_id, created_at = won.created_at
+    FROM won JOIN wanted w USING (email_key) WHERE k.digest = w.digest AND k.claim = w.claim
+), counted AS (
+    INSERT INTO business_counts AS b (day, worker, registrations)
+    SELECT (now() AT TIME ZONE 'UTC')::date, %(worker)s, count(*) FROM won HAVING count(*) > 0
+    ON CONFLICT (day, worker) DO UPDATE SET registrations = b.registrations + EXCLUDED.registrations
+)
+SELECT coalesce(won.id, mine.id), coalesce(won.created_at, mine.created_at), before.vacant,
+       extract(epoch FROM before.free_at - now())::float8
+FROM wanted w
+LEFT JOIN won USING (email_key)
+LEFT JOIN before USING (email_key)
+LEFT JOIN before mine ON mine.registration_id = w.registration_id
+ORDER BY w.place
+"""
+
+# Attack: guessing. The attempt is counted in the statement that decides, so parallel guesses cannot share one; a miss
+# counts on every live code, and only if each of them was among the compared ones. Race: 16 redeemers of one code; the
+# row's newest version is active for 15 of them. A re-registration in between has another password hash.
+REDEEM: Final = """
+WITH wanted AS (
+    SELECT * FROM unnest(
+        %(accounts)s::uuid[], %(hashes)s::text[], %(newest)s::text[], %(older)s::text[], %(hits)s::text[],
+        %(redeems)s::uuid[]
+    ) WITH ORDINALITY AS w (account, password_hash, newest, older, hit, redeem_id, place)
+), tried AS (
+    UPDATE users u SET
+        activated_at = CASE WHEN w.hit IS NOT NULL THEN now() END,
+        activated_by = CASE WHEN w.hit IS NOT NULL THEN w.redeem_id END,
+        code_attempts = u.code_attempts + (w.hit IS NULL AND now() < u.code_expires_at
+                                           AND u.code_attempts < %(attempts)s)::integer,
+        old_code_attempts = u.old_code_attempts + (w.hit IS NULL AND now() < u.old_code_expires_at
+                                                   AND u.old_code_attempts < %(attempts)s)::integer
+    FROM wanted w
+    WHERE u.id = w.account AND u.password_hash = w.password_hash AND u.activated_at IS NULL
+      AND CASE
+          WHEN w.hit = u.code_id THEN now() < u.code_expires_at AND u.code_attempts < %(attempts)s
+          WHEN w.hit = u.old_code_id THEN now() < u.old_code_expires_at AND u.old_code_attempts < %(attempts)s
+          WHEN w.hit IS NOT NULL THEN false
+          ELSE (
+              (now() < u.code_expires_at AND u.code_attempts < %(attempts)s)
+              OR coalesce(now() < u.old_code_expires_at AND u.old_code_attempts < %(attempts)s, false)
+          ) AND (
+              now() >= u.code_expires_at OR u.code_attempts >= %(attempts)s
+              OR coalesce(u.code_id IN (w.newest, w.older), false)
+          ) AND (
+              u.old_code_id IS NULL OR now() >= u.old_code_expires_at OR u.old_code_attempts >= %(attempts)s
+              OR coalesce(u.old_code_id IN (w.newest, w.older), false)
+          )
+      END
+    RETURNING u.id, u.activated_at, greatest(
+        CASE WHEN now() < u.code_expires_at THEN %(attempts)s - u.code_attempts ELSE 0 END,
+        CASE WHEN now() < u.old_code_expires_at THEN %(attempts)s - u.old_code_attempts ELSE 0 END
+    ) AS attempts_left
+), counted AS (
+    INSERT INTO business_counts AS b (day, worker, activations)
+    SELECT (now() AT TIME ZONE 'UTC')::date, %(worker)s, count(*) FROM tried WHERE activated_at IS NOT NULL
+    HAVING count(*) > 0
+    ON CONFLICT (day, worker) DO UPDATE SET activations = b.activations + EXCLUDED.activations
+)
+SELECT coalesce(tried.activated_at, mine.activated_at), tried.attempts_left
+FROM wanted w
+LEFT JOIN tried ON tried.id = w.account
+LEFT JOIN users mine ON mine.id = w.account AND mine.activated_by = w.redeem_id
+ORDER BY w.place
+"""
+
+# Race: two resends at once. The budget lies in the row that both update, so the second one sees the first one's code.
+# The code before stays alive until the new mail is accepted; where the newest one never left, the one before it does.
+ISSUE: Final = """
+WITH wanted AS (
+    SELECT * FROM unnest(
+        %(accounts)s::uuid[], %(hashes)s::text[], %(codes)s::text[], %(mails)s::uuid[], %(locales)s::text[],
+        %(traces)s::text[]
+    ) WITH ORDINALITY AS w (account, password_hash, code_id, mail_id, locale, traceparent, place)
+), issued AS (
+    UPDATE users u SET
+        superseded = CASE
+            WHEN u.old_code_id IS NOT NULL AND u.code_mail NOT IN ('accepted', 'delivered')
+            THEN with_superseded(u.superseded, u.code_id) ELSE with_superseded(u.superseded, u.old_code_id) END,
+        old_code_id = CASE
+            WHEN u.old_code_id IS NOT NULL AND u.code_mail NOT IN ('accepted', 'delivered')
+            THEN u.old_code_id ELSE u.code_id END,
+        old_code_expires_at = CASE
+            WHEN u.old_code_id IS NOT NULL AND u.code_mail NOT IN ('accepted', 'delivered')
+            THEN u.old_code_expires_at ELSE u.code_expires_at END,
+        old_code_attempts = CASE
+            WHEN u.old_code_id IS NOT NULL AND u.code_mail NOT IN ('accepted', 'delivered')
+            THEN u.old_code_attempts ELSE u.code_attempts END,
+        code_id = w.code_id, code_expires_at = now() + make_interval(secs => %(max_age)s), code_attempts = 0,
+        code_mail = 'owed', code_accepted_at = NULL, locale = coalesce(w.locale, u.locale),
+        codes_issued = codes_of_a_day(u.codes_issued, now()) || now()
+    FROM wanted w
+    WHERE u.id = w.account AND u.password_hash = w.password_hash AND u.activated_at IS NULL
+      AND u.code_id <> w.code_id AND codes_free_at(u.codes_issued, %(limits)s, %(seconds)s) <= now()
+    RETURNING u.id, u.locale, u.codes_issued
+), withdrawn AS (
+    UPDATE mails m SET state = 'dead', reason = 'superseded'
+    FROM issued WHERE m.user_id = issued.id AND m.state = 'queued'
+), owed AS (
+    INSERT INTO mails (id, user_id, code_id, locale, traceparent)
+    SELECT w.mail_id, issued.id, w.code_id, issued.locale, w.traceparent
+    FROM issued JOIN wanted w ON w.account = issued.id
+), counted AS (
+    INSERT INTO business_counts AS b (day, worker, resends)
+    SELECT (now() AT TIME ZONE 'UTC')::date, %(worker)s, count(*) FROM issued HAVING count(*) > 0
+    ON CONFLICT (day, worker) DO UPDATE SET resends = b.resends + EXCLUDED.resends
+)
+SELECT now_issued.id,
+       extract(epoch FROM codes_free_at(now_issued.codes_issued, %(limits)s, %(seconds)s) - now())::float8,
+       codes_left_today(now_issued.codes_issued, %(limits)s, %(seconds)s, now())
+FROM wanted w
+LEFT JOIN (
+    SELECT id, codes_issued, NULL AS code_id FROM issued
+    UNION ALL SELECT u.id, u.codes_issued, u.code_id FROM users u JOIN wanted USING (code_id)
+) AS now_issued ON now_issued.id = w.account
+ORDER BY w.place
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class CodePolicy:
+    """What the statements need to know of the settings; seconds, except where the name says otherwise."""
+
+    max_age: int
+    ttl: int
+    attempts: int
+    budget: tuple[Rule, ...]
+    cooldown: int
+
+    def windows(self, *, cooldown: bool) -> dict[str, list[int]]:
+        """Return the budget as two arrays; the cool-down between two codes is a window of one."""
+        rules = [(rule.limit, rule.seconds) for rule in self.budget]
+        if cooldown and self.cooldown:
+            rules.append((1, self.cooldown))
+        return {"limits": [limit for limit, _ in rules], "seconds": [seconds for _, seconds in rules]}
+
+
+class PostgresAccounts:
+    """The Accounts port; `worker` names this process in the business counters."""
+
+    def __init__(self, postgres: Postgres, policy: CodePolicy, worker: str) -> None:
+        self._postgres = postgres
+        self._policy = policy
+        self._worker = worker
+
+    async def find(self, email_keys: Sequence[str]) -> list[Account | None]:
+        """Return the account of each address, or None."""
+        parameters = {"keys": list(email_keys), **self._policy.windows(cooldown=True)}
+        accounts = [account_from(row) for row in await self._postgres.run(FIND_KEYS, parameters, reading=True)]
+        by_key = {account.email_key: account for account in accounts}
+        return [by_key.get(key) for key in email_keys]
+
+    async def find_registrations(self, registrations: Sequence[UUID]) -> list[Account | None]:
+        """Return the account that each registration made, unless another registration has replaced it."""
+        parameters = {"registrations": list(registrations), **self._policy.windows(cooldown=True)}
+        rows = await self._postgres.run(FIND_REGISTRATIONS, parameters, reading=True)
+        by_id = {account.registration: account for account in map(account_from, rows)}
+        return [by_id.get(registration) for registration in registrations]
+
+    async def register(self, accounts: Sequence[NewAccount]) -> list[Registered | Refusal]:
+        """Add each account or replace a pending one whose code is dead."""
+        parameters: dict[str, Any] = {
+            "ids": [account.id for account in accounts],
+            "registrations": [account.registration for account in accounts],
+            "keys": [account.email.key for account in accounts],
+            "emails": [account.email.typed for account in accounts],
+            "hashes": [account.password_hash.decode() for account in accounts],
+            "locales": [account.locale for account in accounts],
+            "codes": [str(account.code_id) for account in accounts],
+            "mails": [account.mail_id for account in accounts],
+            "traces": [account.traceparent for account in accounts],
+            "digests": [account.idempotency.digest if account.idempotency else None for account in accounts],
+            "claims": [account.idempotency.claim if account.idempotency else None for account in accounts],
+            "max_age": self._policy.max_age,
+            "attempts": self._policy.attempts,
+            "worker": self._worker,
+            **self._policy.windows(cooldown=False),
+        }
+        rows = await self._postgres.run(REGISTER, parameters)
+        return [_registered(account, row) for account, row in zip(accounts, rows, strict=True)]
+
+    async def redeem(self, tries: Sequence[Redemption]) -> list[Redeemed | Missed | None]:
+        """Decide each try."""
+        parameters = {
+            "accounts": [one.account for one in tries],
+            "hashes": [one.password_hash.decode() for one in tries],
+            "newest": [str(one.live[0]) if one.live else None for one in tries],
+            "older": [str(one.live[1]) if len(one.live) > 1 else None for one in tries],
+            "hits": [str(one.hit) if one.hit else None for one in tries],
+            "redeems": [one.redeem_id for one in tries],
+            "attempts": self._policy.attempts,
+            "worker": self._worker,
+        }
+        return [_redeemed(*row) for row in await self._postgres.run(REDEEM, parameters)]
+
+    async def issue(self, codes: Sequence[NewCode]) -> list[Resent | None]:
+        """Give each pending account a new code within its budget and cool-down."""
+        parameters = {
+            "accounts": [code.account for code in codes],
+            "hashes": [code.password_hash.decode() for code in codes],
+            "codes": [str(code.code_id) for code in codes],
+            "mails": [code.mail_id for code in codes],
+            "locales": [code.locale for code in codes],
+            "traces": [code.traceparent for code in codes],
+            "max_age": self._policy.max_age,
+            "worker": self._worker,
+            **self._policy.windows(cooldown=True),
+        }
+        rows = await self._postgres.run(ISSUE, parameters)
+        return [
+            Resent(code.mail_id, max(0.0, resend_in), left) if account else None
+            for code, (account, resend_in, left) in zip(codes, rows, strict=True)
+        ]
+
+
+def _registered(account: NewAccount, row: tuple[Any, ...]) -> Registered | Refusal:
+    user_id, created_at, vacant, free_in = row
+    if user_id is not None:
+        return Registered(user_id, account.registration, created_at, account.mail_id)
+    if vacant and free_in > 0:
+        return CodesExhausted(free_in)
+    return EmailTaken()
+
+
+def _redeemed(activated_at: Any, attempts_left: int | None) -> Redeemed | Missed | None:  # noqa: ANN401 - a row's cell
+    if activated_at is not None:
+        return Redeemed(activated_at)
+    return None if attempts_left is None else Missed(attempts_left)

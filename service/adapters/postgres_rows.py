@@ -1,0 +1,36 @@
+"""Turns rows of users into accounts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from actors.domain.code import CodeId
+from actors.domain.user import Account, Code, CodeMail
+
+
+def account_from(row: tuple[Any, ...]) -> Account:
+    """Read the columns of postgres_accounts.FIND, in their order."""
+    (
+        user_id, email, email_key, password_hash, locale, created_at, registration, registered_at, activated_at,
+        code_id, code_expires_at, code_attempts, accepted_at, old_id, old_expires_at, old_attempts, superseded,
+        code_mail, resend_at, codes_left_today, read_at,
+    ) = row  # fmt: skip
+    return Account(
+        id=user_id,
+        email=email,
+        email_key=email_key,
+        password_hash=password_hash.encode(),
+        locale=locale,
+        created_at=created_at,
+        registration=registration,
+        registered_at=registered_at,
+        activated_at=activated_at,
+        code=Code(CodeId.parse(code_id), code_expires_at, code_attempts),
+        code_mail=CodeMail(code_mail),
+        accepted_at=accepted_at,
+        old_code=Code(CodeId.parse(old_id), old_expires_at, old_attempts) if old_id else None,
+        superseded=tuple(map(CodeId.parse, superseded)),
+        resend_at=resend_at,
+        codes_left_today=codes_left_today,
+        read_at=read_at,
+    )
