@@ -1,0 +1,82 @@
+"""Hold the coverage of packages to floors: `coverage_floor.py actors=100 service=90`, run after the tests.
+
+Lines and branches are two figures, and each must reach the floor: averaged, well-covered lines would hide branches that
+no test takes. Prints one line per package, and every file below the floor; ends with 1 when a package is below it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was covered of what there is."""
+
+    lines: int = 0
+    all_lines: int = 0
+    branches: int = 0
+    all_branches: int = 0
+
+    def add(self, summary: dict[str, Any]) -> None:
+        """Count one file's summary of the JSON report in."""
+        self.lines += summary["covered_lines"]
+        self.all_lines += summary["num_statements"]
+        self.branches += summary["covered_branches"]
+        self.all_branches += summary["num_branches"]
+
+    def reaches(self, floor: float) -> bool:
+        """Whether lines and branches are both covered to `floor` per cent."""
+        return 100 * self.lines >= floor * self.all_lines and 100 * self.branches >= floor * self.all_branches
+
+    def __str__(self) -> str:
+        return f"lines {self.lines}/{self.all_lines}, branches {self.branches}/{self.all_branches}"
+
+
+def report() -> dict[str, Any]:
+    """Combine what the processes of the tests have written and return coverage's JSON report."""
+    coverage = [sys.executable, "-m", "coverage"]
+    late = [*coverage, "combine", "--quiet", "--append"]  # what ended after pytest; to find nothing is no error
+    subprocess.run(late, check=False, capture_output=True)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "coverage.json"
+        subprocess.run([*coverage, "json", "--quiet", "-o", str(file)], check=True)
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+
+
+def missing(details: dict[str, Any]) -> str:
+    """Name the lines and branches of a file that no test takes."""
+    lines = [str(line) for line in details["missing_lines"]]
+    branches = [f"{start}->{end}" for start, end in details["missing_branches"]]
+    return " ".join([*lines, *branches])
+
+
+def main() -> None:
+    """Print the tallies and end with 1 when one is below its floor."""
+    files = report()["files"]
+    below = False
+    for argument in sys.argv[1:]:
+        package, _, floor = argument.partition("=")
+        tally = Tally()
+        for name, details in sorted(files.items()):
+            if not name.startswith(f"{package}/"):
+                continue
+            tally.add(details["summary"])
+            alone = Tally()
+            alone.add(details["summary"])
+            if not alone.reaches(float(floor)):
+                print(f"  {name}: {alone}; missing: {missing(details)}")
+        reached = tally.reaches(float(floor))
+        below |= not reached
+        print(f"coverage of {package}: {tally}: {'reaches' if reached else 'BELOW'} the floor of {floor} %")
+    raise SystemExit(below)
+
+
+if __name__ == "__main__":
+    main()
