@@ -1,0 +1,163 @@
+"""The shape that all embedded servers share, so that one master can start, watch, stop and start them again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from service.embedded import data_dir as folders
+from service.embedded.errors import BadEnvironment, no_space, one_line
+from service.embedded.spawn import spawn
+
+if TYPE_CHECKING:
+    from service.embedded.spawn import Program
+
+LOG_BYTES = 1_000_000  # a log that has grown past it is begun anew at the next start
+LOCK_PATIENCE = 5.0  # seconds for what a killed server left behind to end
+LOOK_SECONDS = 0.01
+ERROR_MARKS = ("FATAL", "PANIC", "error", "Error", "failed", "Failed")
+FREE_BYTES = 1_000_000  # with less than that on the disk no server starts
+
+
+class ServerProcess(ABC):
+    """One server under DATA_DIR, which may be started again from the same object after it has ended.
+
+    `start` and `ready` are all that a master needs; it waits for the pid itself, sends `stop_signal` to stop it and
+    SIGKILL when that takes too long. Nothing is touched before `start`, so an object may also stand for a server that
+    already runs. While any process of a server lives, its lock is held and no second one can start.
+    """
+
+    name: ClassVar[str]
+    stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir.resolve()
+
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """Where clients reach it; the same after every start."""
+
+    @abstractmethod
+    def ready(self) -> bool:
+        """Return within 2 s, mostly at once, whether it serves a real connection."""
+
+    @abstractmethod
+    def prepare(self) -> Program:
+        """Make or mend what is on disk and return what to execute; runs under the lock. Raises BadEnvironment."""
+
+    def evict(self) -> None:
+        """End what a killed server has left running; called while somebody holds the lock."""
+
+    @property
+    def log(self) -> Path:
+        """The file that takes what the server says."""
+        return self.data_dir / "logs" / f"{self.name}.log"
+
+    def start(self) -> int:
+        """Start it and return its pid; raises BadEnvironment. From the main thread: it dies with the caller's."""
+        self.data_dir = folders.ensure(self.data_dir)
+        lock = self._lock()
+        try:
+            with one_line(self.data_dir):
+                output = self._open_log()
+            try:
+                program = self.prepare()
+                return spawn(replace(program, descriptors=[*program.descriptors, lock]), output)
+            finally:
+                os.close(output)
+        finally:
+            os.close(lock)
+
+    def wait_ready(self, pid: int, timeout: float = 30.0) -> None:
+        """Return once it is ready; raises BadEnvironment when it ends, or not in time. Does not reap it."""
+        deadline = time.monotonic() + timeout
+        while not self.ready():
+            if ended(pid):
+                raise BadEnvironment(self._why())
+            if time.monotonic() > deadline:
+                raise BadEnvironment(f"{self.name} was not ready within {timeout:g} s: see {self.log}")
+            time.sleep(LOOK_SECONDS)
+
+    def _why(self) -> str:
+        disk = os.statvfs(self.data_dir)
+        if disk.f_bavail * disk.f_frsize < FREE_BYTES:
+            return no_space(self.data_dir)
+        return f"{self.name} ended while it started: {self._last_words()}"
+
+    def _last_words(self) -> str:
+        with one_line(self.log):
+            return last_words(self.log.read_text(encoding="utf-8", errors="replace")) or f"see {self.log}"
+
+    def _open_log(self) -> int:
+        self.log.parent.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        if os.fstat(descriptor).st_size > LOG_BYTES:
+            os.ftruncate(descriptor, 0)
+        return descriptor
+
+    def _lock(self) -> int:
+        with one_line(self.data_dir):
+            lock = os.open(self.data_dir / f"{self.name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        deadline = time.monotonic() + LOCK_PATIENCE
+        try:
+            while not folders.locked(lock):
+                self.evict()
+                if time.monotonic() > deadline:
+                    raise BadEnvironment(f"{self.name} in {self.data_dir} is already running")
+                time.sleep(LOOK_SECONDS)
+        except BaseException:
+            os.close(lock)
+            raise
+        return lock
+
+
+def wheel(module: str, *patterns: str) -> Path:
+    """Return the executable of an installed wheel, without importing it; raises BadEnvironment."""
+    spec = find_spec(module)
+    for place in (spec.submodule_search_locations or ()) if spec is not None else ():
+        for pattern in patterns:
+            for found in Path(place).glob(pattern):
+                if os.access(found, os.X_OK):
+                    return found
+    raise BadEnvironment(f"the embedded servers need the packages of vestibule[embedded] ({module}{_musl()})")
+
+
+def _musl() -> str:
+    return ", which has no build for musl: use an image with glibc, or set the URLs" if _is_musl() else ""
+
+
+def _is_musl() -> bool:
+    return any(Path("/lib").glob("ld-musl-*"))
+
+
+def ended(pid: int) -> bool:
+    """Return whether a child has ended, and leave it to be waited for."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+
+
+def stop(pid: int, first: signal.Signals, patience: float = 10.0) -> None:
+    """Signal a child, wait for its end, and kill it when it takes longer than `patience` seconds."""
+    os.kill(pid, first)
+    deadline = time.monotonic() + patience
+    while not ended(pid):
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(LOOK_SECONDS)
+    os.waitpid(pid, 0)
+
+
+def last_words(said: str) -> str:
+    """Return the last line that names an error, else the last line, else nothing."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    named = [line for line in lines if any(mark in line for mark in ERROR_MARKS)]
+    return (named or lines or [""])[-1]
