@@ -7,18 +7,23 @@ for, and whoever would wait longer hears `NotAccepted` at once, with the time af
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, assert_never
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, assert_never
 
 import anyio
 
+from actors.domain.errors import RateLimited
 from actors.kit.actor import Actor
 from actors.kit.mailbox import Ask, NotAccepted
+from actors.rate_limiter import Admit
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Sequence
 
-    from actors.kit.mailbox import Letter
+    from actors.domain.windows import Bucket
+    from actors.kit.mailbox import Address, Letter
     from actors.ports import Hashing
+
+WorkT = TypeVar("WorkT")
 
 LONGEST_WAIT_SECONDS = 2.0  # a person waits so long for a form, and a client's time-out is longer
 SMOOTHING = 0.2  # of the running mean of a hash' duration
@@ -34,22 +39,29 @@ class Hash(Ask[bytes]):
 
 @dataclass(frozen=True, slots=True)
 class Check(Ask[bool]):
-    """Check a password against a hash, or against the dummy of the same cost when there is no account."""
+    """Check a password against a hash, or against the dummy of the same cost when there is no account.
+
+    Raises RateLimited when the windows of `guesses` are full at the moment the thread takes it; a wrong password is
+    counted in them before anyone hears of it. So parallel guesses exceed a window by at most the threads at work.
+    """
 
     lane: ClassVar[int] = 0
     secret: bytes = field(repr=False)
     hashed: bytes | None = field(repr=False)
+    guesses: tuple[Bucket, ...] = ()
 
 
 class PasswordHasher(Actor):
     """Each copy keeps one thread busy; employ as many as there are cores."""
 
     name = "PasswordHasher"
+    refusals: ClassVar[tuple[type[Exception], ...]] = (RateLimited,)
     lanes = 2
     batch_limit = 1
 
-    def __init__(self, hashing: Hashing, threads: int, dummy: bytes) -> None:
+    def __init__(self, hashing: Hashing, limiter: Address, threads: int, dummy: bytes) -> None:
         self._hashing = hashing
+        self._limiter = limiter
         self._threads = threads
         self._dummy = dummy
         self._seconds = 0.0
@@ -59,7 +71,7 @@ class PasswordHasher(Actor):
         """Return the seconds until a thread takes a message that has `ahead` others before it."""
         return max(0, ahead + self._busy - self._threads + 1) * self._seconds / self._threads
 
-    def admit(self, message: Ask[Any], ahead: int) -> None:
+    def admit(self, message: Ask[Any], ahead: int) -> None:  # noqa: ARG002 - one kind waits like the other
         """Refuse at once what would wait too long."""
         wait = self.expected_wait(ahead)
         if wait > LONGEST_WAIT_SECONDS:
@@ -69,23 +81,32 @@ class PasswordHasher(Actor):
         """Hash or check the one letter of the batch."""
         for letter in letters:
             message: Hash | Check = letter.message  # type: ignore[assignment]  # the mailbox carries any message
-            begun = anyio.current_time()
-            self._busy += 1
-            try:
-                letter.answer(await self._work(message))
-            finally:
-                self._busy -= 1
+            match message:
+                case Hash(secret):
+                    letter.answer(await self._timed(self._hashing.hash(secret)))
+                case Check():
+                    letter.answer(await self._check(message))
+                case _:
+                    assert_never(message)
+
+    async def _check(self, check: Check) -> bool:
+        if check.guesses:
+            admission = await self._limiter.ask(Admit(check.guesses, count=False))
+            if not admission.admitted:
+                raise RateLimited(admission.retry_after)
+        right = await self._timed(self._hashing.check(check.secret, check.hashed or self._dummy))
+        right = right and check.hashed is not None
+        if check.guesses and not right:
+            await self._limiter.ask(Admit(check.guesses))
+        return right
+
+    async def _timed(self, work: Awaitable[WorkT]) -> WorkT:
+        """Keep a thread busy and remember how long."""
+        begun = anyio.current_time()
+        self._busy += 1
+        try:
+            return await work
+        finally:
+            self._busy -= 1
             took = anyio.current_time() - begun
             self._seconds += (took - self._seconds) * (SMOOTHING if self._seconds else 1)
-
-    async def _work(self, message: Hash | Check) -> bytes | bool:
-        match message:
-            case Hash(secret):
-                return await self._hashing.hash(secret)
-            case Check(secret, None):
-                await self._hashing.check(secret, self._dummy)
-                return False
-            case Check(secret, hashed):
-                return await self._hashing.check(secret, hashed)
-            case _:
-                assert_never(message)

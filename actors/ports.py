@@ -111,7 +111,7 @@ class Resent:
 
     mail_id: UUID
     resend_in: float
-    codes_left_today: int
+    codes_left_today: int | None
 
 
 class Accounts(Protocol):

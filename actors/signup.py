@@ -2,108 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from actors.code_issuer import Issue, Redeem, Ring
+from actors.domain.code import typed_code
+from actors.domain.errors import (
+    AlreadyActivated,
+    CodeAttemptsExhausted,
+    CodeExpired,
+    CodesExhausted,
+    EmailTaken,
+    InvalidCredentials,
+    RequestInProgress,
+    ResendTooSoon,
+    UnknownStatus,
+    WrongCode,
+)
+from actors.domain.password import Password
+from actors.domain.user import State
+from actors.forms import Activation, Profile, Progress, Registration, Resend
+from actors.kit.mailbox import MachineError
+from actors.ports import Missed, NewAccount, NewCode, Redeemed, Redemption
+from actors.user_registry import Find, FindRegistration, Register
 
 if TYPE_CHECKING:
-    from datetime import datetime
-    from uuid import UUID
+    from collections.abc import Callable
 
-    from actors.domain.user import State
-    from actors.domain.windows import Reading, Rule
+    from actors.access import Access
+    from actors.domain.code import CodeId
+    from actors.domain.email_address import EmailAddress
+    from actors.domain.user import Account
+    from actors.forms import Credentials, Form, Rules, Visit
+    from actors.idempotency import Idempotency
+    from actors.kit.errands import Errands
+    from actors.kit.mailbox import Address
+    from actors.ports import IdempotencyClaim, Registered
 
-
-@dataclass(slots=True)
-class Visit:
-    """One request's circumstances, and what the flows note for its answer's headers.
-
-    `networks` are the client address' limit keys with their multipliers: ("192.0.2.7", 1), or for IPv6
-    ("2001:db8:1:2::/64", 1) and ("2001:db8:1::/48", 4). `readings` collects what the limits say.
-    """
-
-    networks: tuple[tuple[str, int], ...] = field(repr=False)
-    traceparent: str | None = None
-    readings: list[Reading] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """What a person sends to register; `idempotency_key` as in the header, `locale` None to be chosen."""
-
-    email: str = field(repr=False)
-    password: str = field(repr=False)
-    locale: str = "en"
-    idempotency_key: str | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """What Basic auth carries, as text; an address that cannot be one is an unknown one."""
-
-    email: str = field(repr=False)
-    password: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Registration:
-    """A registration that stands; `status_token` ends its status address."""
-
-    id: UUID
-    email: str = field(repr=False)
-    created_at: datetime
-    status_token: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Activation:
-    """An account that is active now."""
-
-    email: str = field(repr=False)
-    activated_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Resend:
-    """A new code is on its way; seconds until another can be had."""
-
-    email: str = field(repr=False)
-    resend_in: float
-    codes_left_today: int
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a registration stands; seconds, None where nothing is counted yet."""
-
-    state: State
-    code_expires_in: float | None
-    attempts_left: int
-    resend_in: float
-    email: str | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """An account as its owner sees it."""
-
-    id: UUID
-    email: str = field(repr=False)
-    is_activated: bool
-    created_at: datetime
-    activated_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The rules in force; None is a limit that is off."""
-
-    register: Rule | None
-    activate: Rule | None
-    password: Rule | None
-    password_client: Rule | None
-    invalid: Rule | None
-    basic: Rule | None
-    codes_client: Rule | None
+STATUS_SECONDS = 86400  # a status address shows nothing after a day
+LOOKS = 8  # an account that changes under so many tries in a row is being played with
+VACANT = frozenset({State.EXPIRED, State.EXHAUSTED, State.UNDELIVERABLE})  # states that may be registered again
 
 
 class SignUp:
@@ -113,34 +52,204 @@ class SignUp:
     stops nothing that was accepted.
     """
 
+    def __init__(  # noqa: PLR0913 - the flows meet everyone
+        self,
+        *,
+        registry: Address,
+        issuer: Address,
+        access: Access,
+        idempotency: Idempotency,
+        errands: Errands,
+        rules: Rules,
+    ) -> None:
+        self._registry = registry
+        self._issuer = issuer
+        self._access = access
+        self._idempotency = idempotency
+        self._errands = errands
+        self._rules = rules
+        self._keyring = rules.keyring
+
     async def welcome(self, visit: Visit) -> None:
         """Turn away a client that keeps sending refused registrations: raises RateLimited. Call before reading."""
-        raise NotImplementedError
+        await self._access.welcome(visit)
 
     async def refused(self, visit: Visit) -> None:
         """Count a registration that was refused as malformed, invalid or too many."""
-        raise NotImplementedError
+        await self._access.refused(visit)
 
     async def register(self, visit: Visit, form: Form) -> Registration:
-        """Add a pending account and owe its mail."""
-        raise NotImplementedError
+        """Add a pending account and owe its mail.
+
+        With an idempotency key a repeat hears the first answer again and uses nothing up.
+        """
+        address = self._rules.addresses.read(form.email)
+        password = Password.typed(form.password)
+        password.check_strength(address, self._rules.common_passwords)
+        work = partial(self._admitted, visit, form, address, password)
+        registered = await self._errands.run(partial(self._idempotency.once, form, address, password, work))
+        token = self._keyring.status_token(registered.registration)
+        return Registration(registered.id, form.email, registered.created_at, token)
+
+    async def _admitted(
+        self, visit: Visit, form: Form, address: EmailAddress, password: Password, claim: IdempotencyClaim | None
+    ) -> Registered:
+        """Reserve the limits, hash, register; give back what was not used."""
+        entry = await self._access.registration(visit, address.key)
+        try:
+            registered = await self._register(visit, form, address, password, claim)
+        except (EmailTaken, CodesExhausted):
+            entry.give_back_code()
+            raise
+        except MachineError:
+            entry.give_back_all()
+            raise
+        if registered.mail_id is not None:
+            self._issuer.offer(Ring(registered.mail_id))
+        return registered
+
+    async def _register(
+        self, visit: Visit, form: Form, address: EmailAddress, password: Password, claim: IdempotencyClaim | None
+    ) -> Registered:
+        """Look first, only to spare a hash and to hear at once that the store is away; the insert decides."""
+        known = await self._registry.ask(Find(address.key))
+        if known is not None and known.state(self._rules.attempts) not in VACANT:
+            raise EmailTaken
+        hashed = await self._access.hash(password)
+        account = NewAccount(
+            id=uuid4(),
+            registration=uuid4(),
+            email=address,
+            password_hash=hashed,
+            locale=form.locale,
+            code_id=self._keyring.code_id(uuid4()),
+            mail_id=uuid4(),
+            traceparent=visit.traceparent,
+            idempotency=claim,
+        )
+        return await self._registry.ask(Register(account))
 
     async def activate(self, visit: Visit, credentials: Credentials, code: str) -> Activation:
-        """Redeem the typed code."""
-        raise NotImplementedError
+        """Redeem the typed code.
+
+        Of parallel calls with the right code one succeeds and the others hear AlreadyActivated. A wrong code
+        costs an attempt, a superseded or a malformed one does not.
+        """
+        typed = typed_code(code, self._keyring.digits)
+        account = await self._access.authenticate(visit, credentials)
+        if account.activated_at is None:
+            await self._access.activation(visit, account.email_key)
+        return await self._errands.run(partial(self._redeem, account, typed))
+
+    async def _redeem(self, account: Account, typed: str) -> Activation:
+        """Try, and look again when the account has changed in between."""
+        redeem_id = uuid4()
+        for _ in range(LOOKS):
+            live = tuple(code.id for code in account.live_codes(self._rules.attempts))
+            hit = self._hit(account, live, typed)
+            if hit is None:
+                self._explain(account, typed)
+            redemption = Redemption(account.id, account.password_hash, live, hit, redeem_id)
+            match await self._issuer.ask(Redeem(redemption)):
+                case Redeemed(activated_at):
+                    return Activation(account.email, activated_at)
+                case Missed(attempts_left):
+                    raise WrongCode(attempts_left)
+                case None:
+                    account = await self._again(account)
+        raise RequestInProgress(1)
+
+    def _hit(self, account: Account, live: tuple[CodeId, ...], typed: str) -> CodeId | None:
+        hits = [code_id for code_id in live if self._keyring.matches(account.id, code_id, typed)]
+        return hits[0] if hits else None
+
+    def _explain(self, account: Account, typed: str) -> None:
+        """Raise what ends the try before it costs an attempt; return when the typed code must be counted."""
+        if account.activated_at is not None:
+            raise AlreadyActivated
+        attempts_left = account.attempts_left(self._rules.attempts)
+        dead = [*account.superseded, *([account.old_code.id] if account.old_code else [])]
+        if self._keyring.any_matches(account.id, dead, typed):
+            raise WrongCode(attempts_left, superseded=True)
+        if account.live_codes(self._rules.attempts):
+            return
+        if account.code.attempts >= self._rules.attempts:
+            raise CodeAttemptsExhausted(account.resend_in())
+        raise CodeExpired
+
+    async def _again(self, account: Account) -> Account:
+        """Look the account up once more; who no longer has its password hears what a wrong password hears."""
+        found = await self._registry.ask(Find(account.email_key))
+        if found is None or found.password_hash != account.password_hash:
+            raise InvalidCredentials
+        return found
 
     async def resend(self, visit: Visit, credentials: Credentials) -> Resend:
-        """Issue a new code."""
-        raise NotImplementedError
+        """Issue a new code; the old one stays alive until the new mail is accepted."""
+        account = await self._authenticated(visit, credentials)
+        self._check_resend(account)
+        entry = await self._access.code(visit, account.email_key)
+        return await self._errands.run(partial(self._issue, visit, account, entry.give_back_all))
+
+    async def _issue(self, visit: Visit, account: Account, give_back: Callable[[], None]) -> Resend:
+        code = NewCode(
+            account=account.id,
+            password_hash=account.password_hash,
+            code_id=self._keyring.code_id(uuid4()),
+            mail_id=uuid4(),
+            locale=None,
+            traceparent=visit.traceparent,
+        )
+        try:
+            resent = await self._issuer.ask(Issue(code))
+        except MachineError:
+            give_back()
+            raise
+        if resent is None:
+            give_back()
+            self._check_resend(await self._again(account))
+            raise ResendTooSoon(1)  # it was too soon when it was decided
+        return Resend(account.email, resent.resend_in, resent.codes_left_today)
+
+    def _check_resend(self, account: Account) -> None:
+        """Raise what stands against a new code now."""
+        if account.activated_at is not None:
+            raise AlreadyActivated
+        wait = account.resend_in()
+        if wait > self._rules.cooldown:  # longer than the cool-down can be: the budget is spent
+            raise CodesExhausted(wait)
+        if wait > 0:
+            raise ResendTooSoon(wait)
 
     async def progress(self, visit: Visit, credentials: Credentials) -> Progress:
         """Say where the caller's registration stands."""
-        raise NotImplementedError
+        account = await self._authenticated(visit, credentials)
+        return self._progress(account, account.email)
 
-    async def progress_of(self, visit: Visit, status_token: str) -> Progress:
-        """Say where the registration of a status address stands; raises UnknownStatus."""
-        raise NotImplementedError
+    async def progress_of(self, status_token: str) -> Progress:
+        """Say where the registration of a status address stands; raises UnknownStatus. Costs no hash."""
+        registration = self._keyring.registration(status_token)
+        account = await self._registry.ask(FindRegistration(registration)) if registration else None
+        if account is None or (account.read_at - account.registered_at).total_seconds() > STATUS_SECONDS:
+            raise UnknownStatus
+        return self._progress(account, None)
+
+    def _progress(self, account: Account, email: str | None) -> Progress:
+        return Progress(
+            state=account.state(self._rules.attempts),
+            code_expires_in=account.code_expires_in(),
+            attempts_left=account.attempts_left(self._rules.attempts),
+            resend_in=account.resend_in(),
+            email=email,
+        )
 
     async def profile(self, visit: Visit, credentials: Credentials) -> Profile:
         """Return the caller's account."""
-        raise NotImplementedError
+        account = await self._authenticated(visit, credentials)
+        activated = account.activated_at
+        return Profile(account.id, account.email, activated is not None, account.created_at, activated)
+
+    async def _authenticated(self, visit: Visit, credentials: Credentials) -> Account:
+        account = await self._access.authenticate(visit, credentials)
+        await self._access.basic_call(visit, account.email_key)
+        return account

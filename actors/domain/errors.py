@@ -1,4 +1,6 @@
-"""Everything the domain can refuse, as one tree::
+"""The tree of everything the domain can refuse.
+
+::
 
     Refusal
     ├── InvalidEmail            the text is no address we can mail to

@@ -68,7 +68,7 @@ class Account:
     old_code: Code | None
     superseded: tuple[CodeId, ...]
     resend_at: datetime
-    codes_left_today: int
+    codes_left_today: int | None
     read_at: datetime
 
     def live_codes(self, attempts_allowed: int) -> list[Code]:

@@ -1,0 +1,155 @@
+"""Who may try what, how often: the limits around each flow, and the check of a password behind them.
+
+The order on every call with a password is the same, known address or not: the client's limits, the look-up, one
+bcrypt check (of a dummy for the unknown), then what the address' own limits say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from actors.domain.errors import CodesExhausted, InvalidCredentials, InvalidEmail, RateLimited
+from actors.domain.password import Password
+from actors.domain.windows import Bucket
+from actors.password_hasher import Check, Hash
+from actors.rate_limiter import Admit, GiveBack
+from actors.user_registry import Find
+
+if TYPE_CHECKING:
+    from actors.domain.user import Account
+    from actors.domain.windows import Admission, Rule
+    from actors.forms import Credentials, Limits, Rules, Visit
+    from actors.kit.mailbox import Address
+
+
+class Entry:
+    """What a client was let in for; given back when the work could not be done."""
+
+    def __init__(self, limiter: Address, ticket: str, client: tuple[Bucket, ...], code: tuple[Bucket, ...]) -> None:
+        self._limiter = limiter
+        self._ticket = ticket
+        self._client = client
+        self._code = code
+
+    def give_back_code(self) -> None:
+        """Give back the code that was not issued; the client's try stays counted."""
+        self._give_back(self._code)
+
+    def give_back_all(self) -> None:
+        """Give everything back: the machinery failed, not the client."""
+        self._give_back(self._client + self._code)
+
+    def _give_back(self, buckets: tuple[Bucket, ...]) -> None:
+        if buckets:
+            self._limiter.offer(GiveBack(buckets, self._ticket))
+
+
+class Access:
+    """The limits and the password check, over the RateLimiter, the UserRegistry and the PasswordHasher.
+
+    Full windows raise RateLimited, or CodesExhausted where codes are counted. What each limit says is noted in the
+    visit's readings.
+    """
+
+    def __init__(self, *, limiter: Address, registry: Address, hasher: Address, limits: Limits, rules: Rules) -> None:
+        self._limiter = limiter
+        self._registry = registry
+        self._hasher = hasher
+        self._limits = limits
+        self._rules = rules
+
+    async def welcome(self, visit: Visit) -> None:
+        """Turn away a client whose refused registrations fill their window."""
+        await self._admit(visit, _client(self._limits.invalid, visit), count=False)
+
+    async def refused(self, visit: Visit) -> None:
+        """Count a refused registration; a window that is full already stays as it is."""
+        buckets = _client(self._limits.invalid, visit)
+        if buckets:
+            await self._limiter.ask(Admit(buckets))
+
+    async def registration(self, visit: Visit, email_key: str) -> Entry:
+        """Reserve a registration of this client and a code of this client for this address, both or neither."""
+        client = _client(self._limits.register, visit)
+        code = self._pair(self._limits.codes_client, visit, email_key)
+        admission = await self._ask(visit, client + code)
+        if admission is not None and not admission.admitted:
+            full = [reading.rule.name for reading in admission.readings if reading.remaining == 0]
+            registrations_full = self._limits.register is not None and self._limits.register.name in full
+            raise (RateLimited if registrations_full else CodesExhausted)(admission.retry_after)
+        return Entry(self._limiter, admission.ticket if admission else "", client, code)
+
+    async def code(self, visit: Visit, email_key: str) -> Entry:
+        """Reserve a code of this client for this address."""
+        code = self._pair(self._limits.codes_client, visit, email_key)
+        admission = await self._ask(visit, code)
+        if admission is not None and not admission.admitted:
+            raise CodesExhausted(admission.retry_after)
+        return Entry(self._limiter, admission.ticket if admission else "", (), code)
+
+    async def activation(self, visit: Visit, email_key: str) -> None:
+        """Count an activation of an address whose password was right."""
+        await self._admit(visit, self._address(self._limits.activate, email_key))
+
+    async def basic_call(self, visit: Visit, email_key: str) -> None:
+        """Count another call of an address whose password was right."""
+        await self._admit(visit, self._address(self._limits.basic, email_key))
+
+    async def hash(self, password: Password) -> bytes:
+        """Hash a new password; NotAccepted when that would take too long."""
+        return await self._hasher.ask(Hash(password.secret))
+
+    async def authenticate(self, visit: Visit, credentials: Credentials) -> Account:
+        """Return the account whose password this is.
+
+        Raises InvalidCredentials for an unknown address as for a wrong password, after the same work, and counts it
+        for the client. Nobody at another address can use up a window of this one.
+        """
+        email_key = self._email_key(credentials.email)
+        guesses = self._pair(self._limits.password, visit, email_key) + _client(self._limits.password_client, visit)
+        await self._admit(visit, guesses, count=False)
+        account = await self._registry.ask(Find(email_key))
+        password = Password.typed(credentials.password)
+        known = account is not None and password.hashable
+        secret = password.secret if password.hashable else b""
+        hashed = account.password_hash if account is not None and known else None
+        if not await self._hasher.ask(Check(secret, hashed, guesses)) or account is None:
+            raise InvalidCredentials
+        return account
+
+    def _email_key(self, text: str) -> str:
+        """Return the key to look up; text that is no address has one that nobody can register."""
+        try:
+            return self._rules.addresses.read(text).key
+        except InvalidEmail:
+            return f"\N{REPLACEMENT CHARACTER}{text}".replace("\0", "")
+
+    def _address(self, rule: Rule | None, email_key: str) -> tuple[Bucket, ...]:
+        return (Bucket(rule, self._rules.keyring.subject(email_key)),) if rule else ()
+
+    def _pair(self, rule: Rule | None, visit: Visit, email_key: str) -> tuple[Bucket, ...]:
+        subject = self._rules.keyring.subject
+        return tuple(
+            Bucket(replace(rule, limit=rule.limit * factor), subject(network, email_key))
+            for network, factor in visit.networks
+            if rule
+        )
+
+    async def _admit(self, visit: Visit, buckets: tuple[Bucket, ...], *, count: bool = True) -> None:
+        admission = await self._ask(visit, buckets, count=count)
+        if admission is not None and not admission.admitted:
+            raise RateLimited(admission.retry_after)
+
+    async def _ask(self, visit: Visit, buckets: tuple[Bucket, ...], *, count: bool = True) -> Admission | None:
+        if not buckets:
+            return None
+        admission = await self._limiter.ask(Admit(buckets, count))
+        visit.readings.extend(admission.readings)
+        return admission
+
+
+def _client(rule: Rule | None, visit: Visit) -> tuple[Bucket, ...]:
+    if rule is None:
+        return ()
+    return tuple(Bucket(replace(rule, limit=rule.limit * factor), network) for network, factor in visit.networks)
