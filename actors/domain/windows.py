@@ -1,8 +1,18 @@
-"""Limits in words: rules, what they count, and what a decision says."""
+"""Limits in words: rules, what they count, and what a decision says.
+
+A window is closed at both ends: what was counted at the moment t is free again after t + `seconds`, not at it, so
+that no stretch of time of that length, wherever it starts, holds more than `limit`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+TICK_SECONDS = 1e-6  # the stores' clocks count microseconds: the first moment after a window is one of them later
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +30,15 @@ class Bucket:
 
     rule: Rule
     subject: str = field(repr=False)
+
+    @property
+    def key(self) -> str:
+        """The bucket's name in a store.
+
+        The limit is no part of it: a changed limit goes on with what was counted. The subject stands in braces,
+        which keep all windows of one subject on one node of a Redis Cluster.
+        """
+        return f"{{{self.subject}}}:{self.rule.name}:{self.rule.seconds}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +62,19 @@ class Admission:
     retry_after: float
     readings: tuple[Reading, ...]
     ticket: str
+
+    @classmethod
+    def read(cls, ticket: str, *, admitted: bool, readings: Iterable[Reading]) -> Admission:
+        """Return the decision that the readings tell: the fullest window says how long to wait."""
+        seen = tuple(readings)
+        waits = (reading.reset_seconds for reading in seen if reading.remaining == 0)
+        return cls(admitted, 0.0 if admitted else max(waits, default=0.0), seen, ticket)
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What an admission counted, to be told to another store: it leaves the bucket in `left_seconds`."""
+
+    bucket: Bucket
+    ticket: str
+    left_seconds: float

@@ -35,7 +35,14 @@ REFUSALS = (redis.ConnectionError, OSError)
 
 
 class RedisUnavailable(Exception):
-    """Redis is away or refuses to work; whether a write was done is unknown. Go on without it."""
+    """Redis is away or refuses to work: go on without it.
+
+    With `asked` it is unknown whether a write was done; without, nothing was sent.
+    """
+
+    def __init__(self, *, asked: bool) -> None:
+        super().__init__()
+        self.asked = asked
 
 
 class BadRedisUrl(ValueError):
@@ -81,8 +88,10 @@ class Redis:
         try:
             with self._breaker.guard(), anyio.fail_after(CALL_SECONDS):
                 return await to_thread.run_sync(self._work, work, limiter=self._threads, abandon_on_cancel=True)
-        except (BreakerOpen, *STALLS, *REFUSALS):
-            raise RedisUnavailable from None  # the texts of errors can hold keys and arguments
+        except BreakerOpen:
+            raise RedisUnavailable(asked=False) from None
+        except (*STALLS, *REFUSALS):
+            raise RedisUnavailable(asked=True) from None  # the texts of errors can hold keys and arguments
 
     def before_return(self, prepare: Callable[[], Callable[[redis.Redis], object]]) -> None:
         """Have work done in Redis after an outage and before anyone else is let through.
@@ -151,12 +160,12 @@ def _client(url: str) -> redis.Redis:
             url,
             socket_timeout=SOCKET_SECONDS,
             socket_connect_timeout=SOCKET_SECONDS,
-            socket_keepalive=True,
             retry=Retry(NoBackoff(), 0),
             retry_on_error=[],
             health_check_interval=0,
             driver_info=None,
             max_connections=THREADS + SPARE_CONNECTIONS,
+            **({} if url.startswith("unix:") else {"socket_keepalive": True}),  # a socket file knows no such option
         )
     except (ValueError, TypeError):
         raise BadRedisUrl("no redis://, rediss:// or unix:// URL of a Redis") from None

@@ -1,0 +1,142 @@
+"""Sliding windows that go on without Redis: in Postgres while it is away, and back again, without a burst.
+
+Each worker remembers the uses that one store counted and the other does not know, and tells them before the other
+decides for it. So a window goes on over both changes as far as the workers live; what the memory of a killed worker
+held is what "starts over once per outage". When both are away nothing is decided: StoreUnavailable.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, NoReturn
+
+import anyio
+
+from actors.domain.windows import Use
+from actors.ports import StoreUnavailable
+from service.adapters.redis_client import RedisUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from actors.domain.windows import Admission, Bucket
+    from actors.ports import WindowRequest
+    from service.adapters.postgres_windows import PostgresWindows
+    from service.adapters.redis_windows import RedisWindows
+
+REMEMBERED = 2048  # tickets: half a megabyte a worker, told within a tenth of a second
+CLEAN_SECONDS = 60.0  # uses that count no more lie in Postgres for a minute at most
+
+
+class Ledger:
+    """Tickets and their buckets that another store is to be told of; when full the oldest is forgotten."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, tuple[tuple[Bucket, ...], float]] = {}
+
+    def note(self, ticket: str, buckets: tuple[Bucket, ...]) -> None:
+        """Remember a ticket from now on."""
+        now = anyio.current_time()
+        self._entries[ticket] = (buckets, now)
+        while self._entries:
+            oldest, (counted, moment) = next(iter(self._entries.items()))
+            if len(self._entries) <= REMEMBERED and moment + _longest(counted) >= now:
+                break
+            del self._entries[oldest]
+
+    def forget(self, tickets: Iterable[str]) -> None:
+        """Forget tickets, known or not."""
+        for ticket in tickets:
+            self._entries.pop(ticket, None)
+
+    def given(self) -> list[tuple[tuple[Bucket, ...], str]]:
+        """Return what is remembered."""
+        return [(buckets, ticket) for ticket, (buckets, _) in self._entries.items()]
+
+    def uses(self) -> list[Use]:
+        """Return what is remembered and still counts, with the time that it has left."""
+        now = anyio.current_time()
+        everything = (
+            Use(bucket, ticket, moment + bucket.rule.seconds - now)
+            for ticket, (buckets, moment) in self._entries.items()
+            for bucket in buckets
+        )
+        return [use for use in everything if use.left_seconds >= 0]
+
+
+class WindowsFallback:
+    """The Windows port over both stores."""
+
+    def __init__(self, redis: RedisWindows, postgres: PostgresWindows) -> None:
+        self._redis = redis
+        self._postgres = postgres
+        self._untold_redis = Ledger()  # admitted by Postgres
+        self._untold_postgres = Ledger()  # admitted by Redis
+        self._disowned = Ledger()  # perhaps counted by Redis, and neither admitted nor kept
+        self._postgres_until = 0.0  # until then Postgres may hold uses that count
+        redis.before_return(lambda: (self._untold_redis.uses(), self._disowned.given()))
+
+    async def decide(self, asked: Sequence[WindowRequest]) -> list[Admission]:
+        """Decide in Redis, or in Postgres when Redis is away; raises StoreUnavailable when both are."""
+        try:
+            await self._settle_with_redis()
+            admissions = await self._redis.decide(asked)
+        except RedisUnavailable as outage:
+            return await self._decide_in_postgres(asked, redis_asked=outage.asked)
+        for request, admission in zip(asked, admissions, strict=True):
+            if request.count and admission.admitted:
+                self._untold_postgres.note(request.ticket, request.buckets)
+        return admissions
+
+    async def give_back(self, given: Sequence[tuple[tuple[Bucket, ...], str]]) -> None:
+        """Remove tickets from wherever they may be counted; from Redis after its outage, if it is away."""
+        self._untold_redis.forget(ticket for _, ticket in given)
+        self._untold_postgres.forget(ticket for _, ticket in given)
+        try:
+            await self._redis.give_back(given)
+        except RedisUnavailable:
+            for buckets, ticket in given:
+                self._disowned.note(ticket, buckets)
+        if anyio.current_time() <= self._postgres_until:
+            await self._postgres.give_back(given)
+
+    async def cleaning(self) -> NoReturn:
+        """Run until cancelled, in a task of the owner: remove what counts no more from Postgres now and then."""
+        while True:
+            with suppress(StoreUnavailable):
+                await self._postgres.clean()
+            await anyio.sleep(CLEAN_SECONDS)
+
+    async def _settle_with_redis(self) -> None:
+        uses, given = self._untold_redis.uses(), self._disowned.given()
+        if uses:
+            await self._redis.load(uses)
+            self._untold_redis.forget(use.ticket for use in uses)
+        if given:
+            await self._redis.give_back(given)
+            self._disowned.forget(ticket for _, ticket in given)
+
+    async def _decide_in_postgres(self, asked: Sequence[WindowRequest], *, redis_asked: bool) -> list[Admission]:
+        counted = [request for request in asked if request.count]
+        if redis_asked:
+            for request in counted:
+                self._disowned.note(request.ticket, request.buckets)
+        if uses := self._untold_postgres.uses():
+            self._keep_postgres_for(use.bucket for use in uses)
+            await self._postgres.load(uses)
+            self._untold_postgres.forget(use.ticket for use in uses)
+        self._keep_postgres_for(bucket for request in counted for bucket in request.buckets)
+        admissions = await self._postgres.decide(asked)
+        for request, admission in zip(asked, admissions, strict=True):
+            if request.count and admission.admitted:
+                self._disowned.forget([request.ticket])
+                self._untold_redis.note(request.ticket, request.buckets)
+        return admissions
+
+    def _keep_postgres_for(self, buckets: Iterable[Bucket]) -> None:
+        until = anyio.current_time() + _longest(buckets)
+        self._postgres_until = max(self._postgres_until, until)
+
+
+def _longest(buckets: Iterable[Bucket]) -> float:
+    return max((bucket.rule.seconds for bucket in buckets), default=0)
