@@ -70,8 +70,8 @@ WITH account AS (
 ), mail AS (
     UPDATE mails m SET code_id = %(code)s FROM account WHERE m.id = account.id
 )
-SELECT FROM account
-UNION ALL SELECT FROM mails WHERE id = %(id)s AND fence = %(fence)s AND state = 'sending' AND code_id = %(code)s
+SELECT id FROM account
+UNION ALL SELECT id FROM mails WHERE id = %(id)s AND fence = %(fence)s AND state = 'sending' AND code_id = %(code)s
 """
 
 EXTEND: Final = """

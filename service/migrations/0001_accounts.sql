@@ -36,7 +36,7 @@ CREATE TABLE users (
 -- When the next code may be issued: for each window of l.n codes in l.s seconds, when the n-th last one leaves it.
 CREATE FUNCTION codes_free_at(issued timestamptz[], limits integer[], seconds integer[]) RETURNS timestamptz
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-    SELECT coalesce(max(nth.t + make_interval(secs => l.s)), '-infinity')
+    SELECT coalesce(max(nth.t + make_interval(secs => l.s)), to_timestamp(0))
     FROM unnest(limits, seconds) AS l (n, s),
          LATERAL (SELECT t FROM unnest(issued) AS t ORDER BY t DESC OFFSET l.n - 1 LIMIT 1) AS nth
 $$;
