@@ -16,6 +16,7 @@ CLAIM = "up.lock"
 CLAIM_PATIENCE = 0.5  # seconds: a look of `in_use` holds the lock for a moment
 SOCKET_NAME_BYTES = 40  # room for the longest file name in the folder of sockets
 SOCKET_PATH_BYTES = 107  # sun_path in Linux, without its final zero
+SHORT_PARENT = Path("/tmp")  # noqa: S108 - only ever a parent of a folder that nobody else can enter or foresee
 
 
 def ensure(folder: Path) -> Path:
@@ -53,15 +54,15 @@ def in_use(data_dir: Path) -> bool:
     except OSError:
         return False
     try:
-        return not locked(lock)
+        return not locked(lock, fcntl.LOCK_SH)
     finally:
         os.close(lock)
 
 
-def locked(descriptor: int) -> bool:
+def locked(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
     """Lock an open file for this descriptor and those inherited from it; False when somebody else has it."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -82,8 +83,9 @@ def sockets(data_dir: Path) -> Path:
             return run.readlink()
         with suppress(FileNotFoundError):
             run.unlink()
-        parent = tempfile.gettempdir()
-        folder = Path(tempfile.mkdtemp(prefix="vestibule-", dir=parent if _short(Path(parent, "vestibule-" + "x" * 8)) else "/tmp"))
+        parents = (Path(tempfile.gettempdir()), SHORT_PARENT)
+        parent = next(parent for parent in parents if _short(parent / "vestibule-12345678"))
+        folder = Path(tempfile.mkdtemp(prefix="vestibule-", dir=parent))
         run.symlink_to(folder)
     return folder
 

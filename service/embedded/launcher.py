@@ -52,7 +52,7 @@ class ServerProcess(ABC):
     def prepare(self) -> Program:
         """Make or mend what is on disk and return what to execute; runs under the lock. Raises BadEnvironment."""
 
-    def evict(self) -> None:
+    def evict(self) -> None:  # noqa: B027 - most leave nothing
         """End what a killed server has left running; called while somebody holds the lock."""
 
     @property
@@ -106,26 +106,22 @@ class ServerProcess(ABC):
         with one_line(self.data_dir):
             lock = os.open(self.data_dir / f"{self.name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
         deadline = time.monotonic() + LOCK_PATIENCE
-        try:
-            while not folders.locked(lock):
-                self.evict()
-                if time.monotonic() > deadline:
-                    raise BadEnvironment(f"{self.name} in {self.data_dir} is already running")
-                time.sleep(LOOK_SECONDS)
-        except BaseException:
-            os.close(lock)
-            raise
+        while not folders.locked(lock):
+            if time.monotonic() > deadline:
+                os.close(lock)
+                raise BadEnvironment(f"{self.name} in {self.data_dir} is already running")
+            self.evict()
+            time.sleep(LOOK_SECONDS)
         return lock
 
 
-def wheel(module: str, *patterns: str) -> Path:
-    """Return the executable of an installed wheel, without importing it; raises BadEnvironment."""
+def wheel(module: str, pattern: str, *, executable: bool = True) -> Path:
+    """Return a file of an installed wheel, without importing it; raises BadEnvironment."""
     spec = find_spec(module)
     for place in (spec.submodule_search_locations or ()) if spec is not None else ():
-        for pattern in patterns:
-            for found in Path(place).glob(pattern):
-                if os.access(found, os.X_OK):
-                    return found
+        for found in Path(place).glob(pattern):
+            if not executable or os.access(found, os.X_OK):
+                return found
     raise BadEnvironment(f"the embedded servers need the packages of vestibule[embedded] ({module}{_musl()})")
 
 

@@ -121,7 +121,9 @@ class EmbeddedPostgres(ServerProcess):
     def _says_ready(self) -> bool:
         """Look before connecting: the log would fill with connections that were turned away."""
         try:
-            return (self.folder / "postmaster.pid").read_text(encoding="utf-8").split("\n")[STATUS_LINE].strip() == "ready"
+            return (self.folder / "postmaster.pid").read_text(encoding="utf-8").split("\n")[
+                STATUS_LINE
+            ].strip() == "ready"
         except (OSError, IndexError):
             return False
 

@@ -25,7 +25,7 @@ class Program:
     `descriptors` stay open in the program, under the same numbers.
     """
 
-    argv: Sequence[str]
+    argv: list[str]
     environment: Mapping[str, str]
     enter: Callable[[], None]
     death_signal: signal.Signals = signal.SIGKILL
