@@ -1,0 +1,35 @@
+"""How this process' machinery stands, for the metrics: mailboxes, restarts, the pool, the breakers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from actors.metrics_ports import Machinery
+
+if TYPE_CHECKING:
+    from actors.kit.supervisor import Supervisor
+    from service.adapters.postgres import Postgres
+    from service.adapters.redis_client import Redis
+
+
+def machinery(supervisor: Supervisor, postgres: Postgres, redis: Redis) -> Machinery:
+    """Return the levels of this moment and the counters since the start."""
+    levels: dict[str, float] = {
+        "breaker_open|postgres": float(postgres.breaker().is_open),
+        "breaker_open|redis": float(redis.statistics().is_open),
+    }
+    counters: dict[str, float] = {
+        "breaker_opened|postgres": postgres.breaker().opened,
+        "breaker_opened|redis": redis.statistics().opened,
+    }
+    for post in supervisor.posts():
+        mailbox = post.mailbox.statistics()
+        levels[f"mailbox_waiting|{post.name}"] = mailbox.waiting
+        counters[f"mailbox_dropped|{post.name}"] = mailbox.dropped
+        counters[f"mailbox_turned_away|{post.name}"] = mailbox.turned_away
+        counters[f"restarts|{post.name}"] = post.restarts
+    pool = postgres.statistics()
+    levels["pool_connections"] = pool.get("pool_size", 0)
+    levels["pool_available"] = pool.get("pool_available", 0)
+    levels["pool_waiting"] = pool.get("requests_waiting", 0)
+    return Machinery(levels, counters)

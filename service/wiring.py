@@ -1,0 +1,164 @@
+"""The only place where all meet: adapters opened, actors employed, flows built, everything closed in reverse."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import anyio
+from loguru import logger
+
+from actors.access import Access
+from actors.code_issuer import CodeIssuer
+from actors.domain.code import Keyring
+from actors.domain.tally import Tally
+from actors.domain.windows import Rule
+from actors.forms import Limits, Rules
+from actors.idempotency import Idempotency
+from actors.kit.errands import Errands
+from actors.kit.mailbox import MachineError
+from actors.kit.supervisor import Supervisor
+from actors.metrics_aggregator import MetricsAggregator, ticking
+from actors.password_hasher import PasswordHasher
+from actors.rate_limiter import RateLimiter
+from actors.signup import SignUp
+from actors.user_registry import UserRegistry
+from service.adapters.bcrypt_threads import BcryptThreads
+from service.adapters.common_passwords import common_passwords
+from service.adapters.email_addresses import EmailAddresses
+from service.adapters.postgres import Postgres
+from service.adapters.postgres_accounts import CodePolicy, PostgresAccounts
+from service.adapters.postgres_idempotency import PostgresIdempotencyKeys
+from service.adapters.postgres_metrics import PostgresMetrics
+from service.adapters.postgres_windows import PostgresWindows
+from service.adapters.redis_client import Redis
+from service.adapters.redis_metrics import RedisMetrics
+from service.adapters.redis_windows import RedisWindows
+from service.adapters.taskiq_wakeups import TaskiqWakeups
+from service.adapters.windows_fallback import WindowsFallback
+from service.machinery import machinery
+from service.metrics_reader import Reader
+from service.surroundings import Surroundings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from actors.kit.mailbox import Address
+    from actors.metrics_ports import MetricsReader
+    from service.servers import Servers
+    from service.settings import Settings
+
+FORGET_SECONDS = 600.0  # an expired idempotency key does no harm meanwhile
+CODES_PER_CLIENT = Rule("codes-client", 3, 3600)  # of one address: who asks for more is not its owner
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What one process offers: the flows, the metrics, the health, and the actors behind them."""
+
+    signup: SignUp
+    metrics: Address
+    limiter: Address
+    supervisor: Supervisor
+    health: Surroundings
+    reader: MetricsReader
+
+
+def code_policy(settings: Settings) -> CodePolicy:
+    """Return what the statements need of the settings."""
+    return CodePolicy(
+        max_age=settings.code_max_age_seconds,
+        ttl=settings.code_ttl_seconds,
+        attempts=settings.code_attempts,
+        budget=settings.code_limits,
+        cooldown=settings.resend_cooldown_seconds,
+    )
+
+
+def limits(settings: Settings) -> Limits:
+    """Return the limits in force."""
+    return Limits(
+        register=settings.register_limit,
+        activate=settings.activate_limit,
+        password=settings.password_limit,
+        password_client=settings.password_client_limit,
+        invalid=settings.invalid_limit,
+        basic=settings.basic_limit,
+        codes_client=CODES_PER_CLIENT if settings.code_limits else None,
+    )
+
+
+@asynccontextmanager
+async def running(
+    settings: Settings, servers: Servers, worker: str, keys: Mapping[str, bytes]
+) -> AsyncIterator[Service]:
+    """Open everything around the body; `keys` are those of `servers.code_keys`. The way out: errands end, actors drain, metrics are written, pools close.
+
+    Starts while Postgres and Redis are away, and serves what can be served. Raises TooManyCrashes, inside an
+    exception group, when an actor keeps crashing.
+    """
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        postgres = await enter(Postgres.open(servers.database_url))
+        redis = await enter(Redis.open(servers.redis_url))
+        threads = os.cpu_count() or 1
+        hashing = await enter(BcryptThreads.open(settings.bcrypt_cost, threads))
+        aside = await enter(anyio.create_task_group())
+        stack.callback(aside.cancel_scope.cancel)
+
+        windows = WindowsFallback(RedisWindows(redis), PostgresWindows(postgres))
+        aside.start_soon(windows.cleaning)
+        idempotency_keys = PostgresIdempotencyKeys(postgres)
+        accounts = PostgresAccounts(postgres, code_policy(settings), worker)
+        ledger, quick = PostgresMetrics(postgres), RedisMetrics(redis)
+        tally = Tally(f"{worker}.{uuid4().hex[:8]}")  # one run's totals are never another's
+
+        supervisor = Supervisor(_report)
+        metrics = supervisor.employ(
+            lambda: MetricsAggregator(tally, quick, ledger, lambda: machinery(supervisor, postgres, redis))
+        )
+        limiter = supervisor.employ(lambda: RateLimiter(windows))
+        dummy = hashing.dummy()
+        hasher = supervisor.employ(lambda: PasswordHasher(hashing, limiter, threads, dummy), copies=threads)
+        registry = supervisor.employ(lambda: UserRegistry(accounts))
+        issuer = supervisor.employ(lambda: CodeIssuer(accounts, TaskiqWakeups(redis)))
+        await enter(supervisor.running())
+        aside.start_soon(ticking, metrics)
+        aside.start_soon(_forgetting, idempotency_keys)
+
+        ring = Keyring(keys, settings.code_digits)
+        rules = Rules(
+            keyring=ring,
+            attempts=settings.code_attempts,
+            cooldown=settings.resend_cooldown_seconds,
+            addresses=EmailAddresses(),
+            common_passwords=common_passwords(),
+        )
+        access = Access(limiter=limiter, registry=registry, hasher=hasher, limits=limits(settings), rules=rules)
+        errands = await enter(Errands.open())
+        signup = SignUp(
+            registry=registry,
+            issuer=issuer,
+            access=access,
+            idempotency=Idempotency(idempotency_keys, ring),
+            errands=errands,
+            rules=rules,
+        )
+        health = Surroundings(postgres, redis)
+        reader = Reader(tally, quick, ledger, ledger)
+        yield Service(signup, metrics, limiter, supervisor, health, reader)
+
+
+async def _forgetting(keys: PostgresIdempotencyKeys) -> None:
+    """Delete what has expired, now and then, in one of the processes or another."""
+    while True:
+        await anyio.sleep(FORGET_SECONDS)
+        with suppress(MachineError):
+            await keys.forget()
+
+
+def _report(name: str, error: Exception) -> None:
+    logger.bind(actor=name).opt(exception=error).error("an actor crashed and is built anew")
