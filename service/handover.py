@@ -1,0 +1,86 @@
+"""Carries listening socket, claim and running children through the master's exec of its own new code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from service.children import Child
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping, Sequence
+
+VARIABLE = "_VESTIBULE_HANDOVER"  # not VESTIBULE_…: it is no setting
+HELD = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)  # wait in the kernel until the new code listens
+
+
+@dataclass(slots=True)
+class Handover:
+    """What the old code gives to the new: descriptors that stay open and children that stay ours."""
+
+    bind: str
+    listener: socket.socket
+    claim: int | None = None
+    children: list[Child] = field(default_factory=list)
+
+
+def take(environment: MutableMapping[str, str]) -> Handover | None:
+    """Return what a master that executed this program left, and remove it from the environment; None on a first start."""
+    text = environment.pop(VARIABLE, None)
+    if text is None:
+        return None
+    told: dict[str, Any] = json.loads(text)
+    if told["master"] != os.getpid():  # inherited by a stranger
+        return None
+    now = time.monotonic()
+    children = [_child(one, now) for one in told["children"]]
+    if told["claim"] is not None:
+        os.set_inheritable(told["claim"], False)  # noqa: FBT003 - the library's signature
+    return Handover(told["bind"], _socket(told["listener"]), told["claim"], children)
+
+
+def execute(handover: Handover, argv: Sequence[str]) -> NoReturn:
+    """Become `argv` with everything in the handover kept; raises OSError when that cannot be executed."""
+    told = {
+        "master": os.getpid(),
+        "bind": handover.bind,
+        "listener": handover.listener.fileno(),
+        "claim": handover.claim,
+        "children": [
+            {
+                "name": child.name,
+                "pid": child.pid,
+                "age": time.monotonic() - child.started,
+                "channel": None if child.channel is None else child.channel.fileno(),
+                "leaving": child.deadline is not None,
+                "ready": child.ready,
+            }
+            for child in handover.children
+        ],
+    }
+    kept = [handover.listener.fileno(), *(child.channel.fileno() for child in handover.children if child.channel)]
+    for descriptor in [*kept, *([] if handover.claim is None else [handover.claim])]:
+        os.set_inheritable(descriptor, True)  # noqa: FBT003 - the library's signature
+    sys.stdout.flush()
+    signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+    os.execve(argv[0], list(argv), {**os.environ, VARIABLE: json.dumps(told)})  # noqa: S606 - our own command line
+
+
+def _socket(descriptor: int) -> socket.socket:
+    kept = socket.socket(fileno=descriptor)
+    kept.set_inheritable(False)
+    kept.setblocking(False)
+    return kept
+
+
+def _child(told: dict[str, Any], now: float) -> Child:
+    channel = None if told["channel"] is None else _socket(told["channel"])
+    child = Child(told["name"], told["pid"], now - told["age"], now, channel, told["ready"])
+    child.deadline = now if told["leaving"] else None
+    return child

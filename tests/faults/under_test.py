@@ -1,0 +1,161 @@
+"""Starts the stand-in service as its own program, looks at its processes, and puts load on it."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+PROGRAM = Path(__file__).with_name("stand_in.py")
+LOOK_SECONDS = 0.02
+
+
+@dataclass
+class Running:
+    """A running stand-in: its address, its master, its output."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+    output: Path
+    version: Path
+
+    @property
+    def master(self) -> psutil.Process:
+        """The master's process."""
+        return psutil.Process(self.process.pid)
+
+    def workers(self) -> list[int]:
+        """Return the pids of the API workers: the master's forks, which share its command line."""
+        mine = self.master.cmdline()
+        return sorted(child.pid for child in self.master.children() if _cmdline(child) == mine)
+
+    def said(self) -> str:
+        """Return what the service has printed so far."""
+        return self.output.read_text(encoding="utf-8")
+
+    def get(self, path: str = "/", timeout: float = 10.0) -> tuple[int, str]:
+        """Ask once over a new connection; return status and body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    def hang_up(self) -> None:
+        """Ask for a reload."""
+        os.kill(self.process.pid, signal.SIGHUP)
+
+
+@contextmanager
+def running(folder: Path, port: int, *arguments: str, loop: str = "uvloop", **settings: str) -> Iterator[Running]:
+    """Run the stand-in until the body ends, ready at its beginning; nothing of it is left afterwards."""
+    version, output = folder / "version", folder / "output"
+    version.write_text("v1", encoding="utf-8")
+    environment = {
+        **os.environ,
+        "STAND_IN_VERSION": str(version),
+        "VESTIBULE_BIND": f"127.0.0.1:{port}",
+        "VESTIBULE_WORKERS": "2",
+        "VESTIBULE_LOOP": loop,
+        **settings,
+    }
+    command = [sys.executable, str(PROGRAM), "vestibule", "serve", *arguments]
+    with output.open("wb") as sink:
+        process = subprocess.Popen(command, env=environment, stdout=sink, stderr=sink, start_new_session=True)
+    service = Running(port, process, output, version)
+    try:
+        wait_for(lambda: "ready http" in service.said(), "the service is ready")
+        yield service
+    finally:
+        descendants = [service.master, *service.master.children(recursive=True)] if process.poll() is None else []
+        for one in descendants:
+            if one.is_running():
+                one.kill()
+        process.wait(10)
+
+
+def wait_for(true: Callable[[], object], what: str, seconds: float = 20.0) -> float:
+    """Wait until it is true and return the seconds it took; fails when it never is."""
+    began = time.monotonic()
+    pause = threading.Event()
+    while not true():
+        passed = time.monotonic() - began
+        assert passed < seconds, f"not within {seconds} s: {what}"
+        pause.wait(LOOK_SECONDS)
+    return time.monotonic() - began
+
+
+def alive(pid: int) -> bool:
+    """Return whether a process runs (one that waits to be reaped does not)."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@dataclass
+class Load:
+    """What a load has seen: how many answers, by whom, and every failure."""
+
+    answers: int = 0
+    bodies: set[str] = field(default_factory=set)
+    failures: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def load(port: int, clients: int = 4, pause: float = 0.005) -> Iterator[Load]:
+    """Ask all the time over kept-alive connections while the body runs.
+
+    The client is a strict one: it sends its next request unless it was told `Connection: close`, and never repeats.
+    """
+    seen, stop, guard = Load(), threading.Event(), threading.Lock()
+
+    def ask() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        while not stop.wait(pause):
+            try:
+                connection.request("GET", "/")
+                answer = connection.getresponse()
+                body = answer.read().decode()
+                with guard:
+                    seen.answers += 1
+                    seen.bodies.add(body)
+                    if answer.status != 200:
+                        seen.failures.append(str(answer.status))
+            except (OSError, http.client.HTTPException) as error:
+                with guard:
+                    seen.failures.append(type(error).__name__)
+                connection.close()
+        connection.close()
+
+    threads = [threading.Thread(target=ask) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def _cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return []
