@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from actors.kit.mailbox import Letter
-    from actors.ports import Accounts, Wakeups
+    from actors.ports import Codes, Wakeups
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,8 @@ class CodeIssuer(Actor):
     name = "CodeIssuer"
     refusals: ClassVar[tuple[type[Exception], ...]] = (Refusal,)
 
-    def __init__(self, accounts: Accounts, wakeups: Wakeups) -> None:
-        self._accounts = accounts
+    def __init__(self, codes: Codes, wakeups: Wakeups) -> None:
+        self._codes = codes
         self._wakeups = wakeups
 
     async def handle(self, letters: Sequence[Letter]) -> None:
@@ -80,7 +80,7 @@ class CodeIssuer(Actor):
         """Take turns per account: one statement changes a row once."""
         while asked:
             turn = {redemption.account: (letter, redemption) for letter, redemption in reversed(asked)}
-            outcomes = await self._accounts.redeem([redemption for _, redemption in turn.values()])
+            outcomes = await self._codes.redeem([redemption for _, redemption in turn.values()])
             for (letter, _), outcome in zip(turn.values(), outcomes, strict=True):
                 letter.answer(outcome)
             asked = [(letter, redemption) for letter, redemption in asked if not letter.settled]
@@ -90,7 +90,7 @@ class CodeIssuer(Actor):
         owed: list[UUID] = []
         while asked:
             turn = {code.account: (letter, code) for letter, code in reversed(asked)}
-            outcomes = await self._accounts.issue([code for _, code in turn.values()])
+            outcomes = await self._codes.issue([code for _, code in turn.values()])
             for (letter, _), outcome in zip(turn.values(), outcomes, strict=True):
                 letter.answer(outcome)
                 owed += [outcome.mail_id] if outcome is not None else []

@@ -115,7 +115,7 @@ class Resent:
 
 
 class Accounts(Protocol):
-    """The accounts, their codes and owed mails, in one place that decides every race."""
+    """The accounts, in the one place that decides every race."""
 
     async def find(self, email_keys: Sequence[str]) -> list[Account | None]:
         """Return the account of each address, or None."""
@@ -128,6 +128,10 @@ class Accounts(Protocol):
     async def register(self, accounts: Sequence[NewAccount]) -> list[Registered | Refusal]:
         """Add each account or replace a pending one whose code is dead; EmailTaken or CodesExhausted otherwise."""
         ...
+
+
+class Codes(Protocol):
+    """The accounts' codes and owed mails, in the same place."""
 
     async def redeem(self, tries: Sequence[Redemption]) -> list[Redeemed | Missed | None]:
         """Decide each try in one statement; None when nothing matched any more: look again and say why."""

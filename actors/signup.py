@@ -6,42 +6,28 @@ from functools import partial
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from actors.code_issuer import Issue, Redeem, Ring
+from actors.code_flows import CodeFlows
+from actors.code_issuer import Ring
 from actors.domain.code import typed_code
-from actors.domain.errors import (
-    AlreadyActivated,
-    CodeAttemptsExhausted,
-    CodeExpired,
-    CodesExhausted,
-    EmailTaken,
-    InvalidCredentials,
-    RequestInProgress,
-    ResendTooSoon,
-    UnknownStatus,
-    WrongCode,
-)
+from actors.domain.errors import CodesExhausted, EmailTaken, UnknownStatus
 from actors.domain.password import Password
 from actors.domain.user import State
-from actors.forms import Activation, Profile, Progress, Registration, Resend
+from actors.forms import Profile, Progress, Registration
 from actors.kit.mailbox import MachineError
-from actors.ports import Missed, NewAccount, NewCode, Redeemed, Redemption
+from actors.ports import NewAccount
 from actors.user_registry import Find, FindRegistration, Register
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from actors.access import Access
-    from actors.domain.code import CodeId
     from actors.domain.email_address import EmailAddress
     from actors.domain.user import Account
-    from actors.forms import Credentials, Form, Rules, Visit
+    from actors.forms import Activation, Credentials, Form, Resend, Rules, Visit
     from actors.idempotency import Idempotency
     from actors.kit.errands import Errands
     from actors.kit.mailbox import Address
     from actors.ports import IdempotencyClaim, Registered
 
 STATUS_SECONDS = 86400  # a status address shows nothing after a day
-LOOKS = 8  # an account that changes under so many tries in a row is being played with
 VACANT = frozenset({State.EXPIRED, State.EXHAUSTED, State.UNDELIVERABLE})  # states that may be registered again
 
 
@@ -68,6 +54,7 @@ class SignUp:
         self._idempotency = idempotency
         self._errands = errands
         self._rules = rules
+        self._codes = CodeFlows(registry, issuer, rules)
         self._keyring = rules.keyring
 
     async def welcome(self, visit: Visit) -> None:
@@ -139,87 +126,14 @@ class SignUp:
         account = await self._access.authenticate(visit, credentials)
         if account.activated_at is None:
             await self._access.activation(visit, account.email_key)
-        return await self._errands.run(partial(self._redeem, account, typed))
-
-    async def _redeem(self, account: Account, typed: str) -> Activation:
-        """Try, and look again when the account has changed in between."""
-        redeem_id = uuid4()
-        for _ in range(LOOKS):
-            live = tuple(code.id for code in account.live_codes(self._rules.attempts))
-            hit = self._hit(account, live, typed)
-            if hit is None:
-                self._explain(account, typed)
-            redemption = Redemption(account.id, account.password_hash, live, hit, redeem_id)
-            match await self._issuer.ask(Redeem(redemption)):
-                case Redeemed(activated_at):
-                    return Activation(account.email, activated_at)
-                case Missed(attempts_left):
-                    raise WrongCode(attempts_left)
-                case None:
-                    account = await self._again(account)
-        raise RequestInProgress(1)
-
-    def _hit(self, account: Account, live: tuple[CodeId, ...], typed: str) -> CodeId | None:
-        hits = [code_id for code_id in live if self._keyring.matches(account.id, code_id, typed)]
-        return hits[0] if hits else None
-
-    def _explain(self, account: Account, typed: str) -> None:
-        """Raise what ends the try before it costs an attempt; return when the typed code must be counted."""
-        if account.activated_at is not None:
-            raise AlreadyActivated
-        attempts_left = account.attempts_left(self._rules.attempts)
-        dead = [*account.superseded, *([account.old_code.id] if account.old_code else [])]
-        if self._keyring.any_matches(account.id, dead, typed):
-            raise WrongCode(attempts_left, superseded=True)
-        if account.live_codes(self._rules.attempts):
-            return
-        if account.code.attempts >= self._rules.attempts:
-            raise CodeAttemptsExhausted(account.resend_in())
-        raise CodeExpired
-
-    async def _again(self, account: Account) -> Account:
-        """Look the account up once more; who no longer has its password hears what a wrong password hears."""
-        found = await self._registry.ask(Find(account.email_key))
-        if found is None or found.password_hash != account.password_hash:
-            raise InvalidCredentials
-        return found
+        return await self._errands.run(partial(self._codes.redeem, account, typed))
 
     async def resend(self, visit: Visit, credentials: Credentials) -> Resend:
         """Issue a new code; the old one stays alive until the new mail is accepted."""
         account = await self._authenticated(visit, credentials)
-        self._check_resend(account)
+        self._codes.check_resend(account)
         entry = await self._access.code(visit, account.email_key)
-        return await self._errands.run(partial(self._issue, visit, account, entry.give_back_all))
-
-    async def _issue(self, visit: Visit, account: Account, give_back: Callable[[], None]) -> Resend:
-        code = NewCode(
-            account=account.id,
-            password_hash=account.password_hash,
-            code_id=self._keyring.code_id(uuid4()),
-            mail_id=uuid4(),
-            locale=None,
-            traceparent=visit.traceparent,
-        )
-        try:
-            resent = await self._issuer.ask(Issue(code))
-        except MachineError:
-            give_back()
-            raise
-        if resent is None:
-            give_back()
-            self._check_resend(await self._again(account))
-            raise ResendTooSoon(1)  # it was too soon when it was decided
-        return Resend(account.email, resent.resend_in, resent.codes_left_today)
-
-    def _check_resend(self, account: Account) -> None:
-        """Raise what stands against a new code now."""
-        if account.activated_at is not None:
-            raise AlreadyActivated
-        wait = account.resend_in()
-        if wait > self._rules.cooldown:  # longer than the cool-down can be: the budget is spent
-            raise CodesExhausted(wait)
-        if wait > 0:
-            raise ResendTooSoon(wait)
+        return await self._errands.run(partial(self._codes.reissue, visit, account, entry))
 
     async def progress(self, visit: Visit, credentials: Credentials) -> Progress:
         """Say where the caller's registration stands."""

@@ -30,7 +30,8 @@ from service.adapters.bcrypt_threads import BcryptThreads
 from service.adapters.common_passwords import common_passwords
 from service.adapters.email_addresses import EmailAddresses
 from service.adapters.postgres import Postgres
-from service.adapters.postgres_accounts import CodePolicy, PostgresAccounts
+from service.adapters.postgres_accounts import PostgresAccounts
+from service.adapters.postgres_codes import CodePolicy, PostgresCodes
 from service.adapters.postgres_idempotency import PostgresIdempotencyKeys
 from service.adapters.postgres_metrics import PostgresMetrics
 from service.adapters.postgres_windows import PostgresWindows
@@ -95,8 +96,9 @@ def limits(settings: Settings) -> Limits:
 async def running(
     settings: Settings, servers: Servers, worker: str, keys: Mapping[str, bytes]
 ) -> AsyncIterator[Service]:
-    """Open everything around the body; `keys` are those of `servers.code_keys`. The way out: errands end, actors drain, metrics are written, pools close.
+    """Open everything around the body; `keys` are those of `servers.code_keys`.
 
+    The way out: errands end, actors drain, metrics are written, pools close.
     Starts while Postgres and Redis are away, and serves what can be served. Raises TooManyCrashes, inside an
     exception group, when an actor keeps crashing.
     """
@@ -112,7 +114,9 @@ async def running(
         windows = WindowsFallback(RedisWindows(redis), PostgresWindows(postgres))
         aside.start_soon(windows.cleaning)
         idempotency_keys = PostgresIdempotencyKeys(postgres)
-        accounts = PostgresAccounts(postgres, code_policy(settings), worker)
+        policy = code_policy(settings)
+        accounts = PostgresAccounts(postgres, policy, worker)
+        codes = PostgresCodes(postgres, policy, worker)
         ledger, quick = PostgresMetrics(postgres), RedisMetrics(redis)
         tally = Tally(f"{worker}.{uuid4().hex[:8]}")  # one run's totals are never another's
 
@@ -124,7 +128,7 @@ async def running(
         dummy = hashing.dummy()
         hasher = supervisor.employ(lambda: PasswordHasher(hashing, limiter, threads, dummy), copies=threads)
         registry = supervisor.employ(lambda: UserRegistry(accounts))
-        issuer = supervisor.employ(lambda: CodeIssuer(accounts, TaskiqWakeups(redis)))
+        issuer = supervisor.employ(lambda: CodeIssuer(codes, TaskiqWakeups(redis)))
         await enter(supervisor.running())
         aside.start_soon(ticking, metrics)
         aside.start_soon(_forgetting, idempotency_keys)

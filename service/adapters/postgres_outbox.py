@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from service.adapters.postgres import Postgres
-    from service.adapters.postgres_accounts import CodePolicy
+    from service.adapters.postgres_codes import CodePolicy
 
 LEASE_SECONDS = 15  # a killed worker's mails wait so long; a living one renews in time
 
