@@ -1,0 +1,48 @@
+"""What a handler says about itself, for /openapi.json: written beside it, read by the description."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pydantic import BaseModel
+
+HandlerT = TypeVar("HandlerT", bound="Callable[..., object]")
+
+Access = Literal["public", "basic", "ops"]
+ATTRIBUTE = "__operation__"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One call as the description shows it; `success` has the body of each status, or its media type.
+
+    `problems` are its own; those that any call may answer are added for it.
+    """
+
+    summary: str
+    success: Mapping[int, type[BaseModel] | str]
+    body: type[BaseModel] | None = None
+    access: Access = "public"
+    problems: tuple[type[Exception], ...] = ()
+    request_headers: tuple[tuple[str, str], ...] = ()
+    limited: bool = False
+
+
+def describes(operation: Operation) -> Callable[[HandlerT], HandlerT]:
+    """Attach the operation to a handler and leave the handler as it is."""
+
+    def attach(handler: HandlerT) -> HandlerT:
+        setattr(handler, ATTRIBUTE, operation)
+        return handler
+
+    return attach
+
+
+def operation_of(handler: Callable[..., object]) -> Operation | None:
+    """Return what the handler says about itself; None for one that is not part of the description."""
+    operation = getattr(handler, ATTRIBUTE, None)
+    return operation if isinstance(operation, Operation) else None

@@ -1,0 +1,22 @@
+"""Chooses the language of a mail from what the client asked for and what there is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from werkzeug.datastructures import LanguageAccept
+from werkzeug.http import parse_accept_header
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+FALLBACK = "en"
+
+
+def choose(asked: str | None, accept_language: str, available: Sequence[str]) -> str:
+    """Return the one of `available` that fits best: the body's choice first, else Accept-Language, else English.
+
+    A region falls back to its language: `de-AT` is served by `de`.
+    """
+    wanted = asked if asked is not None else accept_language
+    return parse_accept_header(wanted, LanguageAccept).best_match(available) or FALLBACK

@@ -1,0 +1,196 @@
+"""What clients send and what they hear, field by field; the description in /openapi.json is made from these."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from math import ceil
+from typing import TYPE_CHECKING, Annotated, Literal
+from uuid import UUID  # noqa: TC003 - pydantic reads it
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from quart import Response, current_app
+
+from actors.domain.code import typed_code
+from actors.domain.errors import InvalidCode
+from actors.domain.user import State  # noqa: TC001 - pydantic reads it
+from service.http.basic_auth import controls
+from service.http.errors import InvalidFields
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from actors.forms import Activation, Profile, Progress, Registration, Resend
+
+API = "/api/v1/users"
+RESEND_URL = f"{API}/resend"
+LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")  # BCP 47 in its outline
+
+
+def _printable(value: str) -> str:
+    if controls(value):
+        raise ValueError("must not hold control characters")
+    return value
+
+
+def _printable_secret(value: SecretStr) -> SecretStr:
+    _printable(value.get_secret_value())
+    return value
+
+
+def _language_tag(value: str) -> str:
+    if not LANGUAGE_TAG.fullmatch(value):
+        raise ValueError("must be a language tag such as en or de-AT")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_printable)]
+Secret = Annotated[SecretStr, AfterValidator(_printable_secret)]
+LanguageTag = Annotated[str, AfterValidator(_language_tag)]
+Time = Annotated[datetime, BeforeValidator(lambda value: value.astimezone(UTC))]
+Seconds = Annotated[int, BeforeValidator(lambda value: value if value is None else ceil(value)), Field(ge=0)]
+
+
+class Sent(BaseModel):
+    """A body: strict types, no other fields, nothing of it in errors."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
+
+
+class RegisterRequest(Sent):
+    """A new account."""
+
+    email: Text = Field(description="At most 254 bytes; where the code is sent.", examples=["ada@example.com"])
+    password: Secret = Field(description="8 to 72 bytes in UTF-8 after NFC.", examples=["correct horse battery"])
+    locale: LanguageTag | None = Field(None, description="Language of the mail; else Accept-Language.", examples=["en"])
+
+
+class ActivateRequest(Sent):
+    """The code from the mail, under exactly one of two names; blanks and hyphens in it are ignored."""
+
+    activation_code: SecretStr | None = Field(None, description="The code from the mail.", examples=["012345"])
+    code: SecretStr | None = Field(None, description="The same under a shorter name.", examples=["012345"])
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> ActivateRequest:
+        if (self.activation_code is None) == (self.code is None):
+            raise ValueError("must hold exactly one of activation_code and code")
+        return self
+
+    def digits(self, digits: int) -> str:
+        """Return the code; raises InvalidFields, which costs no attempt, unless it has `digits` ASCII digits."""
+        name, given = ("code", self.code) if self.code is not None else ("activation_code", self.activation_code)
+        try:
+            return typed_code(given.get_secret_value() if given else "", digits)
+        except InvalidCode:
+            raise InvalidFields([(name, f"must be {digits} digits")]) from None
+
+
+class NothingRequest(Sent):
+    """A body without fields."""
+
+
+class View(BaseModel):
+    """A success body."""
+
+    model_config = ConfigDict(frozen=True)
+
+    def response(self, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+        """Return the answer; the edge adds the headers that every answer has."""
+        return response(self.model_dump_json(), "application/json", status, headers)
+
+
+def response(body: str, media: str, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return an answer of the application's own class, which differs between the loops."""
+    answer: Response = current_app.response_class(body, status, dict(headers or {}), content_type=media)
+    return answer
+
+
+class RegisteredView(View):
+    """An account that waits for its code."""
+
+    id: UUID
+    email: str
+    is_activated: Literal[False] = False
+    created_at: Time
+    message: str = "We have sent a code to your address. Activate your account with it."
+    status_url: str = Field(description="Shows how far the mail is; unguessable, needs no password.")
+
+    @classmethod
+    def of(cls, registration: Registration) -> RegisteredView:
+        """Show a registration to the client that made it."""
+        status_url = f"{API}/activation/{registration.status_token}"
+        return cls(
+            id=registration.id, email=registration.email, created_at=registration.created_at, status_url=status_url
+        )
+
+
+class AcceptedView(View):
+    """What every registration hears under ENUMERATION=strict: nothing that tells a new address from a known one."""
+
+    email: str
+    is_activated: Literal[False] = False
+    message: str = "If the address can be registered, a code is on its way to it."
+
+
+class ActivatedView(View):
+    """An account that is active now."""
+
+    email: str
+    is_activated: Literal[True] = True
+    activated_at: Time
+    message: str = "Your account is active."
+
+    @classmethod
+    def of(cls, activation: Activation) -> ActivatedView:
+        """Show an activation."""
+        return cls(email=activation.email, activated_at=activation.activated_at)
+
+
+class ResendView(View):
+    """A new code is on its way."""
+
+    email: str
+    resend_in: Seconds
+    codes_left_today: int | None = Field(description="Null when nothing limits them.")
+    message: str = "We have sent a new code to your address."
+
+    @classmethod
+    def of(cls, resend: Resend) -> ResendView:
+        """Show a resend."""
+        return cls(email=resend.email, resend_in=resend.resend_in, codes_left_today=resend.codes_left_today)
+
+
+class StateView(View):
+    """Where a registration stands."""
+
+    state: State
+    code_expires_in: Seconds | None = Field(description="Null until the mail is accepted.")
+    attempts_left: int
+    resend_in: Seconds
+
+    @classmethod
+    def of(cls, progress: Progress) -> StateView:
+        """Show the state and nothing else."""
+        return cls.model_validate(progress, from_attributes=True)
+
+
+class ProgressView(StateView):
+    """Where the caller's own registration stands."""
+
+    email: str
+
+
+class ProfileView(View):
+    """An account as its owner sees it."""
+
+    id: UUID
+    email: str
+    is_activated: bool
+    created_at: Time
+    activated_at: Time | None
+
+    @classmethod
+    def of(cls, profile: Profile) -> ProfileView:
+        """Show a profile."""
+        return cls.model_validate(profile, from_attributes=True)

@@ -1,0 +1,58 @@
+"""What the handlers take from a request beside its body: the client, the trace, the key, the credentials."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from quart import g, request
+
+from actors.domain.errors import IdempotencyKeyInvalid
+from actors.forms import Visit
+from service.http import basic_auth
+from service.http.client_address import client_networks
+
+if TYPE_CHECKING:
+    from actors.forms import Credentials
+    from service.settings import Settings
+
+TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context, 3.2
+
+
+def begin_visit(settings: Settings) -> Visit:
+    """Return the visit of the current request, whose readings become headers of its answer."""
+    traceparent = request.headers.get("Traceparent", "")
+    visit = Visit(
+        networks=client_networks(settings, peer(), request.headers),
+        traceparent=traceparent if TRACEPARENT.fullmatch(traceparent) else None,
+    )
+    g.visit = visit
+    return visit
+
+
+def current_visit() -> Visit | None:
+    """Return the visit that this request began, if it began one."""
+    visit: Visit | None = g.get("visit")
+    return visit
+
+
+def peer() -> str:
+    """Return the address at the other end of the connection; empty on a Unix socket.
+
+    From the scope: a header named Remote-Addr is anybody's.
+    """
+    client = request.scope.get("client")
+    return str(client[0]) if client and client[0] else ""
+
+
+def credentials() -> Credentials:
+    """Return what Basic auth carries; raises InvalidCredentials."""
+    return basic_auth.credentials(request.headers.getlist("Authorization"))
+
+
+def idempotency_key() -> str | None:
+    """Return the request's key, for the flows to judge; raises IdempotencyKeyInvalid for two of them."""
+    keys = request.headers.getlist("Idempotency-Key")
+    if len(keys) > 1:
+        raise IdempotencyKeyInvalid
+    return keys[0] if keys else None

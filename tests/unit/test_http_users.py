@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+from base64 import b64encode
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from werkzeug.datastructures import Headers
+
+from actors.domain import errors
+from actors.kit.mailbox import AnswerLost, NotAccepted
+from actors.ports import StoreUnavailable
+from service.http.app import create_app
+from service.settings import Settings
+from tests.fakes.signup import BORN, CODE, EMAIL, PASSWORD, SOMEONE, TOKEN, FakeService
+
+if TYPE_CHECKING:
+    from quart import Response
+    from quart.typing import TestClientProtocol
+
+USERS = "/api/v1/users"
+CHALLENGE = 'Basic realm="vestibule", charset="UTF-8"'
+
+
+@pytest.fixture
+def service() -> FakeService:
+    """Return what the application talks to."""
+    return FakeService()
+
+
+@pytest.fixture
+def client(service: FakeService) -> TestClientProtocol:
+    """Return a client of the application on Trio."""
+    return create_app(Settings(loop="trio"), service).test_client()
+
+
+def basic(email: str = EMAIL, password: str = PASSWORD) -> dict[str, str]:
+    """Return the header that carries the credentials."""
+    return {"Authorization": "Basic " + b64encode(f"{email}:{password}".encode()).decode()}
+
+
+async def register(client: TestClientProtocol, headers: dict[str, str] | None = None, **fields: object) -> Response:
+    """Register with whatever differs from the usual."""
+    body = {"email": EMAIL, "password": PASSWORD, **fields}
+    return await client.post(f"{USERS}/register", json=body, headers=headers or {})
+
+
+async def problem(answer: Response, status: int, code: str) -> dict[str, Any]:
+    """Hold an answer to RFC 9457 and return its body."""
+    assert answer.status_code == status
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    body: dict[str, Any] = await answer.get_json(force=True)
+    assert body["status"] == status
+    assert body["error"] == code
+    assert body["type"].startswith("/problems/")
+    assert {"title", "detail"} <= body.keys()
+    return body
+
+
+async def test_register_answers_201_with_the_account_and_its_status_address(client: TestClientProtocol) -> None:
+    """A registration is answered with the fields of the contract and a Location."""
+    answer = await register(client)
+    assert answer.status_code == 201
+    body = await answer.get_json()
+    assert body.pop("message")
+    assert body == {
+        "id": str(SOMEONE),
+        "email": EMAIL,
+        "is_activated": False,
+        "created_at": "2026-01-02T03:04:05Z",
+        "status_url": f"{USERS}/activation/{TOKEN}",
+    }
+    assert answer.headers["Location"] == body["status_url"]
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
+async def test_register_shows_the_closest_limit(client: TestClientProtocol) -> None:
+    """What the flows note on the visit becomes headers."""
+    answer = await register(client)
+    assert answer.headers["X-RateLimit-Limit"] == "5"
+    assert answer.headers["X-RateLimit-Remaining"] == "4"
+    assert "RateLimit-Policy" in answer.headers
+
+
+async def test_register_under_strict_enumeration_tells_nothing(service: FakeService) -> None:
+    """With ENUMERATION=strict the answer has no id, no times and no status address."""
+    client = create_app(Settings(loop="trio", enumeration="strict"), service).test_client()
+    answer = await register(client)
+    assert answer.status_code == 202
+    assert set(await answer.get_json()) == {"email", "is_activated", "message"}
+    assert "Location" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("locale", "accept", "chosen"),
+    [("de", "en", "de"), (None, "fr, de;q=0.5", "de"), (None, "", "en"), ("xx", "de", "en"), ("de-AT", "", "de")],
+)
+async def test_register_chooses_the_language(
+    client: TestClientProtocol, service: FakeService, locale: str | None, accept: str, chosen: str
+) -> None:
+    """The body's locale goes before Accept-Language, and English is the fallback."""
+    await register(client, {"Accept-Language": accept}, locale=locale)
+    assert service.signup.form is not None
+    assert service.signup.form.locale == chosen
+
+
+async def test_register_passes_the_idempotency_key_and_the_trace(
+    client: TestClientProtocol, service: FakeService
+) -> None:
+    """Key and trace context reach the flows."""
+    traceparent = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
+    await register(client, {"Idempotency-Key": "k-1", "traceparent": traceparent})
+    assert service.signup.form is not None
+    assert service.signup.form.idempotency_key == "k-1"
+    assert service.signup.visit is not None
+    assert service.signup.visit.traceparent == traceparent
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "code"),
+    [
+        (errors.EmailTaken(), 409, "UserAlreadyExists"),
+        (errors.IdempotencyKeyReused(), 409, "IdempotencyKeyReused"),
+        (errors.RequestInProgress(1.0), 409, "RequestInProgress"),
+        (errors.InvalidEmail("The domain is missing."), 422, "InvalidEmail"),
+        (errors.WeakPassword(("common",)), 422, "WeakPassword"),
+        (errors.CodesExhausted(1799.2), 429, "CodesExhausted"),
+        (errors.RateLimited(0.2), 429, "RateLimitExceeded"),
+        (NotAccepted(2.5), 503, "Busy"),
+        (StoreUnavailable(2.0), 503, "StoreUnavailable"),
+        (AnswerLost(), 503, "OutcomeUnknown"),
+        (RuntimeError("with a secret"), 500, "InternalError"),
+    ],
+)
+async def test_register_tells_every_failure_as_a_problem(
+    client: TestClientProtocol, service: FakeService, failure: Exception, status: int, code: str
+) -> None:
+    """Each failure has its status and code, and a Retry-After where time heals it."""
+    service.signup.failure = failure
+    answer = await register(client)
+    body = await problem(answer, status, code)
+    if hasattr(failure, "retry_after") and failure.retry_after is not None:
+        assert int(answer.headers["Retry-After"]) == body["retry_after"] >= failure.retry_after
+    assert "secret" not in await answer.get_data(as_text=True)
+
+
+@pytest.mark.parametrize(
+    ("body", "media", "status"),
+    [
+        (b"{", "application/json", 400),
+        (b"{}", "text/plain", 415),
+        (b"{}", "application/json", 422),
+        (b'{"email":"' + b"a" * 20_000 + b'"}', "application/json", 413),
+    ],
+)
+async def test_register_counts_what_it_refuses(
+    client: TestClientProtocol, service: FakeService, body: bytes, media: str, status: int
+) -> None:
+    """Refused registrations count against their client; accepted ones do not."""
+    answer = await client.post(f"{USERS}/register", data=body, headers={"Content-Type": media})
+    assert answer.status_code == status
+    assert service.signup.refusals == 1
+    await register(client)
+    assert service.signup.refusals == 1
+
+
+async def test_register_turns_the_unwelcome_away_before_reading(
+    client: TestClientProtocol, service: FakeService
+) -> None:
+    """A client over its limit of refusals hears 429 whatever it sends."""
+    service.signup.unwelcome = errors.RateLimited(30)
+    answer = await client.post(f"{USERS}/register", data=b"\xff")
+    await problem(answer, 429, "RateLimitExceeded")
+
+
+async def test_other_calls_count_no_refusal(client: TestClientProtocol, service: FakeService) -> None:
+    """The limit of refused registrations is for registrations."""
+    await client.post(f"{USERS}/activate", json={}, headers=basic())
+    assert service.signup.refusals == 0
+
+
+async def test_two_idempotency_keys_are_a_validation_error(client: TestClientProtocol) -> None:
+    """Nobody can say which of two keys was meant."""
+    headers = [("Idempotency-Key", "a"), ("Idempotency-Key", "b"), ("Content-Type", "application/json")]
+    body = f'{{"email":"{EMAIL}","password":"{PASSWORD}"}}'
+    answer = await client.post(f"{USERS}/register", data=body, headers=Headers(headers))
+    assert (await problem(answer, 422, "ValidationError"))["errors"][0]["field"] == "Idempotency-Key"
+
+
+@pytest.mark.parametrize("name", ["activation_code", "code"])
+async def test_activate_takes_the_code_under_either_name(client: TestClientProtocol, name: str) -> None:
+    """Blanks and hyphens in a code are ignored."""
+    answer = await client.post(f"{USERS}/activate", json={name: " 012-345\n"}, headers=basic())
+    assert answer.status_code == 200
+    body = await answer.get_json()
+    assert body.pop("message")
+    assert body == {"email": EMAIL, "is_activated": True, "activated_at": "2026-01-02T03:04:05Z"}
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"code": 12345}, "code"),
+        ({"code": "12345"}, "code"),
+        ({"activation_code": "01234x"}, "activation_code"),
+        ({"code": "٠١٢٣٤٥"}, "code"),
+        ({"code": CODE, "activation_code": CODE}, "body"),
+        ({}, "body"),
+        ({"code": CODE, "extra": 1}, "extra"),
+        ({"code": None}, "body"),
+    ],
+)
+async def test_activate_refuses_what_is_no_code(
+    client: TestClientProtocol, body: dict[str, object], field: str
+) -> None:
+    """Wrong types, wrong lengths, other digits, both names or none are 422 and name the field."""
+    answer = await client.post(f"{USERS}/activate", json=body, headers=basic())
+    assert (await problem(answer, 422, "ValidationError"))["errors"][0]["field"] == field
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "code", "members"),
+    [
+        (errors.WrongCode(4), 400, "InvalidActivationCode", {"attempts_left": 4}),
+        (errors.WrongCode(5, superseded=True), 400, "InvalidActivationCode", {"attempts_left": 5, "superseded": True}),
+        (errors.AlreadyActivated(), 409, "UserAlreadyActivated", {}),
+        (errors.CodeExpired(), 410, "ActivationCodeExpired", {"resend_url": f"{USERS}/resend"}),
+        (errors.CodeAttemptsExhausted(9.1), 429, "CodeAttemptsExhausted", {"retry_after": 10}),
+        (errors.ResendTooSoon(0.1), 429, "ResendTooSoon", {"retry_after": 1}),
+    ],
+)
+async def test_activate_tells_every_refusal(  # noqa: PLR0913, PLR0917 - the fixtures and the figures of one case
+    client: TestClientProtocol,
+    service: FakeService,
+    failure: Exception,
+    status: int,
+    code: str,
+    members: dict[str, object],
+) -> None:
+    """Each refusal has the members of the contract."""
+    service.signup.failure = failure
+    answer = await client.post(f"{USERS}/activate", json={"code": CODE}, headers=basic())
+    body = await problem(answer, status, code)
+    assert {name: body[name] for name in members} == members
+    assert set(body) - set(members) == {"type", "title", "status", "detail", "error"}
+
+
+BROKEN = [
+    {},
+    {"Authorization": "Basic"},
+    {"Authorization": "Basic !!!"},
+    {"Authorization": "Basic " + b64encode(b"no colon").decode()},
+    {"Authorization": "Basic " + b64encode(b"\xff:\xff").decode()},
+    {"Authorization": "Bearer abc"},
+    basic(EMAIL, "with\x00nul"),
+]
+
+
+@pytest.mark.parametrize("headers", BROKEN)
+@pytest.mark.parametrize(("method", "path"), [("POST", "resend"), ("GET", "me"), ("GET", "activation")])
+async def test_broken_credentials_look_like_wrong_ones(
+    client: TestClientProtocol, headers: dict[str, str], method: str, path: str
+) -> None:
+    """Body and headers of the 401 do not say what was wrong."""
+    wrong = await client.open(f"{USERS}/{path}", method=method, headers=basic(password="wrong"))
+    broken = await client.open(f"{USERS}/{path}", method=method, headers=headers)
+    await problem(broken, 401, "InvalidCredentials")
+    assert await broken.get_data() == await wrong.get_data()
+    assert broken.headers["WWW-Authenticate"] == wrong.headers["WWW-Authenticate"] == CHALLENGE
+    assert set(broken.headers.keys()) == set(wrong.headers.keys())
+
+
+async def test_resend_answers_202(client: TestClientProtocol) -> None:
+    """Durations are whole seconds, rounded up; no body is needed, an empty object is fine, another is not."""
+    for options in ({}, {"json": {}}):
+        answer = await client.post(f"{USERS}/resend", headers=basic(), **options)
+        assert answer.status_code == 202
+        body = await answer.get_json()
+        assert body.pop("message")
+        assert body == {"email": EMAIL, "resend_in": 30, "codes_left_today": 8}
+    answer = await client.post(f"{USERS}/resend", headers=basic(), json={"email": EMAIL})
+    await problem(answer, 422, "ValidationError")
+
+
+async def test_activation_shows_the_state(client: TestClientProtocol) -> None:
+    """With Basic auth the address is shown too; with a status address the state and nothing else."""
+    mine = await (await client.get(f"{USERS}/activation", headers=basic())).get_json()
+    assert mine == {"state": "accepted", "code_expires_in": 42, "attempts_left": 5, "resend_in": 0, "email": EMAIL}
+    public = await (await client.get(f"{USERS}/activation/{TOKEN}")).get_json()
+    assert public == {"state": "queued", "code_expires_in": None, "attempts_left": 5, "resend_in": 13}
+
+
+async def test_an_unknown_status_address_is_404(client: TestClientProtocol) -> None:
+    """Forged tokens and old ones are told apart by nobody."""
+    await problem(await client.get(f"{USERS}/activation/forged"), 404, "NotFound")
+
+
+async def test_me_shows_the_account(client: TestClientProtocol) -> None:
+    """The owner sees the account, which no cache keeps."""
+    answer = await client.get(f"{USERS}/me", headers=basic())
+    moment = BORN.isoformat().replace("+00:00", "Z")
+    assert await answer.get_json() == {
+        "id": str(SOMEONE),
+        "email": EMAIL,
+        "is_activated": True,
+        "created_at": moment,
+        "activated_at": moment,
+    }
+    assert answer.headers["Cache-Control"] == "no-store"
