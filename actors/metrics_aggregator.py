@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from actors.metrics_ports import Ledger, QuickStore
 
 TICK_SECONDS = 1.0  # a worker that is killed takes at most so much of its request counters with it
-PULSE_SECONDS = 10.0  # how often an idle worker shows the ledger that it lives, and a busy one writes its slices there
+PULSE_SECONDS = 10.0  # how often an idle worker shows the ledger that it lives
 TIDY_SECONDS = 30.0  # how often a worker looks for what departed ones left
 
 
@@ -53,10 +53,9 @@ async def ticking(address: Address) -> NoReturn:
 class MetricsAggregator(Actor):
     """Folds observations into the worker's tally, and at each tick writes it to both stores.
 
-    The quick store gets it every second; the ledger gets changed totals every second too, so that a worker killed
-    during an outage or right before a wipe of the quick store loses no more than one killed at any other time. The
-    bulkier slices go to the ledger every ten seconds, or every second while the quick store is away. A store that
-    is away is written to later. The tally is the owner's, so it outlives a crash.
+    The ledger is written to as often as the quick store while there is something new, so that a worker killed
+    during an outage or right before a wipe of the quick store loses no more than one killed at any other time. A
+    store that is away is written to later. The tally is the owner's, so it outlives a crash.
     """
 
     name: ClassVar[str] = "metrics"
@@ -98,12 +97,9 @@ class MetricsAggregator(Actor):
         now, machinery = self._now(), self._machinery()
         self._tally.raise_to(machinery.counters)
         quick_is_well = await self._write_quick(now, machinery, leaving=leaving)
-        pulse = leaving or not quick_is_well or now >= self._pulse_due
-        if (pulse or self._tally.totals() != self._ledger_totals) and await self._write_ledger(
-            now, machinery, slices=pulse, leaving=leaving
-        ):
-            self._pulse_due = now + PULSE_SECONDS if pulse else self._pulse_due
-            if leaving and quick_is_well:
+        if leaving or now >= self._pulse_due or self._tally.totals() != self._ledger_totals:
+            ledger_is_well = await self._write_ledger(now, machinery, leaving=leaving)
+            if leaving and ledger_is_well and quick_is_well:
                 await self._forget([self._tally.worker])
 
     async def _write_quick(self, now: float, machinery: Machinery, *, leaving: bool) -> bool:
@@ -119,16 +115,16 @@ class MetricsAggregator(Actor):
         self._quick_since = slice_of(now)
         return True
 
-    async def _write_ledger(self, now: float, machinery: Machinery, *, slices: bool, leaving: bool) -> bool:
-        changed = self._tally.slices(now, self._ledger_since) if slices else {}
-        report = self._tally.report(machinery.levels, changed, leaving=leaving)
+    async def _write_ledger(self, now: float, machinery: Machinery, *, leaving: bool) -> bool:
+        slices = self._tally.slices(now, self._ledger_since)
+        report = self._tally.report(machinery.levels, slices, leaving=leaving)
         try:
             await self._ledger.write(report)
         except MachineError:
             return False
         self._ledger_totals = dict(report.totals)
-        if slices:
-            self._ledger_since = slice_of(now)
+        self._ledger_since = slice_of(now)
+        self._pulse_due = now + PULSE_SECONDS
         return True
 
     async def _tidy(self) -> None:
