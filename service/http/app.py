@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from time import time
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from quart import Quart, Response, request
@@ -18,7 +19,7 @@ from service.http.problems import INTERNAL_ERROR
 from service.http.rate_limit_headers import rate_limit_headers
 from service.http.schemas import response
 from service.http.users import Users
-from service.http.visits import current_visit
+from service.http.visits import Visits, current_visit
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -79,7 +80,7 @@ def create_app(settings: Settings, service: Service) -> Quart:
     app = (QuartTrio if settings.loop == "trio" else Quart)("service.http", static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=MOST_BYTES, RESPONSE_TIMEOUT=None, PROPAGATE_EXCEPTIONS=False)
     app.url_map.merge_slashes = False  # a path has one spelling: no redirects
-    users = Users(settings, service.signup, LOCALES)
+    users = Users(settings, Visits(settings, service.health.note), service.signup, LOCALES)
     health = HealthCalls(service.health, version("vestibule"))
     for route in table(users, health):
         app.add_url_rule(route.path, route.handler.__name__, route.handler, methods=[route.method])
@@ -115,7 +116,7 @@ def _surround(app: Quart, settings: Settings) -> None:
     async def show_limits(answer: Response) -> Response:
         visit = current_visit()
         if visit is not None:
-            answer.headers.update(rate_limit_headers(visit.readings))
+            answer.headers.update(rate_limit_headers(visit.readings, time()))
         return answer
 
 

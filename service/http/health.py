@@ -21,7 +21,7 @@ CHECK_SECONDS = 1.5  # a check that takes longer has failed; probes give up afte
 
 
 class Health(Protocol):
-    """What can be asked about the surroundings; no method raises, and each may be cancelled."""
+    """What can be asked about the surroundings; no method raises, and each check may be cancelled."""
 
     @property
     def draining(self) -> bool:
@@ -40,8 +40,12 @@ class Health(Protocol):
         """Look whether owed mails leave in time."""
         ...
 
+    def note(self, sentence: str) -> None:
+        """Add a sentence to the notes, once."""
+        ...
+
     async def notes(self) -> Sequence[str]:
-        """Return sentences for the operator: forwarded headers from an untrusted peer, and the like."""
+        """Return the sentences for the operator."""
         ...
 
 

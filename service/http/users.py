@@ -25,12 +25,13 @@ from service.http.schemas import (
     ResendView,
     StateView,
 )
-from service.http.visits import begin_visit, credentials, current_visit, idempotency_key
+from service.http.visits import credentials, current_visit, idempotency_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from actors.signup import SignUp
+    from service.http.visits import Visits
     from service.settings import Settings
 
 REFUSALS_COUNTED = frozenset({400, 413, 415, 422, 429})  # what a client can send without end and at no cost
@@ -40,8 +41,9 @@ IDEMPOTENCY_KEY = ("Idempotency-Key", "1 to 64 visible ASCII characters: repeats
 class Users:
     """The handlers, around the flows they ask."""
 
-    def __init__(self, settings: Settings, signup: SignUp, locales: Sequence[str]) -> None:
+    def __init__(self, settings: Settings, visits: Visits, signup: SignUp, locales: Sequence[str]) -> None:
         self._settings = settings
+        self._visits = visits
         self._signup = signup
         self._locales = locales
 
@@ -64,7 +66,7 @@ class Users:
     )
     async def register(self) -> Response:
         """Accept a registration."""
-        visit = begin_visit(self._settings)
+        visit = self._visits.begin()
         await self._signup.welcome(visit)
         body = await read(RegisterRequest)
         locale = choose(body.locale, request.headers.get("Accept-Language", ""), self._locales)
@@ -93,7 +95,7 @@ class Users:
     )
     async def activate(self) -> Response:
         """Redeem a code."""
-        visit = begin_visit(self._settings)
+        visit = self._visits.begin()
         who = credentials()
         code = (await read(ActivateRequest)).digits(self._settings.code_digits)
         return ActivatedView.of(await self._signup.activate(visit, who, code)).response()
@@ -114,7 +116,7 @@ class Users:
     )
     async def resend(self) -> Response:
         """Issue a new code."""
-        visit = begin_visit(self._settings)
+        visit = self._visits.begin()
         who = credentials()
         await read_nothing(NothingRequest)
         return ResendView.of(await self._signup.resend(visit, who)).response(202)
@@ -130,7 +132,7 @@ class Users:
     )
     async def activation(self) -> Response:
         """Show the caller's registration."""
-        visit = begin_visit(self._settings)
+        visit = self._visits.begin()
         return ProgressView.of(await self._signup.progress(visit, credentials())).response()
 
     @describes(Operation("Say where a registration stands.", {200: StateView}, problems=(errors.UnknownStatus,)))
@@ -149,7 +151,7 @@ class Users:
     )
     async def me(self) -> Response:
         """Show the caller's account."""
-        visit = begin_visit(self._settings)
+        visit = self._visits.begin()
         return ProfileView.of(await self._signup.profile(visit, credentials())).response()
 
     async def count_refusal(self, answer: Response) -> Response:

@@ -5,29 +5,50 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from loguru import logger
 from quart import g, request
 
 from actors.domain.errors import IdempotencyKeyInvalid
 from actors.forms import Visit
 from service.http import basic_auth
-from service.http.client_address import client_networks
+from service.http.client_address import client_address
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from actors.forms import Credentials
     from service.settings import Settings
 
 TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context, 3.2
+UNTRUSTED = "Forwarded headers came from a peer outside TRUSTED_PROXIES and were ignored: if it is your proxy, list its network."
 
 
-def begin_visit(settings: Settings) -> Visit:
-    """Return the visit of the current request, whose readings become headers of its answer."""
-    traceparent = request.headers.get("Traceparent", "")
-    visit = Visit(
-        networks=client_networks(settings, peer(), request.headers),
-        traceparent=traceparent if TRACEPARENT.fullmatch(traceparent) else None,
-    )
-    g.visit = visit
-    return visit
+class Visits:
+    """Begins the visits of a process, and tells the operator once when a stranger sends forwarded headers.
+
+    They mean a proxy that is not in TRUSTED_PROXIES, behind which all clients share one limit, or a forger.
+    """
+
+    def __init__(self, settings: Settings, note: Callable[[str], None]) -> None:
+        self._trusted = settings.trusted_proxies
+        self._note = note
+        self.untrusted_forwarding = 0
+
+    def begin(self) -> Visit:
+        """Return the visit of the current request, whose readings become headers of its answer."""
+        client = client_address(peer(), request.headers, self._trusted)
+        if client.untrusted_forwarding:
+            self._tell()
+        traceparent = request.headers.get("Traceparent", "")
+        visit = Visit(client.networks, traceparent if TRACEPARENT.fullmatch(traceparent) else None)
+        g.visit = visit
+        return visit
+
+    def _tell(self) -> None:
+        if not self.untrusted_forwarding:
+            logger.warning("forwarded headers from a peer that is no trusted proxy")
+            self._note(UNTRUSTED)
+        self.untrusted_forwarding += 1
 
 
 def current_visit() -> Visit | None:

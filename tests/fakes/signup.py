@@ -101,7 +101,7 @@ class ScriptedHealth:
 
     draining: bool = False
     verdicts: dict[str, Verdict] = field(default_factory=dict)
-    told: Sequence[str] = ()
+    told: list[str] = field(default_factory=list)
 
     async def database(self) -> Verdict:
         """Say what was set."""
@@ -114,6 +114,10 @@ class ScriptedHealth:
     async def mail_queue(self) -> Verdict:
         """Say what was set."""
         return self.verdicts.get("mail_queue", "ok")
+
+    def note(self, sentence: str) -> None:
+        """Keep it."""
+        self.told.append(sentence)
 
     async def notes(self) -> Sequence[str]:
         """Say what was set."""

@@ -306,3 +306,14 @@ async def test_me_shows_the_account(client: TestClientProtocol) -> None:
         "activated_at": moment,
     }
     assert answer.headers["Cache-Control"] == "no-store"
+
+
+async def test_forwarded_headers_of_strangers_are_noted_once(client: TestClientProtocol, service: FakeService) -> None:
+    """A proxy that is not trusted is told to the operator in health, once, and changes no client's address."""
+    forwarded = {**basic(), "X-Forwarded-For": "192.0.2.7"}
+    for _ in range(2):
+        await client.get(f"{USERS}/me", headers=forwarded, scope_base={"client": ("198.51.100.4", 5)})
+    assert service.signup.visit is not None
+    assert service.signup.visit.networks == (("198.51.100.4", 1),)
+    (note,) = (await (await client.get("/api/v1/health")).get_json())["notes"]
+    assert "TRUSTED_PROXIES" in note
