@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 LOCAL = "local"  # who comes through a Unix socket without a forwarded address
 PREFIXES = ((64, 1), (48, 4))  # one site's subnet, and a usual delegation: of four subnets' worth, not 65,536
 
-NODE = re.compile(r"(?:\[(?P<bracketed>[^\]]+)\]|(?P<plain>[^:\[\]]+))(?::(?:[0-9]{1,5}|_[A-Za-z0-9._-]+))?")
+NODE = re.compile(r"(?:\[(?P<bracketed>[^\[\]]*:[^\[\]]*)\]|(?P<plain>[^:\[\]]+))(?::(?:[0-9]{1,5}|_[A-Za-z0-9._-]+))?")
 PAIR = re.compile(r"""[ \t]*([A-Za-z0-9!#$%&'*+.^_`|~-]+)=(?:"([^"\\]*)"|([^ \t"\\;,]*))[ \t]*""")
 
 Ip = IPv4Address | IPv6Address
@@ -126,10 +126,7 @@ def _node(text: str) -> Ip | None:
     if address is not None:
         return address
     match = NODE.fullmatch(text)
-    if match is None:
-        return None
-    address = _ip(match["bracketed"] or match["plain"])
-    return address if isinstance(address, IPv6Address) or match["plain"] else None
+    return _ip(match["bracketed"] or match["plain"]) if match is not None else None
 
 
 def _ip(text: str) -> Ip | None:

@@ -36,7 +36,7 @@ def rate_limit_headers(readings: Iterable[Reading], now: float) -> dict[str, str
 
 
 def _newest(readings: Iterable[Reading]) -> Iterable[Reading]:
-    """A limit that was looked at and then counted is told as it stands after."""
+    """Keep the last reading of each limit: one that was looked at and then counted is told as it stands after."""
     newest: dict[Rule, Reading] = {reading.rule: reading for reading in readings}
     return newest.values()
 
