@@ -1,0 +1,299 @@
+"""The mailbox: bounded, in lanes, and honest about what was not accepted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pytest
+import trio
+import trio.testing
+from trio.lowlevel import checkpoint
+
+from actors.kit.mailbox import (
+    PATIENCE_SECONDS,
+    Address,
+    AnswerLost,
+    Ask,
+    Letter,
+    Mailbox,
+    MailboxStatistics,
+    NotAccepted,
+    Offer,
+)
+
+if TYPE_CHECKING:
+    from trio.testing import MockClock
+
+
+@dataclass(frozen=True, slots=True)
+class Say(Ask[str]):
+    """A message of the first lane."""
+
+    word: str
+
+
+@dataclass(frozen=True, slots=True)
+class SayLater(Ask[str]):
+    """A message of the second lane."""
+
+    lane: ClassVar[int] = 1
+    word: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note(Offer):
+    """A message without an answer."""
+
+    word: str
+
+
+def words(letters: list[Letter]) -> list[str]:
+    """Return what the letters say, in their order."""
+    return [letter.message.word for letter in letters]  # type: ignore[union-attr]
+
+
+async def test_letters_are_taken_in_the_order_of_their_arrival() -> None:
+    """One lane is a queue."""
+    mailbox = Mailbox(4)
+    for word in ("a", "b", "c"):
+        await mailbox.put(Letter(Say(word)), 0)
+    assert words(await mailbox.take(2)) == ["a", "b"]
+    assert words(await mailbox.take(2)) == ["c"]
+
+
+async def test_the_first_lane_is_taken_before_the_second() -> None:
+    """Priority goes by lane, not by arrival, and one batch may hold both."""
+    mailbox = Mailbox(4, lanes=2)
+    await mailbox.put(Letter(SayLater("hash")), 1)
+    await mailbox.put(Letter(Say("check")), 0)
+    assert (mailbox.ahead(0), mailbox.ahead(1)) == (1, 2)
+    assert words(await mailbox.take(2)) == ["check", "hash"]
+
+
+async def test_an_offer_goes_into_the_last_lane() -> None:
+    """What nobody waits for is handled after what somebody waits for."""
+    mailbox = Mailbox(4, lanes=2)
+    assert mailbox.offer(Letter(Note("offer")))
+    await mailbox.put(Letter(SayLater("ask")), 1)
+    await mailbox.put(Letter(Say("first")), 0)
+    assert words(await mailbox.take(3)) == ["first", "offer", "ask"]
+
+
+async def test_an_offer_without_room_is_dropped_and_counted() -> None:
+    """A full mailbox never grows and never blocks who offers."""
+    mailbox = Mailbox(1)
+    address = Address(mailbox)
+    assert address.offer(Note("kept"))
+    assert not address.offer(Note("dropped"))
+    assert address.statistics() == MailboxStatistics(waiting=1, capacity=1, dropped=1, turned_away=0)
+
+
+async def test_an_asker_waits_for_room_only_so_long(autojump_clock: MockClock) -> None:
+    """After the patience the asker knows that its message was never handled."""
+    mailbox = Mailbox(1)
+    await mailbox.put(Letter(Say("first")), 0)
+    begun = autojump_clock.current_time()
+    with pytest.raises(NotAccepted):
+        await Address(mailbox).ask(Say("second"))
+    assert autojump_clock.current_time() - begun == pytest.approx(PATIENCE_SECONDS)
+    assert mailbox.statistics().turned_away == 1
+    assert words(await mailbox.take(9)) == ["first"]
+
+
+async def test_a_place_that_becomes_free_is_given_to_a_waiting_asker() -> None:
+    """Taking a batch lets as many in as it made room for, and the others wait on for the next."""
+    mailbox = Mailbox(1)
+    await mailbox.put(Letter(Say("0")), 0)
+    async with trio.open_nursery() as nursery:
+        for number in range(1, 4):
+            nursery.start_soon(mailbox.put, Letter(Say(str(number))), 0)
+        taken = [word for _ in range(4) for word in words(await mailbox.take(1))]
+    assert taken[0] == "0"
+    assert sorted(taken) == ["0", "1", "2", "3"]
+    assert mailbox.statistics().turned_away == 0
+
+
+async def test_an_asker_cancelled_while_it_waits_for_room_put_nothing() -> None:
+    """A caller that leaves before its message was accepted leaves nothing behind."""
+    mailbox = Mailbox(1)
+    await mailbox.put(Letter(Say("first")), 0)
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mailbox.put, Letter(Say("second")), 0)
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+    assert words(await mailbox.take(9)) == ["first"]
+    assert mailbox.statistics() == MailboxStatistics(waiting=0, capacity=1, dropped=0, turned_away=0)
+
+
+async def test_no_letter_is_lost_or_doubled_between_several_takers() -> None:
+    """Copies that share a mailbox share the letters, whoever is woken first."""
+    mailbox = Mailbox(64)
+    seen: list[str] = []
+
+    async def taker() -> None:
+        while letters := await mailbox.take(3):
+            seen.extend(words(letters))
+            await checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(taker)
+        for number in range(500):
+            await mailbox.put(Letter(Say(str(number))), 0)
+            if number % 7 == 0:
+                await trio.testing.wait_all_tasks_blocked()
+        mailbox.close()
+    assert sorted(seen, key=int) == [str(number) for number in range(500)]
+
+
+async def test_a_cancelled_taker_leaves_the_letters_to_the_others() -> None:
+    """Cancelling a take takes nothing out."""
+    mailbox = Mailbox(4)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mailbox.take, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+        await mailbox.put(Letter(Say("kept")), 0)
+    assert words(await mailbox.take(1)) == ["kept"]
+
+
+async def test_a_take_lets_others_run_even_when_letters_wait() -> None:
+    """A busy actor cannot keep the loop for itself, and what others are about to put joins the batch."""
+    mailbox = Mailbox(4)
+    await mailbox.put(Letter(Say("waiting")), 0)
+    with trio.testing.assert_checkpoints():
+        await mailbox.take(1)
+
+
+async def test_a_closed_mailbox_refuses_at_once_and_hands_out_the_rest(autojump_clock: MockClock) -> None:
+    """Closing drains: nothing new comes in, what is inside goes out, then the end is told."""
+    mailbox = Mailbox(4)
+    await mailbox.put(Letter(Say("inside")), 0)
+    mailbox.close()
+    begun = autojump_clock.current_time()
+    with pytest.raises(NotAccepted):
+        await mailbox.put(Letter(Say("late")), 0)
+    assert autojump_clock.current_time() == begun
+    assert not mailbox.offer(Letter(Note("late")))
+    assert words(await mailbox.take(9)) == ["inside"]
+    assert await mailbox.take(9) == []
+
+
+async def test_closing_wakes_takers_and_those_who_wait_for_room() -> None:
+    """Nobody waits for what can no longer come."""
+    full, empty = Mailbox(1), Mailbox(1)
+    await full.put(Letter(Say("first")), 0)
+    ends: list[object] = []
+
+    async def late() -> None:
+        with pytest.raises(NotAccepted):
+            await full.put(Letter(Say("second")), 0)
+        ends.append("refused")
+
+    async def taker() -> None:
+        ends.append(await empty.take(1))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(late)
+        nursery.start_soon(taker)
+        await trio.testing.wait_all_tasks_blocked()
+        full.close()
+        empty.close()
+    assert sorted(map(str, ends)) == ["[]", "refused"]
+
+
+async def test_an_abandoned_mailbox_refuses_what_waits_as_never_handled() -> None:
+    """Letters that no actor will see are safe to repeat, in every lane."""
+    mailbox = Mailbox(4, lanes=2)
+    letters = [Letter(Say("a")), Letter(SayLater("b"))]
+    for lane, letter in enumerate(letters):
+        await mailbox.put(letter, lane)
+    mailbox.abandon()
+    for letter in letters:
+        with pytest.raises(NotAccepted):
+            await letter.outcome()
+    assert len(mailbox) == 0
+
+
+async def test_the_first_outcome_of_a_letter_stands() -> None:
+    """A crash after an answer takes nothing back, and an answer after a refusal gives nothing."""
+    answered, refused = Letter(Say("a")), Letter(Say("b"))
+    answered.answer("yes")
+    answered.refuse(AnswerLost())
+    refused.refuse(NotAccepted(retry_after=3))
+    refused.answer("too late")
+    assert await answered.outcome() == "yes"
+    with pytest.raises(NotAccepted) as caught:
+        await refused.outcome()
+    assert caught.value.retry_after == 3
+
+
+async def test_an_error_that_refuses_many_keeps_no_frames_of_the_others() -> None:
+    """Askers that share one error do not pile their tracebacks up on it."""
+    error = NotAccepted()
+
+    def depth() -> int:
+        trace, frames = error.__traceback__, 0
+        while trace is not None:
+            trace, frames = trace.tb_next, frames + 1
+        return frames
+
+    depths: list[int] = []
+    for word in ("a", "b", "c"):
+        letter = Letter(Say(word))
+        letter.refuse(error)
+        with pytest.raises(NotAccepted):
+            await letter.outcome()
+        depths.append(depth())
+    assert depths[0] == depths[1] == depths[2]
+
+
+async def test_an_asker_that_is_cancelled_stops_nothing() -> None:
+    """An accepted message stays in the mailbox when its asker leaves."""
+    mailbox = Mailbox(4)
+    address = Address(mailbox)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(address.ask, Say("accepted"))
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    (letter,) = await mailbox.take(9)
+    assert words([letter]) == ["accepted"]
+    assert not letter.settled
+
+
+async def test_a_message_can_be_turned_away_before_it_takes_a_place() -> None:
+    """`admit` sees the number of letters ahead; what it refuses is counted and never put."""
+
+    def admit(message: Ask[Any], ahead: int) -> None:
+        if message == Say("second") and ahead:
+            raise NotAccepted(retry_after=ahead)
+
+    mailbox = Mailbox(4)
+    address = Address(mailbox, admit)
+    await mailbox.put(Letter(Say("first")), 0)
+    with pytest.raises(NotAccepted) as caught:
+        await address.ask(Say("second"))
+    assert caught.value.retry_after == 1
+    assert address.statistics() == MailboxStatistics(waiting=1, capacity=4, dropped=0, turned_away=1)
+
+
+async def test_an_admitted_message_is_answered() -> None:
+    """`ask` returns what the letter was answered with."""
+
+    def admit(message: Ask[Any], ahead: int) -> None:
+        assert (message, ahead) == (Say("hello"), 0)
+
+    mailbox = Mailbox(4)
+    address = Address(mailbox, admit)
+    answers: list[str] = []
+
+    async def asker() -> None:
+        answers.append(await address.ask(Say("hello")))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(asker)
+        (letter,) = await mailbox.take(1)
+        letter.answer("hello back")
+    assert answers == ["hello back"]
