@@ -1,0 +1,253 @@
+"""Measures one running service against what its machine can do; bounded, on embedded servers, everything in one run.
+
+Ratios are what to quote: the ceiling (bcrypt over all cores, a bare Quart route) is measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from client import Answer, Connection, Load, closed_loop, probe  # type: ignore[import-not-found]  # beside this file
+from machine import bcrypt_rate, cpu_seconds, processes, pss_megabytes  # type: ignore[import-not-found]
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+HOST, PORT, BARE_PORT = "127.0.0.1", 18080, 18081
+PASSWORD = "correct horse battery staple"  # noqa: S105 - of accounts that live for a minute
+START_SECONDS, MAILS_SECONDS = 30.0, 60.0
+OPEN = ("REGISTER", "ACTIVATE", "PASSWORD", "PASSWORD_CLIENT", "INVALID", "BASIC")
+CODE_LINE = re.compile(r"^\s*(\d{6})\s*$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table."""
+
+    what: str
+    connections: int
+    count: int
+    rate: float
+    p50_ms: float
+    p99_ms: float
+    livez_p99_ms: float | None
+    of_ceiling: float | None
+    cpu_ms: dict[str, float]
+    statuses: dict[int, int]
+
+
+class Bench:
+    """One service at one cost, and the rows that were measured on it."""
+
+    def __init__(self, master: int, cost: int, hash_rate: float, log: Path) -> None:
+        self.master = master
+        self.cost = cost
+        self.hash_rate = hash_rate
+        self.log = log
+        self.accounts: list[str] = []
+
+    async def registrations(self, connections: int, count: int) -> Row:
+        """Register `count` accounts and wait until all their mails are accepted."""
+        first = len(self.accounts)
+        self.accounts += [f"bench{self.cost}-{first + number}@example.org" for number in range(count)]
+
+        async def register(connection: Connection, number: int) -> Answer:
+            body = json.dumps({"email": self.accounts[first + number], "password": PASSWORD}).encode()
+            return await connection.request("POST", "/api/v1/users/register", body)
+
+        return await self._measured("register + mail", connections, count, register, mails=True)
+
+    async def activations(self, connections: int) -> Row:
+        """Activate every account with the code of its mail."""
+        codes = await mailed_codes()
+
+        async def activate(connection: Connection, number: int) -> Answer:
+            email = self.accounts[number]
+            basic = base64.b64encode(f"{email}:{PASSWORD}".encode()).decode()
+            body = json.dumps({"code": codes[email]}).encode()
+            headers = f"Authorization: Basic {basic}\r\n"
+            return await connection.request("POST", "/api/v1/users/activate", body, headers)
+
+        return await self._measured("activate", connections, len(self.accounts), activate, mails=False)
+
+    async def _measured(self, what: str, connections: int, count: int, ask: object, *, mails: bool) -> Row:
+        stop = asyncio.Event()
+        before = cpu_seconds(self.master)
+        async with asyncio.TaskGroup() as group:
+            livez = group.create_task(probe(Connection(HOST, PORT), "/livez", stop))
+            load: Load = await closed_loop([Connection(HOST, PORT) for _ in range(connections)], count, ask)
+            stop.set()
+        if mails:
+            await all_mailed(len(self.accounts))
+        after = cpu_seconds(self.master)
+        used = {role: (after[role] - before.get(role, 0.0)) * 1000 / count for role in after}
+        used["api"] = used.get("api", 0.0) - 1000 * (os.cpu_count() or 1) / self.hash_rate
+        return Row(
+            f"{what}, cost {self.cost}",
+            connections,
+            count,
+            load.rate,
+            load.percentile(0.5),
+            load.percentile(0.99),
+            livez.result().percentile(0.99),
+            load.rate / self.hash_rate,
+            used,
+            load.statuses,
+        )
+
+
+async def metrics() -> dict[str, dict[str, int]]:
+    """Return the service's own metrics."""
+    connection = Connection(HOST, PORT)
+    try:
+        found: dict[str, dict[str, int]] = (await connection.request("GET", "/api/v1/metrics")).json()
+        return found
+    finally:
+        connection.close()
+
+
+async def all_mailed(count: int) -> None:
+    """Return once so many mails are accepted; ends the run with a line when that takes too long."""
+    async with asyncio.timeout(MAILS_SECONDS):
+        while (await metrics())["business_metrics"]["mails_accepted"] < count:  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.05)
+
+
+async def mailed_codes() -> dict[str, str]:
+    """Return the code of each address from the development catcher."""
+    connection = Connection(HOST, PORT)
+    answer = await connection.request("GET", "/dev/mail?limit=1000", headers="Accept: application/json\r\n")
+    connection.close()
+    found = ((mail["to"], CODE_LINE.search(mail["text"])) for mail in answer.json()["mails"])
+    return {recipient: code.group(1) for recipient, code in found if code}
+
+
+@asynccontextmanager
+async def service(cost: int, loop: str, hash_rate: float) -> AsyncIterator[Bench]:
+    """Run `vestibule up` with all limits off around the body, on servers of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {f"VESTIBULE_{name}_LIMIT": "off" for name in OPEN} | {
+            "VESTIBULE_DATA_DIR": f"{folder}/data",
+            "VESTIBULE_BIND": f"{HOST}:{PORT}",
+            "VESTIBULE_BCRYPT_COST": str(cost),
+            "VESTIBULE_ALLOW_WEAK_HASH": "1",
+            "VESTIBULE_CODE_LIMITS": "off",
+            "VESTIBULE_CODE_TTL_SECONDS": "900",
+            "VESTIBULE_LOOP": loop,
+        }
+        command = [str(Path(sys.executable).with_name("vestibule")), "up"]
+        log = Path(folder) / "log"
+        with running(command, os.environ | settings, log) as process:
+            await answering(PORT, "/readyz", process, log)
+            yield Bench(process.pid, cost, hash_rate, log)
+
+
+@contextmanager
+def running(command: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command in a process group of its own around the body."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(  # noqa: S603 - our own commands
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+
+
+async def answering(port: int, path: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Return once the path answers 200 or 404; ends the run with what the process said when it does not."""
+    deadline = monotonic() + START_SECONDS
+    while process.poll() is None and monotonic() < deadline:
+        try:
+            if (await Connection(HOST, port).request("GET", path)).status in {200, 404}:
+                return
+        except (OSError, EOFError):
+            await asyncio.sleep(0.05)
+    raise SystemExit(f"not ready: {await asyncio.to_thread(log.read_text, errors='replace')}")
+
+
+async def bare_route(connections: int, count: int) -> Row:
+    """Measure a Quart route that does nothing, on as many Hypercorn workers as the service has."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        workers = str(max(2, os.cpu_count() or 1))
+        command = [sys.executable, "-m", "hypercorn", "-k", "uvloop", "-w", workers, "-b", f"{HOST}:{BARE_PORT}"]
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+        with running([*command, "bare:app"], environment, log) as process:
+            await answering(BARE_PORT, "/", process, log)
+
+            async def post(connection: Connection, _: int) -> Answer:
+                return await connection.request("POST", "/nothing", b"{}")
+
+            before = sum(cpu_seconds(process.pid).values())
+            load: Load = await closed_loop([Connection(HOST, BARE_PORT) for _ in range(connections)], count, post)
+            used = (sum(cpu_seconds(process.pid).values()) - before) * 1000 / count
+    p50, p99 = load.percentile(0.5), load.percentile(0.99)
+    return Row("bare Quart route", connections, count, load.rate, p50, p99, None, None, {"api": used}, load.statuses)
+
+
+def show(rows: list[Row], facts: dict[str, object]) -> None:
+    """Print the table and the facts."""
+    for name, value in facts.items():
+        print(f"{name}: {value}")
+    heads = f"{'per s':>8}{'p50':>8}{'p99':>8}{'livez99':>9}{'ceiling':>9}"
+    print(f"{'what':28}{'conn':>5}{'n':>6}{heads}  CPU ms outside the hash")
+    for row in rows:
+        livez = f"{row.livez_p99_ms:.1f}" if row.livez_p99_ms is not None else "-"
+        ceiling = f"{row.of_ceiling:.2f}" if row.of_ceiling is not None else "-"
+        parts = ", ".join(f"{role} {used:.2f}" for role, used in sorted(row.cpu_ms.items()) if round(used, 2))
+        print(
+            f"{row.what:28}{row.connections:5}{row.count:6}{row.rate:8.1f}{row.p50_ms:8.1f}{row.p99_ms:8.1f}"
+            f"{livez:>9}{ceiling:>9}  {sum(row.cpu_ms.values()):.2f} = {parts}  {row.statuses}"
+        )
+
+
+async def run(options: argparse.Namespace) -> tuple[list[Row], dict[str, object]]:
+    """Measure the ceiling, then the service at each cost."""
+    rows = [await bare_route(8, options.bare)]
+    facts: dict[str, object] = {"cores": os.cpu_count(), "loop": options.loop}
+    for cost, count, seconds in ((4, options.fast, 1.0), (12, options.slow, 4.0)):
+        hash_rate = await asyncio.to_thread(bcrypt_rate, cost, seconds)
+        facts[f"bcrypt a second, cost {cost}, all cores"] = round(hash_rate, 1)
+        async with service(cost, options.loop, hash_rate) as bench:
+            rows += [await bench.registrations(connections, count) for connections in (8, 32)]
+            rows.append(await bench.activations(8))
+            sizes = [pss_megabytes(pid) for pid, role in processes(bench.master).items() if role == "api"]
+            facts[f"PSS of each API worker, MB, cost {cost}"] = [round(size, 1) for size in sizes]
+    return rows, facts
+
+
+def main() -> None:
+    """Read the options, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--loop", default="uvloop", choices=["uvloop", "asyncio", "trio"])
+    parser.add_argument("--bare", type=int, default=4000, help="requests to the bare route")
+    parser.add_argument("--fast", type=int, default=400, help="registrations at cost 4, per number of connections")
+    parser.add_argument("--slow", type=int, default=60, help="registrations at cost 12, per number of connections")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    rows, facts = asyncio.run(run(options))
+    if options.json:
+        print(json.dumps({"facts": facts, "rows": [asdict(row) for row in rows]}, indent=2))
+    else:
+        show(rows, facts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""What the machine can do at best, and what each process of a tree has used."""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import perf_counter
+
+import bcrypt
+import psutil
+
+ROLES = {"postgres": "postgres", "valkey-server": "valkey", "vestibule worker": "mail worker", "catcher": "catcher"}
+
+
+def bcrypt_rate(cost: int, seconds: float) -> float:
+    """Return hashes a second over all cores for about `seconds`."""
+    stop = threading.Event()
+    salt = bcrypt.gensalt(cost)
+
+    def hashes() -> int:
+        done = 0
+        while not stop.is_set():
+            bcrypt.hashpw(b"correct horse battery", salt)
+            done += 1
+        return done
+
+    cores = os.cpu_count() or 1
+    with ThreadPoolExecutor(cores) as pool:
+        begun = perf_counter()
+        running = [pool.submit(hashes) for _ in range(cores)]
+        stop.wait(seconds)
+        stop.set()
+        done = sum(future.result() for future in running)
+        return done / (perf_counter() - begun)
+
+
+def processes(master: int) -> dict[int, str]:
+    """Return the role of each process below the master: `api` for a forked worker."""
+    roles = {}
+    for process in psutil.Process(master).children(recursive=True):
+        try:
+            command = " ".join(process.cmdline()) or process.name()
+        except psutil.Error:
+            continue
+        matching = (role for mark, role in ROLES.items() if mark in command)
+        roles[process.pid] = next(matching, "api" if "vestibule" in command else "other")
+    return roles
+
+
+def cpu_seconds(master: int) -> dict[str, float]:
+    """Return the CPU seconds that each role has used since its processes started, the master's own included."""
+    used: dict[str, float] = {}
+    for pid, role in {master: "master", **processes(master)}.items():
+        try:
+            times = psutil.Process(pid).cpu_times()
+        except psutil.Error:
+            continue
+        used[role] = used.get(role, 0.0) + times.user + times.system + times.children_user + times.children_system
+    return used
+
+
+def pss_megabytes(pid: int) -> float:
+    """Return the proportional set size of a process in MB (Linux, /proc/PID/smaps_rollup)."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) / 1000
+    return 0.0
