@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from actors.domain.tally import WorkerReport, summed, together
-from actors.metrics_ports import Business, Holdings, MailQueue
+from actors.metrics_ports import Business, Holdings, MailQueue, Metrics
 from actors.ports import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -118,3 +118,16 @@ class MemoryLedger(MemoryStore):
         """Return what the test has set."""
         self.reach()
         return self.mail_queue
+
+
+@dataclass
+class FixedReader:
+    """A reader that knows what the test tells it."""
+
+    metrics: Metrics | None
+
+    async def read(self) -> Metrics:
+        """Return what the test has set, or refuse."""
+        if self.metrics is None:
+            raise StoreUnavailable
+        return self.metrics
