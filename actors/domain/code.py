@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hmac
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from binascii import Error as NotBase64
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -22,7 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 MAC_BYTES = 16  # 128 bits: nobody guesses a status address
-SPACERS = str.maketrans("", "", " \t\r\n-\u00a0\u2007\u2009\u202f")  # what people and mail clients put into digits
+SPACERS = str.maketrans(
+    "", "", " \t\r\n-\u00a0\u2007\u2009\u2010\u2011\u202f"
+)  # what people and clients put into digits
 
 
 class Purpose(StrEnum):
@@ -58,13 +59,17 @@ class CodeId:
     def parse(cls, text: str) -> CodeId:
         """Read the text form; raises ValueError for anything else."""
         kid, _, number = text.rpartition(".")
-        return cls(kid, UUID(hex=number))
+        code_id = cls(kid, UUID(hex=number))
+        if not kid or str(code_id) != text:  # UUID reads braces, hyphens and capitals too
+            msg = "not the text of a code id"
+            raise ValueError(msg)
+        return code_id
 
 
 class Keyring:
     """The operator's keys by id; the first signs, all of them verify.
 
-    Nothing of it is shown in a repr. `UnknownKey` (a LookupError) is raised for a code whose key was removed.
+    Nothing of it is shown in a repr. Asking for a code whose key was removed raises KeyError.
     """
 
     def __init__(self, keys: Mapping[str, bytes], digits: int = 6) -> None:
@@ -95,7 +100,7 @@ class Keyring:
         """Compare in constant time; a code whose key is gone matches nothing."""
         if code_id.kid not in self._keys:
             return False
-        return hmac.compare_digest(self.code(account, code_id), typed)
+        return hmac.compare_digest(self.code(account, code_id).encode(), typed.encode(errors="replace"))
 
     def any_matches(self, account: UUID, code_ids: Iterable[CodeId], typed: str) -> bool:
         """Whether one of the codes was typed; all of them are compared."""
@@ -109,7 +114,7 @@ class Keyring:
         """Return whose status address ends in `token`, or None for a forged one."""
         try:
             raw = urlsafe_b64decode(token + "=" * (-len(token) % 4))
-        except (NotBase64, ValueError):
+        except ValueError:
             return None
         if len(raw) != 16 + MAC_BYTES:
             return None
@@ -131,14 +136,18 @@ class Keyring:
         The same on every worker and machine; changes when the oldest key is dropped.
         """
         kid = next(reversed(self._keys))  # the oldest: adding a key to sign with must not start all windows over
-        digest = hmac.digest(self._subkey(kid, Purpose.SUBJECT), "\0".join(parts).encode(), "sha256")
+        digest = hmac.digest(self._subkey(kid, Purpose.SUBJECT), _unambiguous(parts), "sha256")
         return urlsafe_b64encode(digest[:18]).decode()
 
     def idempotency_digest(self, *parts: str) -> bytes:
         """Return the 32 bytes that stand for an idempotency key, or for a body, in Postgres."""
         kid = next(reversed(self._keys))
-        inner = b"".join(sha256(part.encode()).digest() for part in parts)
-        return hmac.digest(self._subkey(kid, Purpose.IDEMPOTENCY), inner, "sha256")
+        return hmac.digest(self._subkey(kid, Purpose.IDEMPOTENCY), _unambiguous(parts), "sha256")
+
+
+def _unambiguous(parts: Iterable[str]) -> bytes:
+    """Return bytes that no other parts have: ("a", "bc") is not ("ab", "c")."""
+    return b"".join(sha256(part.encode()).digest() for part in parts)
 
 
 def typed_code(text: str, digits: int) -> str:

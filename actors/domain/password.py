@@ -40,7 +40,8 @@ class Password:
             "too_short": len(self.secret) < LEAST_BYTES,
             "too_long": len(self.secret) > MOST_BYTES,
             "common": text in common,
-            "contains_address": text in {address.key, address.typed.casefold(), address.local_part},
+            "contains_address": text
+            in {address.key, unicodedata.normalize("NFC", address.typed).casefold(), address.local_part},
         }
         if any(reasons.values()):
             raise WeakPassword(tuple(reason for reason, applies in reasons.items() if applies))
