@@ -25,7 +25,7 @@ class Renewal:
     """Takes the command line of a trial, and what has to survive besides the children."""
 
     def __init__(self, trial: Sequence[str], bind: str, claim: int | None) -> None:
-        self._trial = trial
+        self._trial = trial  # a whole command line
         self._bind = bind
         self._claim = claim
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - kept for the life of the master

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import socket
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from loguru import logger
@@ -17,7 +19,7 @@ from service.master import Master
 from service.renewal import Renewal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from service.handover import Handover
@@ -25,8 +27,20 @@ if TYPE_CHECKING:
 
     Build = Callable[[], AbstractAsyncContextManager[tuple[Any, Callable[[], None]]]]
 
-API, MAIL, CATCHER, REDIS, DATABASE = range(5)  # the order of the stop
+API, MAIL, SERVERS = range(3)  # the order of the stop; servers go on from there, in the reverse order of their start
 SPARE_SECONDS = 5.0  # beyond the grace: actors drain, metrics are flushed
+
+
+@contextmanager
+def starting(taken: Handover | None) -> Iterator[None]:
+    """Until the master runs, SIGTERM ends the start as Ctrl-C does, by KeyboardInterrupt, and SIGHUP is ignored.
+
+    After a reload all signals wait until the master listens to them.
+    """
+    if taken is None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    yield
 
 
 def listener_for(settings: Settings, taken: Handover | None) -> socket.socket:
@@ -83,8 +97,8 @@ def supervise(
     master = Master(
         posts,
         listener,
+        Renewal(trial, settings.bind, claim),
         drain=settings.drain_seconds,
-        renewal=Renewal(trial, settings.bind, claim),
         announce=(lambda: announce(address_of(listener))) if taken is None else (lambda: logger.info("reloaded")),
         strangers=strangers,
     )

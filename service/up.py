@@ -1,0 +1,119 @@
+"""`vestibule up`: everything on one machine, from an empty folder to a page that can be opened."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from loguru import logger
+
+from service import handover, logs
+from service.adapters.postgres_migrations import migrate
+from service.children import Child, Post, command, fork, vestibule
+from service.commands import TRIAL, api
+from service.embedded import data_dir, launcher
+from service.pid_file import pid_file
+from service.reachable import look
+from service.servers import announce, code_keys, embedded, gather, withdraw
+from service.settings import read
+from service.supervise import MAIL, SERVERS, api_posts, listener_for, starting, supervise
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from service.embedded.launcher import ServerProcess
+    from service.settings import Settings
+
+SERVER_GRACE_SECONDS = 15.0  # for a last checkpoint; killed later, they recover at the next start
+GUIDE = """\
+Vestibule runs on {address}
+  sign-up page   {address}/
+  API            {address}/docs
+  mails          {address}/dev/mail
+  metrics        {address}/metrics
+Stop it with Ctrl-C.
+"""
+
+
+def up(_words: argparse.Namespace) -> int:
+    """Run it all until SIGTERM or SIGINT; returns the exit code."""
+    taken = handover.take(os.environ)
+    settings = read(os.environ)
+    logs.configure(settings, "master", threaded=False)
+    with starting(taken), ExitStack() as undo:
+        claim = _claim(settings, taken)
+        listener = listener_for(settings, taken)
+        servers = embedded(settings)
+        posts = [_server_post(server, SERVERS + place) for place, server in enumerate(reversed(servers))][::-1]
+        if taken is None:
+            look(**{name: _url(settings, name) for name in ("database_url", "redis_url", "mail_url")})
+            _start(servers, posts, undo)
+        where = gather(settings, servers)
+        if taken is None:
+            migrate(where.database_url)
+        announce(settings.data_dir, where)
+        undo.callback(withdraw, settings.data_dir)
+        posts += [_mail_post(number, settings) for number in range(1, settings.mail_workers + 1)]
+        posts += api_posts(settings, listener, api(settings, where, code_keys(settings)))
+        with pid_file(settings.data_dir):
+            return supervise(
+                settings,
+                posts,
+                listener,
+                trial=vestibule(*TRIAL, "--migrate"),
+                announce=_guide,
+                claim=claim,
+                taken=taken,
+            )
+
+
+def _claim(settings: Settings, taken: handover.Handover | None) -> int:
+    if taken is not None and taken.claim is not None:
+        return taken.claim
+    return data_dir.claim(settings.data_dir)
+
+
+def _start(servers: Sequence[ServerProcess], posts: Sequence[Post], undo: ExitStack) -> None:
+    """Start the servers one after the other; what was started is stopped again if a later step fails."""
+    for server, post in zip(servers, posts, strict=True):
+        post.child = child = post.start()
+        undo.callback(_stop_if_running, post, server)
+        server.wait_ready(child.pid)
+        logger.info("started", child=child.name, pid=child.pid)
+
+
+def _stop_if_running(post: Post, server: ServerProcess) -> None:
+    if post.child is not None:
+        launcher.stop(post.child.pid, server.stop_signal)
+
+
+def _server_post(server: ServerProcess, tier: int) -> Post:
+    def start() -> Child:
+        pid, now = server.start(), time.monotonic()
+        return Child(server.name, pid, now, now, ready=True)
+
+    return Post(server.name, tier, start, SERVER_GRACE_SECONDS, ends=server.stop_signal, renew=False)
+
+
+def _mail_post(number: int, settings: Settings) -> Post:
+    name = f"mail-{number}"
+
+    def start() -> Child:
+        now = time.monotonic()
+        return Child(name, fork(command(vestibule("worker", "--supervised"))), now, now)
+
+    return Post(name, MAIL, start, settings.grace_seconds)
+
+
+def _url(settings: Settings, name: str) -> str | None:
+    secret = getattr(settings, name)
+    return None if secret is None else str(secret.get_secret_value())
+
+
+def _guide(address: str) -> None:
+    sys.stdout.write(GUIDE.format(address=address))
+    sys.stdout.flush()
