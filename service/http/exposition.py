@@ -33,15 +33,12 @@ COUNTERS = {
     "restarts": ("vestibule_actor_restarts", "actor", "Times an actor crashed and was rebuilt."),
     "mailbox_dropped": ("vestibule_actor_mailbox_dropped", "actor", "Offers that found no room in a mailbox."),
     "mailbox_turned_away": ("vestibule_actor_mailbox_turned_away", "actor", "Asks that found no room in a mailbox."),
-    "outages": ("vestibule_server_outages", "server", "Times a worker found a server away."),
-    "pool_errors": ("vestibule_database_pool_errors", "", "Requests for a database connection that got none."),
-    "log_lines_dropped": ("vestibule_log_lines_dropped", "", "Log lines that a stalled reader of stdout has cost."),
+    "breaker_opened": ("vestibule_breaker_opened", "server", "Times a worker found a server away."),
 }
 LEVELS = {
     "mailbox_waiting": ("vestibule_actor_mailbox_depth", "actor", "Messages waiting in the mailboxes of an actor."),
-    "mailbox_capacity": ("vestibule_actor_mailbox_capacity", "actor", "Messages the mailboxes of an actor can hold."),
-    "away": ("vestibule_server_away", "server", "Workers that find a server away now."),
-    "pool_size": ("vestibule_database_pool_size", "", "Open database connections."),
+    "breaker_open": ("vestibule_breaker_open", "server", "Workers that find a server away now."),
+    "pool_connections": ("vestibule_database_pool_connections", "", "Open database connections."),
     "pool_available": ("vestibule_database_pool_available", "", "Idle database connections."),
     "pool_waiting": ("vestibule_database_pool_waiting", "", "Threads waiting for a database connection."),
 }
@@ -147,12 +144,12 @@ def _mail(metrics: Metrics) -> Iterator[Family]:
     yield Family("vestibule_mail_queue_depth", "gauge", "Owed mails, waiting or being sent.", waiting)
     oldest = mail.oldest_queued_seconds
     yield Family("vestibule_mail_queue_oldest_seconds", "gauge", "Age of the longest waiting mail.", [("", (), oldest)])
-    quantiles = (("0.5", delays.p50), ("0.95", delays.p95), ("0.99", delays.p99))
+    percentiles = (("50", delays.p50), ("95", delays.p95), ("99", delays.p99))
     yield Family(
         "vestibule_mail_time_to_accept_seconds",
         "gauge",
         "From a mail being owed to its acceptance, over the last hour.",
-        [("", (("quantile", share),), value / 1000) for share, value in quantiles if value is not None],
+        [("", (("percentile", share),), value / 1000) for share, value in percentiles if value is not None],
     )
     dead = [("", (("reason", reason),), float(count)) for reason, count in sorted(mail.dead.items())]
     yield Family("vestibule_mail_dead", "gauge", "Given up mails that are still kept, by reason.", dead)

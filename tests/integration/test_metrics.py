@@ -11,18 +11,19 @@ import redis as sync_redis
 
 from actors.domain.tally import Tally, WorkerReport, summed, together
 from actors.kit.mailbox import Letter
+from actors.kit.supervisor import Supervisor
 from actors.metrics_aggregator import MetricsAggregator, Observation, Tick
 from actors.metrics_ports import Business, Machinery, MailQueue
 from service.adapters.postgres import Postgres
 from service.adapters.postgres_metrics import PostgresMetrics
 from service.adapters.redis_client import Redis
 from service.adapters.redis_metrics import PREFIX, RedisMetrics
+from service.http.exposition import COUNTERS, LEVELS, exposition
+from service.machinery import machinery
 from service.metrics_reader import REDIS_AWAY, Reader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from actors.metrics_ports import Metrics
 
 ROUTES = ("POST /api/v1/users/register", "POST /api/v1/users/activate", "GET /livez")
 STATUSES = (200, 201, 401, 503)
@@ -246,3 +247,16 @@ async def test_empty_books_are_zeros_and_nothing_is_made_up(database_url: str) -
         books = PostgresMetrics(postgres)
         assert await books.business() == Business()
         assert await books.mail() == MailQueue()
+
+
+async def test_all_that_the_machinery_reports_is_exported(redis_url: str, database_url: str) -> None:
+    """Every level and counter of a running process has its line for Prometheus."""
+    async with Redis.open(redis_url) as redis, Postgres.open(database_url) as postgres:
+        supervisor = Supervisor(lambda **_: None)
+        quick, ledger = RedisMetrics(redis), PostgresMetrics(postgres)
+        supervisor.employ(lambda: MetricsAggregator(Tally("w"), quick, ledger))
+        found = machinery(supervisor, postgres, redis)
+    assert {name.partition("|")[0] for name in found.levels} == set(LEVELS)
+    assert {name.partition("|")[0] for name in found.counters} == set(COUNTERS)
+    shown = Metrics(found.counters, {"w": found.levels}, {}, Business(), MailQueue(), 1)
+    assert 'vestibule_actor_mailbox_depth{actor="metrics"} 0' in exposition(shown, openmetrics=False).splitlines()
