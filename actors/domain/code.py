@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 MAC_BYTES = 16  # 128 bits: nobody guesses a status address
-SPACERS = str.maketrans(
-    "", "", " \t\r\n-\u00a0\u2007\u2009\u2010\u2011\u202f"
-)  # what people and clients put into digits
+# What people and mail clients put between digits: blanks of any width, and hyphens.
+SPACERS = str.maketrans("", "", " \t\r\n-\u00a0\u2007\u2009\u2010\u2011\u202f")
 
 
 class Purpose(StrEnum):
@@ -104,7 +103,8 @@ class Keyring:
 
     def any_matches(self, account: UUID, code_ids: Iterable[CodeId], typed: str) -> bool:
         """Whether one of the codes was typed; all of them are compared."""
-        return any([self.matches(account, code_id, typed) for code_id in code_ids])
+        matches = [self.matches(account, code_id, typed) for code_id in code_ids]
+        return any(matches)
 
     def status_token(self, registration: UUID) -> str:
         """Return the unguessable end of a registration's status address."""
@@ -120,8 +120,8 @@ class Keyring:
             return None
         registration = UUID(bytes=raw[:16])
         macs = [self._mac(kid, registration) for kid in self._keys]
-        known = any([hmac.compare_digest(mac, raw[16:]) for mac in macs])
-        return registration if known and self._canonical(token, raw) else None
+        matches = [hmac.compare_digest(mac, raw[16:]) for mac in macs]
+        return registration if any(matches) and self._canonical(token, raw) else None
 
     @staticmethod
     def _canonical(token: str, raw: bytes) -> bool:

@@ -36,12 +36,12 @@ class Password:
     def check_strength(self, address: EmailAddress, common: Container[str]) -> None:
         """Raise WeakPassword with every reason that applies; `common` holds well-known passwords in lower case."""
         text = self.secret.decode().casefold()
+        typed = unicodedata.normalize("NFC", address.typed).casefold()
         reasons = {
             "too_short": len(self.secret) < LEAST_BYTES,
             "too_long": len(self.secret) > MOST_BYTES,
             "common": text in common,
-            "contains_address": text
-            in {address.key, unicodedata.normalize("NFC", address.typed).casefold(), address.local_part},
+            "contains_address": text in {address.key, address.local_part, typed},
         }
         if any(reasons.values()):
             raise WeakPassword(tuple(reason for reason, applies in reasons.items() if applies))
