@@ -13,7 +13,7 @@ from actors.domain.tally import Tally, WorkerReport, summed, together
 from actors.kit.mailbox import Letter
 from actors.kit.supervisor import Supervisor
 from actors.metrics_aggregator import MetricsAggregator, Observation, Tick
-from actors.metrics_ports import Business, Machinery, MailQueue
+from actors.metrics_ports import Business, Machinery, MailQueue, Metrics
 from service.adapters.postgres import Postgres
 from service.adapters.postgres_metrics import PostgresMetrics
 from service.adapters.redis_client import Redis
