@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import version
 from time import time
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from quart import Quart, Response, request
 from quart_trio import QuartTrio
 
 from service.http.describing import operation_of
+from service.http.dev_mail import DevMail, has_catcher
 from service.http.edge import Edge, exchange_of, log_crash
 from service.http.health import HealthCalls
 from service.http.json_gate import MOST_BYTES
+from service.http.metrics import MetricsCalls
+from service.http.openapi import document
 from service.http.ops_access import OpsAccess
+from service.http.pages import Pages
 from service.http.problem_answers import MEDIA, answer_to
 from service.http.problems import INTERNAL_ERROR
 from service.http.rate_limit_headers import rate_limit_headers
+from service.http.rendering import StaticFiles
+from service.http.routes import Route, template
 from service.http.schemas import response
 from service.http.users import Users
 from service.http.visits import Visits, current_visit
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Mapping, Sequence
 
     from actors.kit.mailbox import Address
+    from actors.metrics_ports import MetricsReader
     from actors.signup import SignUp
     from service.http.health import Health
     from service.settings import Settings
-
 
 LOCALES = ("en", "de")  # what the mails are written in
 
@@ -47,31 +54,49 @@ class Service(Protocol):
         ...
 
     @property
+    def reader(self) -> MetricsReader:
+        """Where the metrics of all workers are read."""
+        ...
+
+    @property
     def health(self) -> Health:
         """What can be asked about the surroundings."""
         ...
 
 
-class Route(NamedTuple):
-    """One line of the table."""
-
-    method: str
-    path: str
-    handler: Callable[..., Awaitable[Response]]
-
-
-def table(users: Users, health: HealthCalls) -> tuple[Route, ...]:
-    """Return every route there is, but for those of blueprints."""
-    return (
+def table(settings: Settings, service: Service, users: Users) -> tuple[Route, ...]:
+    """Return every route there is."""
+    release = version("vestibule")
+    health = HealthCalls(service.health, release)
+    metrics = MetricsCalls(service.reader)
+    pages = Pages(settings, release, cache(lambda: document(routes, release)))
+    routes = (
         Route("POST", "/api/v1/users/register", users.register),
         Route("POST", "/api/v1/users/activate", users.activate),
         Route("POST", "/api/v1/users/resend", users.resend),
         Route("GET", "/api/v1/users/activation", users.activation),
         Route("GET", "/api/v1/users/activation/<token>", users.activation_of),
         Route("GET", "/api/v1/users/me", users.me),
+        Route("GET", "/api/v1/metrics", metrics.metrics),
+        Route("GET", "/metrics", metrics.prometheus),
         Route("GET", "/api/v1/health", health.report),
         Route("GET", "/livez", health.live),
         Route("GET", "/readyz", health.ready),
+        Route("GET", "/openapi.json", pages.openapi),
+        Route("GET", "/docs", pages.docs),
+        Route("GET", "/", pages.home),
+        Route("GET", "/problems/<slug>", pages.problem),
+        Route("GET", "/static/<name>", StaticFiles().static_file),
+        *(_development(settings) if has_catcher(settings) else ()),
+    )
+    return routes
+
+
+def _development(settings: Settings) -> Sequence[Route]:
+    mails = DevMail(settings)
+    return (
+        Route("GET", "/dev/mail", mails.caught_mails),
+        Route("GET", "/dev/mail/<mail_id>", mails.caught_mail),
     )
 
 
@@ -81,17 +106,17 @@ def create_app(settings: Settings, service: Service) -> Quart:
     app.config.update(MAX_CONTENT_LENGTH=MOST_BYTES, RESPONSE_TIMEOUT=None, PROPAGATE_EXCEPTIONS=False)
     app.url_map.merge_slashes = False  # a path has one spelling: no redirects
     users = Users(settings, Visits(settings, service.health.note), service.signup, LOCALES)
-    health = HealthCalls(service.health, version("vestibule"))
-    for route in table(users, health):
+    routes = table(settings, service, users)
+    for route in routes:
         app.add_url_rule(route.path, route.handler.__name__, route.handler, methods=[route.method])
-    _surround(app, settings)
+    _surround(app, settings, {route.handler.__name__: route for route in routes})
     app.after_request(users.count_refusal)  # runs before the one that shows the limits
     inside: Any = app.asgi_app
     app.asgi_app = cast("Any", Edge(inside, settings, service.metrics))  # type: ignore[method-assign]  # Quart's way
     return app
 
 
-def _surround(app: Quart, settings: Settings) -> None:
+def _surround(app: Quart, settings: Settings, routes: Mapping[str, Route]) -> None:
     """Name the route for the edge, guard what is for operators, turn errors into problems, show the limits."""
     access = OpsAccess(settings)
 
@@ -101,7 +126,7 @@ def _surround(app: Quart, settings: Settings) -> None:
         if rule is None:
             return
         exchange_of(request.scope).route = f"{request.method} {template(rule.rule)}"
-        operation = operation_of(app.view_functions[rule.endpoint])
+        operation = operation_of(routes[rule.endpoint].handler)
         if operation is not None and operation.access == "ops":
             access.check()
 
@@ -118,8 +143,3 @@ def _surround(app: Quart, settings: Settings) -> None:
         if visit is not None:
             answer.headers.update(rate_limit_headers(visit.readings, time()))
         return answer
-
-
-def template(rule: str) -> str:
-    """Return a rule of the router as metrics and the description name it: `/activation/{token}`."""
-    return rule.replace("<", "{").replace(">", "}")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context, 3.2
-UNTRUSTED = "Forwarded headers came from a peer outside TRUSTED_PROXIES and were ignored: if it is your proxy, list its network."
+UNTRUSTED = "Forwarded headers from a peer outside TRUSTED_PROXIES are ignored. If it is your proxy, list its network."
 
 
 class Visits:

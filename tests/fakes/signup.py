@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 from uuid import UUID
 
 from actors.domain.errors import InvalidCredentials, UnknownStatus
@@ -13,6 +13,7 @@ from actors.domain.windows import Reading, Rule
 from actors.forms import Activation, Profile, Progress, Registration, Resend
 from actors.kit.mailbox import Address, Mailbox
 from actors.metrics_aggregator import Observation
+from actors.ports import StoreUnavailable
 from actors.signup import SignUp
 
 if TYPE_CHECKING:
@@ -124,12 +125,21 @@ class ScriptedHealth:
         return self.told
 
 
+class NoReader:
+    """A reader of metrics that reaches no store."""
+
+    async def read(self) -> NoReturn:
+        """Fail as a reader does without a database."""
+        raise StoreUnavailable
+
+
 class FakeService:
     """All that the application needs, in memory."""
 
     def __init__(self) -> None:
         self.signup = ScriptedSignUp()
         self.health = ScriptedHealth()
+        self.reader = NoReader()
         self._mailbox = Mailbox(1000)
         self.metrics = Address(self._mailbox)
 
