@@ -1,0 +1,99 @@
+"""Sends mails by posting them as JSON to a mail provider."""
+
+from __future__ import annotations
+
+import ssl
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
+
+from aiohttp import BasicAuth, ClientError, ClientSession, ClientTimeout, TCPConnector
+
+from actors.domain.mail import Deferred, Rejected
+from service.mailer.envelope import HEADERS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from actors.domain.mail import ClaimedMail
+    from service.mailer.envelope import Envelope, Envelopes
+    from service.mailer.mail_url import HttpProvider
+
+CONNECTIONS = 8
+TIMEOUT = ClientTimeout(total=60, connect=10, sock_connect=10)
+NOT_THIS_MAIL = {401, 403, 404, 405, 407, 408, 425, 429}  # about the token, the address or the moment: repeat later
+
+
+class HttpPostman:
+    """Hands mails to one HTTP provider; the `Idempotency-Key` lets it drop a repeat."""
+
+    def __init__(self, provider: HttpProvider, envelopes: Envelopes, session: ClientSession) -> None:
+        self._provider = provider
+        self._envelopes = envelopes
+        self._session = session
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, provider: HttpProvider, envelopes: Envelopes) -> AsyncIterator[HttpPostman]:
+        """Give a postman around the body; its connections are closed at the end."""
+        secure = provider.url.startswith("https:")
+        connector = TCPConnector(limit=CONNECTIONS, ssl=ssl.create_default_context() if secure else True)
+        async with ClientSession(connector=connector, timeout=TIMEOUT, headers=_credentials(provider)) as session:
+            yield cls(provider, envelopes, session)
+
+    async def send(self, mail: ClaimedMail, code: str | None) -> None:
+        """Return once the provider has accepted the mail; raises Deferred or Rejected."""
+        envelope = self._envelopes.fill(mail, code)
+        headers = {"Idempotency-Key": envelope.message_id}
+        try:
+            # A redirect is not followed: it would carry the token and the code to wherever it points.
+            async with self._session.post(
+                self._provider.url, json=body(envelope), headers=headers, allow_redirects=False
+            ) as answer:
+                status, retry_after = answer.status, answer.headers.get("Retry-After")
+        except (ClientError, OSError) as error:
+            raise Deferred(f"{type(error).__name__} at the provider") from None
+        _judge(status, retry_after)
+
+
+def body(envelope: Envelope) -> dict[str, object]:
+    """Return what is posted."""
+    written = envelope.written
+    return {
+        "from": str(envelope.sender),
+        "to": envelope.recipient,
+        "subject": written.subject,
+        "text": written.text,
+        "html": written.html,
+        "headers": {**HEADERS, "Content-Language": written.locale},
+        "message_id": envelope.message_id,
+    }
+
+
+def _judge(status: int, retry_after: str | None) -> None:
+    if 200 <= status < 300:  # noqa: PLR2004 - the class of success
+        return
+    if 400 <= status < 500 and status not in NOT_THIS_MAIL:  # noqa: PLR2004 - the class of refusal
+        raise Rejected(f"HTTP {status} of the provider")
+    raise Deferred(f"HTTP {status} of the provider", _seconds(retry_after))
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """Return the wait that Retry-After names, in seconds or as a date (RFC 9110, 10.2.3)."""
+    if retry_after is None:
+        return None
+    if retry_after.isascii() and retry_after.isdigit():
+        return float(retry_after[:9])
+    try:
+        return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return None
+
+
+def _credentials(provider: HttpProvider) -> dict[str, str]:
+    if provider.token is None:
+        return {}
+    if provider.user is None:
+        return {"Authorization": f"Bearer {provider.token}"}
+    return {"Authorization": BasicAuth(provider.user, provider.token, "utf-8").encode()}
