@@ -58,7 +58,7 @@ class PostgresWindows:
 
     async def give_back(self, given: Sequence[tuple[tuple[Bucket, ...], str]]) -> None:
         """Remove what each ticket counted in its buckets."""
-        pairs = [(_digest(bucket), ticket) for buckets, ticket in given for bucket in buckets]
+        pairs = [(digest(bucket), ticket) for buckets, ticket in given for bucket in buckets]
         await self._run(GIVE_BACK, {"buckets": [b for b, _ in pairs], "tickets": [t for _, t in pairs]})
 
     async def load(self, uses: Sequence[Use]) -> None:
@@ -66,7 +66,7 @@ class PostgresWindows:
         await self._run(
             LOAD,
             {
-                "buckets": [_digest(use.bucket) for use in uses],
+                "buckets": [digest(use.bucket) for use in uses],
                 "tickets": [use.ticket for use in uses],
                 "seconds": [use.left_seconds for use in uses],
             },
@@ -84,8 +84,9 @@ class PostgresWindows:
             raise StoreUnavailable from None
 
 
-def _digest(bucket: Bucket) -> str:
-    return hashlib.sha256(bucket.key.encode()).hexdigest()[:32]  # 128 bits: no two clients ever share a window
+def digest(bucket: Bucket) -> str:
+    """Return the bucket's name in the table, which names no client; 128 bits, so that no two share a window."""
+    return hashlib.sha256(bucket.key.encode()).hexdigest()[:32]
 
 
 def _asked(request: WindowRequest) -> dict[str, object]:
@@ -93,7 +94,7 @@ def _asked(request: WindowRequest) -> dict[str, object]:
         "ticket": request.ticket,
         "count": request.count,
         "buckets": [
-            {"key": _digest(bucket), "limit": bucket.rule.limit, "seconds": bucket.rule.seconds}
+            {"key": digest(bucket), "limit": bucket.rule.limit, "seconds": bucket.rule.seconds}
             for bucket in request.buckets
         ],
     }
