@@ -58,7 +58,7 @@ audit: _venv
 
 # Measure this machine and the service on it: bcrypt ceiling, registrations, activations, CPU and memory
 bench *arguments: _venv
-    @exec {{ python }} ops/bench "$@"
+    @exec {{ python }} ops/bench/bench.py "$@"
 
 # Kill servers and workers at random under load and count what was lost: nothing
 chaos *arguments: _venv
