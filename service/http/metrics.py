@@ -10,6 +10,7 @@ from quart import request
 
 from actors.domain.tally import WINDOW_SECONDS
 from service.http.describing import Operation, describes
+from service.http.errors import OpsTokenMissing, OpsTokenRequired
 from service.http.exposition import OPENMETRICS, PLAIN, exposition, wants_openmetrics
 from service.http.schemas import View, response
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 ERRORS = range(500, 600)
 NOT_STORED = {"Cache-Control": "no-store"}
+OPERATORS_ONLY = (OpsTokenMissing, OpsTokenRequired)
 
 
 class BusinessView(View):
@@ -126,13 +128,20 @@ class MetricsCalls:
     def __init__(self, reader: MetricsReader) -> None:
         self._reader = reader
 
-    @describes(Operation("Show the metrics.", {200: MetricsView}, access="ops"))
+    @describes(Operation("Show the metrics.", {200: MetricsView}, access="ops", problems=OPERATORS_ONLY))
     async def metrics(self) -> Response:
         """Answer with everything counted, exact to about a second."""
         view = MetricsView.of(await self._reader.read())
         return response(view.body(), "application/json", headers=NOT_STORED)
 
-    @describes(Operation("Show the metrics as text for Prometheus, or as OpenMetrics.", {200: PLAIN}, access="ops"))
+    @describes(
+        Operation(
+            "Show the metrics as text for Prometheus, or as OpenMetrics.",
+            {200: PLAIN},
+            access="ops",
+            problems=OPERATORS_ONLY,
+        )
+    )
     async def prometheus(self) -> Response:
         """Answer in the format that the scraper prefers."""
         openmetrics = wants_openmetrics(request.headers.get("Accept", ""))
