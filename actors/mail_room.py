@@ -53,12 +53,17 @@ class MailRoom:
         self._outbox = outbox
         self._deliver = deliver
         self._report = report
-        self._free = at_once
+        self._at_once = self._free = at_once
         self._chance = chance
         self._rung: dict[UUID, None] = {}
         self._stirred = anyio.Event()
         self._closing = anyio.Event()
         self._next_look = 0.0
+
+    @property
+    def delivering(self) -> int:
+        """How many deliveries run."""
+        return self._at_once - self._free
 
     def ring(self, mail_id: UUID) -> None:
         """Have a mail delivered soon; ignored when too many wait, or once the room closes."""

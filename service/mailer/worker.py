@@ -1,0 +1,129 @@
+"""The mail worker's process: the mail room, its rings over Taskiq, and their orderly end. The one home of asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import socket
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import anyio
+from loguru import logger
+
+from actors.delivery import Delivery, Outcome
+from actors.domain.code import Keyring
+from actors.mail_room import MailRoom
+from service import logs
+from service.adapters.postgres import Postgres
+from service.adapters.postgres_codes import CodePolicy
+from service.adapters.postgres_outbox import PostgresOutbox
+from service.mailer.broker import Listener, wakeup_broker
+from service.mailer.postman import open_postman
+from service.mailer.tasks import register
+from service.servers import code_keys
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from taskiq_redis import RedisStreamBroker
+
+    from actors.delivery import Delivered
+    from actors.kit.mailbox import MachineError
+    from actors.ports import Postman
+    from service.servers import Servers
+    from service.settings import Settings
+
+SENDS = 16  # at once: mail servers take half a second and more for a mail, this process a millisecond
+CHANCE = random.SystemRandom().random
+
+
+def run(settings: Settings, servers: Servers) -> None:
+    """Deliver owed mails until SIGTERM or SIGINT, then finish the sends that run, within the grace, and return.
+
+    Outlives the absence of every server. Raises BadSettings, before anything is opened, for settings that could
+    make no mail.
+    """
+    postman = open_postman(settings, servers.mail_url)
+    keyring = Keyring(code_keys(settings), settings.code_digits)
+    writer = logs.configure(settings, "mail")
+    try:
+        anyio.run(_work, settings, servers, keyring, postman, backend="asyncio")
+    finally:
+        writer.stop()
+
+
+async def _work(
+    settings: Settings, servers: Servers, keyring: Keyring, opening: AbstractAsyncContextManager[Postman]
+) -> None:
+    async with AsyncExitStack() as stack:
+        signals = stack.enter_context(anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
+        postgres = await stack.enter_async_context(Postgres.open(servers.database_url))
+        postman = await stack.enter_async_context(opening)
+        outbox = PostgresOutbox(postgres, _policy(settings), f"mail@{socket.gethostname()}")
+        delivery = Delivery(
+            outbox, postman, keyring, code_ttl_seconds=settings.code_ttl_seconds, chance=CHANCE, new_number=uuid4
+        )
+        room = MailRoom(outbox, delivery.deliver, Report(), at_once=SENDS, chance=CHANCE)
+        finish = asyncio.Event()
+        listener = Listener(partial(_broker, servers.redis_url, room))
+        async with anyio.create_task_group() as group:
+            group.start_soon(room.run)
+            group.start_soon(listener.run, finish)
+            logger.info("mail worker started")
+            async for _ in signals:
+                break
+            logger.info("mail worker stops", sending=room.delivering)
+            room.close()
+            finish.set()
+            group.cancel_scope.deadline = anyio.current_time() + settings.grace_seconds
+        logger.info("mail worker stopped")
+
+
+def _broker(url: str, room: MailRoom) -> RedisStreamBroker:
+    broker = wakeup_broker(url)
+    register(broker, room.ring)
+    return broker
+
+
+def _policy(settings: Settings) -> CodePolicy:
+    return CodePolicy(
+        max_age=settings.code_max_age_seconds,
+        ttl=settings.code_ttl_seconds,
+        attempts=settings.code_attempts,
+        budget=settings.code_limits,
+        cooldown=settings.resend_cooldown_seconds,
+    )
+
+
+class Report:
+    """Tells in the log what became of mails: ids, outcomes and reply codes, nothing that a person typed."""
+
+    def __init__(self) -> None:
+        self._away = False
+
+    def delivered(self, delivered: Delivered) -> None:
+        """Tell how a delivery ended."""
+        mail = delivered.mail
+        told = logger.bind(mail=mail.id, attempt=mail.attempt, kind=mail.kind, trace=mail.traceparent)
+        if delivered.error is not None:
+            told.opt(exception=delivered.error).error("a mail broke the worker's program")
+        match delivered.outcome:
+            case Outcome.ACCEPTED:
+                told.info("mail accepted")
+            case Outcome.DEFERRED:
+                told.warning("mail deferred", reason=delivered.reason)
+            case Outcome.DEAD:
+                told.warning("mail dead", reason=delivered.reason)
+            case Outcome.NEEDLESS | Outcome.LOST | Outcome.UNSETTLED:
+                told.info("mail let go", outcome=delivered.outcome, reason=delivered.reason)
+        self._away = False
+
+    def unreachable(self, error: MachineError) -> None:
+        """Tell once per outage that the outbox cannot be asked."""
+        if not self._away:
+            logger.warning("the outbox does not answer; asking again every second", error=type(error).__name__)
+        self._away = True
