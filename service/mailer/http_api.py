@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ssl
+from base64 import b64encode
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
-from aiohttp import BasicAuth, ClientError, ClientSession, ClientTimeout, TCPConnector
+from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 
 from actors.domain.mail import Deferred, Rejected
 from service.mailer.envelope import HEADERS
@@ -96,4 +97,5 @@ def _credentials(provider: HttpProvider) -> dict[str, str]:
         return {}
     if provider.user is None:
         return {"Authorization": f"Bearer {provider.token}"}
-    return {"Authorization": BasicAuth(provider.user, provider.token, "utf-8").encode()}
+    basic = b64encode(f"{provider.user}:{provider.token}".encode()).decode()
+    return {"Authorization": f"Basic {basic}"}

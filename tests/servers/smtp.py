@@ -204,7 +204,8 @@ class SmtpServer:
     def _authenticate(self, *arguments: object) -> AuthResult:
         given = arguments[-1]
         assert isinstance(given, LoginPassword)
-        return AuthResult(success=(given.login.decode(), given.password.decode()) == self._login)
+        right = (given.login.decode(), given.password.decode()) == self._login
+        return AuthResult(success=right, handled=right)  # unhandled: aiosmtpd answers 535 itself
 
 
 def _bind(port: int) -> socket.socket:
