@@ -58,7 +58,7 @@ class MetricsAggregator(Actor):
     store that is away is written to later. The tally is the owner's, so it outlives a crash.
     """
 
-    name: ClassVar[str] = "metrics"
+    name: ClassVar[str] = "MetricsAggregator"
     capacity: ClassVar[int] = 16384  # what a worker can answer while a stalled store is waited for, many times over
     batch_limit: ClassVar[int] = 4096
 

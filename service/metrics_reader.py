@@ -69,7 +69,7 @@ class Reader:
         live = (quick.live if quick else ledger.live) | {self._tally.worker}
         notes = [] if quick else [REDIS_AWAY]
         return Metrics(
-            totals={name: value for name, value in summed(reports, ledger.folded).items() if value},
+            totals=summed(reports, ledger.folded),
             levels={report.worker: report.levels for report in reports if report.worker in live},
             latencies=self._window.over(reports, now),
             business=business,
