@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -84,6 +84,9 @@ class Account:
             return State.ACTIVATED
         if self.code.attempts >= attempts_allowed:
             return State.EXHAUSTED
+        return self._by_mail()
+
+    def _by_mail(self) -> State:
         match self.code_mail:
             case CodeMail.OWED:
                 return State.QUEUED
@@ -95,6 +98,8 @@ class Account:
                 if self.code.expires_at <= self.read_at:
                     return State.EXPIRED
                 return State(self.code_mail.value)
+            case _:
+                assert_never(self.code_mail)
 
     def attempts_left(self, attempts_allowed: int) -> int:
         """Return how many wrong attempts the best live code still bears."""
