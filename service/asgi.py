@@ -15,7 +15,7 @@ import hypercorn.trio
 from loguru import logger
 
 from service import logs
-from service.children import BEAT, DRAIN, READY, RETIRE, SUCCESSOR
+from service.children import BEAT, DRAIN, READY, RETIRE, STOP, SUCCESSOR
 from service.hypercorn_worker import KEEP_ALIVE_SECONDS, WorkerConfig, harden
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ BEAT_SECONDS = 1.0
 ACCEPT_SECONDS = 0.1  # connections that the kernel has taken for us are still served after the order to stop
 LINGER_SECONDS = 0.2  # a request that is on its way over an idle connection still gets its answer
 LEAVE_SECONDS = KEEP_ALIVE_SECONDS + 0.5  # a replaced worker's idle connections end by themselves meanwhile
-LOOK_SECONDS = 0.02
 
 
 class Counted:
@@ -70,13 +69,13 @@ class Worker:
         self._channel = channel
         self._build = build
         self._config = WorkerConfig(os.dup(listener.fileno()), settings.grace_seconds)
-        self._leave = anyio.Event()  # told to go, one way or the other
-        self._hurry = anyio.Event()  # no successor takes over: the whole service stops
+        self._leave = anyio.Event()
+        self._patience = anyio.CancelScope()  # with connections that are still open, once we have been told to leave
         self._draining: Callable[[], None] = lambda: None
 
     async def run(self) -> None:
         """Serve; returns when everything that was accepted has been answered and all actors have drained."""
-        self._channel.setblocking(False)
+        self._channel.settimeout(0)
         async with anyio.create_task_group() as group:
             group.start_soon(self._beat)
             group.start_soon(self._obey)
@@ -91,7 +90,7 @@ class Worker:
             group.cancel_scope.cancel()
 
     async def _serve(self, app: Counted) -> None:
-        """Run Hypercorn, in a task of its own: asyncio's task groups leave a mark of cancellation on the one they ran in."""
+        """Run Hypercorn, in a task of its own: its task group leaves a mark of cancellation on the one it ran in."""
         serve = hypercorn.trio.serve if self._settings.loop == "trio" else hypercorn.asyncio.serve
         await serve(cast("Any", app), self._config, shutdown_trigger=self._until_told)
 
@@ -118,19 +117,23 @@ class Worker:
                 if order == DRAIN:
                     self._draining()
                 elif order == RETIRE:
-                    self._leave.set()
-                else:
-                    orders = b""
+                    self._go(LEAVE_SECONDS)
+                elif order == STOP:
+                    self._go(LINGER_SECONDS)
             if not orders:
-                self._hurry.set()
-                self._leave.set()
+                self._go(LINGER_SECONDS)
                 return
+
+    def _go(self, patience: float) -> None:
+        """Begin to leave, or leave sooner than was said before."""
+        self._patience.deadline = min(self._patience.deadline, anyio.current_time() + ACCEPT_SECONDS + patience)
+        self._leave.set()
 
     async def _obey_signals(self) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
             async for number in received:
                 if number == signal.SIGTERM:  # of an operator, for this worker alone; SIGINT is the master's business
-                    self._leave.set()
+                    self._go(LEAVE_SECONDS)
 
     async def _until_told(self) -> None:
         """Hypercorn calls it once it accepts, and stops when it returns: here is the whole way out."""
@@ -139,16 +142,8 @@ class Worker:
         self._config.closing = True
         await anyio.sleep(ACCEPT_SECONDS)
         self._accept_no_more()
-        await self._connections_gone(LINGER_SECONDS if self._hurry.is_set() else LEAVE_SECONDS)
-
-    async def _connections_gone(self, patience: float) -> None:
-        with anyio.move_on_after(patience):
-            while self._config.connections and not self._hurry.is_set():
-                await anyio.sleep(LOOK_SECONDS)
-        if self._hurry.is_set():
-            with anyio.move_on_after(LINGER_SECONDS):
-                while self._config.connections:
-                    await anyio.sleep(LOOK_SECONDS)
+        with self._patience:
+            await self._config.until_empty()
 
     def _accept_no_more(self) -> None:
         """Put a socket to which nobody connects in the place of the shared one.
@@ -159,7 +154,7 @@ class Worker:
         quiet = socket.socket(socket.AF_UNIX)
         quiet.bind("")
         quiet.listen(1)
-        quiet.setblocking(False)
+        quiet.settimeout(0)
         os.dup2(quiet.fileno(), int(self._config.bind[0].removeprefix("fd://")), inheritable=False)
         self._listener.close()
 

@@ -28,7 +28,12 @@ COMMANDS = (
     Command("reload", "new code and settings for the running master, no request lost", "service.commands:reload"),
 )
 CONFIG = (
-    Command("check", "validate the settings and print them, secrets masked", "service.commands:check", ("--trial", "--migrate")),
+    Command(
+        "check",
+        "validate the settings and print them, secrets masked",
+        "service.commands:check",
+        ("--trial", "--migrate"),
+    ),
 )
 GROUPS: tuple[tuple[str, str, tuple[Command, ...]], ...] = (("config", "the settings", CONFIG),)
 

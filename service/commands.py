@@ -138,7 +138,7 @@ def check(words: argparse.Namespace) -> int:
     return 0
 
 
-def shown(name: str, value: object) -> str:
+def shown(name: str, value: object) -> str:  # noqa: PLR0911 - one line for each kind of setting
     """Return a setting as it would be written in the environment; secrets as ***, nothing for what is unset."""
     if name.endswith(("_limit", "_limits")) and not value:
         return "off"

@@ -31,7 +31,7 @@ class Handover:
 
 
 def take(environment: MutableMapping[str, str]) -> Handover | None:
-    """Return what a master that executed this program left, and remove it from the environment; None on a first start."""
+    """Return what a master that executed this program left, taken from the environment; None on a first start."""
     text = environment.pop(VARIABLE, None)
     if text is None:
         return None
@@ -75,7 +75,7 @@ def execute(handover: Handover, argv: Sequence[str]) -> NoReturn:
 def _socket(descriptor: int) -> socket.socket:
     kept = socket.socket(fileno=descriptor)
     kept.set_inheritable(False)
-    kept.setblocking(False)
+    kept.settimeout(0)
     return kept
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import hypercorn.asyncio.run
 import hypercorn.protocol
 import hypercorn.trio.run
@@ -78,7 +79,24 @@ class WorkerConfig(Config):
         self.bind = [f"fd://{listener}"]
         self.graceful_timeout = grace
         self.closing = False
-        self.connections = 0
+        self._connections = 0
+        self._empty = anyio.Event()
+
+    def opened(self) -> None:
+        """Count a connection in."""
+        self._connections += 1
+
+    def closed(self) -> None:
+        """Count a connection out."""
+        self._connections -= 1
+        if not self._connections:
+            self._empty.set()
+            self._empty = anyio.Event()
+
+    async def until_empty(self) -> None:
+        """Wait until no connection is open."""
+        if self._connections:
+            await self._empty.wait()
 
     def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:
         """Add to Hypercorn's headers what sends a client elsewhere."""
@@ -101,13 +119,13 @@ class _Guard:
     config: Any
 
     async def run(self) -> None:
-        self.config.connections += 1
+        self.config.opened()
         try:
             await super().run()  # type: ignore[misc]  # mixed into Hypercorn's connection classes
         except Exception as error:  # noqa: BLE001 - whatever one peer provokes must not reach the others
             logger.warning("connection failed", error=_innermost(error))
         finally:
-            self.config.connections -= 1
+            self.config.closed()
 
 
 class GuardedAsyncio(_Guard, AsyncioConnection):

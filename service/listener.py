@@ -26,7 +26,7 @@ def open_listener(bind: str) -> socket.socket:
     except OSError as error:
         raise CannotStart(_explain(bind, error)) from None
     listener.listen(BACKLOG)
-    listener.setblocking(False)
+    listener.settimeout(0)
     return listener
 
 
@@ -95,5 +95,7 @@ def _explain(bind: str, error: OSError) -> str:
     if error.errno == errno.EADDRNOTAVAIL:
         return f"VESTIBULE_BIND={bind} is no address of this machine"
     if error.errno in {errno.EACCES, errno.EPERM}:
-        return f"VESTIBULE_BIND={bind} is not allowed to this user; use a port from 1024 or a folder that can be written"
+        return (
+            f"VESTIBULE_BIND={bind} is not allowed to this user; use a port from 1024 or a folder that can be written"
+        )
     return f"VESTIBULE_BIND={bind}: {error.strerror or error}"

@@ -47,7 +47,7 @@ class Master:
     `announce` is called once, when every post has a child that is ready.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a master needs; half of it by name
         self,
         posts: Sequence[Post],
         listener: socket.socket,
@@ -72,8 +72,8 @@ class Master:
     def run(self) -> int:
         """Keep the posts filled; returns 0 after an orderly stop."""
         self._inward, self._outward = socket.socketpair()
-        self._inward.setblocking(False)
-        self._outward.setblocking(False)
+        self._inward.settimeout(0)
+        self._outward.settimeout(0)
         signal.set_wakeup_fd(self._outward.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
             signal.signal(number, lambda *_: None)

@@ -1,4 +1,4 @@
-"""Looks, once, at the start, whether the servers whose URLs are set are there: a wrong URL must not look like an outage."""
+"""Looks once, at the start, whether the servers whose URLs are set are there: a wrong URL must not pass for an outage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAIL_PORTS = {"smtp": 25, "smtp+starttls": 587, "smtps": 465, "http": 80, "https
 
 
 def look(*, database_url: str | None = None, redis_url: str | None = None, mail_url: str | None = None) -> None:
-    """Return if each given server answers; raises CannotStart with one line, without password, for the first that does not."""
+    """Return if every given server answers; raises CannotStart, one line without password, for one that does not."""
     checks: Iterable[tuple[str, str | None, Callable[[str], None]]] = (
         ("VESTIBULE_DATABASE_URL", database_url, _postgres),
         ("VESTIBULE_REDIS_URL", redis_url, _redis),

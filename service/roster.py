@@ -26,7 +26,9 @@ class Roster:
     Readable channels call back through the selector's `data`.
     """
 
-    def __init__(self, posts: Sequence[Post], selector: selectors.BaseSelector, strangers: Sequence[Child] = ()) -> None:
+    def __init__(
+        self, posts: Sequence[Post], selector: selectors.BaseSelector, strangers: Sequence[Child] = ()
+    ) -> None:
         self._posts = posts
         self._selector = selector
         self._rolling: deque[Post] = deque(post for post in posts if post.child is not None and post.renew)
@@ -46,8 +48,9 @@ class Roster:
         yield from (child for _, child in self._leaving)
 
     def complete(self) -> bool:
-        """Return whether every post has a child that is ready."""
-        return all(post.child is not None and post.child.ready for post in self._posts)
+        """Return whether every post has a child that is ready, and none is about to be replaced."""
+        settled = not self._rolling and all(post.successor is None for post in self._posts)
+        return settled and all(post.child is not None and post.child.ready for post in self._posts)
 
     def fill(self, now: float) -> None:
         """Start what is missing and due, and the next successor if none is on its way."""

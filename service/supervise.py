@@ -71,7 +71,7 @@ def api_posts(settings: Settings, listener: socket.socket, build: Callable[[str]
     return [post(number) for number in range(1, settings.workers + 1)]
 
 
-def supervise(
+def supervise(  # noqa: PLR0913 - what differs between the commands, by name
     settings: Settings,
     posts: Sequence[Post],
     listener: socket.socket,
@@ -121,7 +121,7 @@ def _fork_worker(name: str, settings: Settings, listener: socket.socket, build: 
         raise
     finally:
         theirs.close()
-    ours.setblocking(False)
+    ours.settimeout(0)
     now = time.monotonic()
     return Child(name, pid, now, now, ours)
 
@@ -135,4 +135,4 @@ def _keep_only(*wanted: int) -> None:
     for descriptor in sorted(wanted):
         os.closerange(floor, descriptor)
         floor = descriptor + 1
-    os.closerange(floor, os.sysconf("SC_OPEN_MAX") if floor > 65536 else 65536)
+    os.closerange(floor, max(floor, os.sysconf("SC_OPEN_MAX")))

@@ -1,4 +1,4 @@
-"""The trial of a reload, in a process of its own: would this code with these settings start?"""
+"""The trial of a reload, in a process of its own, which finds out whether this code would start with these settings."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A service without servers, under the real master and the real worker: `python stand_in.py vestibule serve`.
 
-GET / answers with the worker's pid, /slow after SLOW seconds, /stream once a second until it is cut, /readyz with 503 while draining,
-/stuck blocks the loop. `check` as the first argument plays the trial of a reload.
+GET / answers with the worker's pid and the version, /slow after 2 s, /readyz with 503 while draining; /stuck blocks
+the loop and /crash fails what runs beside the app. `check` among the arguments plays the trial of a reload.
 """
 
 from __future__ import annotations
@@ -16,13 +16,17 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from service import logs
-from service.children import Post, command, fork, Child
+from service.children import Child, Post, command, fork
 from service.handover import take
 from service.settings import BadSettings, read
 from service.supervise import MAIL, api_posts, listener_for, supervise
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    Message = dict[str, Any]
+    Receive = Callable[[], Awaitable[Message]]
+    Send = Callable[[Message], Awaitable[None]]
 
 
 class App:
@@ -30,13 +34,14 @@ class App:
 
     def __init__(self) -> None:
         self.draining = False
+        self.crashed = anyio.Event()
         self.version = Path(os.environ["STAND_IN_VERSION"]).read_text(encoding="utf-8").strip()
 
     def drain(self) -> None:
         """Answer 503 to /readyz from now on."""
         self.draining = True
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
@@ -48,19 +53,26 @@ class App:
             case "/readyz":
                 status = 503 if self.draining else 200
             case "/stuck":
-                time.sleep(60)  # the loop is meant to be stuck
+                time.sleep(60)  # noqa: ASYNC251 - the loop is meant to be stuck
+            case "/crash":
+                self.crashed.set()
         body = f"{os.getpid()} {self.version}".encode()
         headers = [(b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
 
-async def _lifespan(receive: Any, send: Any) -> None:
+async def _lifespan(receive: Receive, send: Send) -> None:
     while True:
         message = await receive()
         await send({"type": f"{message['type']}.complete"})
         if message["type"] == "lifespan.shutdown":
             return
+
+
+async def _crash(app: App) -> None:
+    await app.crashed.wait()
+    raise RuntimeError("what runs beside the app has failed")
 
 
 def build(_name: str) -> Callable[[], Any]:
@@ -71,9 +83,11 @@ def build(_name: str) -> Callable[[], Any]:
         app = App()
         if app.version == "broken":
             raise RuntimeError(app.version)
-        yield app, app.drain
-        sys.stdout.write(f"drained {os.getpid()}\n")
-        sys.stdout.flush()
+        async with anyio.create_task_group() as aside:
+            aside.start_soon(_crash, app)
+            yield app, app.drain
+            aside.cancel_scope.cancel()
+        _say(f"drained {os.getpid()}")
 
     return context
 
@@ -108,9 +122,14 @@ def main() -> int:
         posts,
         listener,
         trial=[sys.executable, __file__, "check"],
-        announce=lambda address: print(f"ready {address}", flush=True),
+        announce=lambda address: _say(f"ready {address}"),
         taken=taken,
     )
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

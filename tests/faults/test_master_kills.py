@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import psutil
@@ -82,6 +84,18 @@ def test_a_crash_loop_is_slowed_down_and_told(tmp_path: Path) -> None:
         assert tries < 20
         service.version.write_text("mended", encoding="utf-8")
         wait_for(lambda: len(service.workers()) == 2 and service.get()[1].endswith("mended"), "it recovers", 10.0)
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio", "trio"])
+def test_a_failure_beside_the_app_ends_the_worker_and_brings_another(tmp_path: Path, loop: str) -> None:
+    """Actors that crash too often end their process with a code of its own, not with a worker that answers 503."""
+    with running(tmp_path, PORT + 8, loop=loop, VESTIBULE_WORKERS="1") as service:
+        before = service.workers()
+        with suppress(OSError, http.client.HTTPException):
+            service.get("/crash")
+        wait_for(lambda: len(set(service.workers()) - set(before)) == 1, "another", 5.0)
+        assert '"code":1' in service.said()
+        assert service.get()[0] == 200
 
 
 def test_children_lead_sessions_of_their_own(tmp_path: Path) -> None:
