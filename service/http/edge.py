@@ -12,12 +12,13 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+import anyio
 from loguru import logger
 
 from actors.metrics_aggregator import Observation
 from service.http.edge_checks import check
 from service.http.edge_headers import EdgeHeaders
-from service.http.errors import RequestRefused, UnknownPath
+from service.http.errors import RequestRefused
 from service.http.problem_answers import MEDIA, answer_to
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 UNKNOWN = "unknown"  # one label for whatever matched no route: clients must not be able to make labels
+LAST_SECONDS = 10.0  # for the last event of an answer: whoever does not read until then is not served to the end
 EXCHANGE = "vestibule.exchange"  # where the scope carries it
 
 
@@ -65,9 +67,21 @@ class Edge:
         if scope["type"] == "http":
             await self._exchange(scope, receive, send)
         elif scope["type"] == "websocket":
-            await _no_websocket(scope, receive, send)
+            await self._refuse_websocket(scope, receive, send)
         else:
             await self._application(scope, receive, send)
+
+    async def _refuse_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 404 where the server can, else close before accepting, which is a 403."""
+        await receive()
+        if "websocket.http.response" not in (scope.get("extensions") or {}):
+            await send({"type": "websocket.close", "code": 1000})
+            return
+
+        async def as_websocket(event: Event) -> None:
+            await send({**event, "type": f"websocket.{event['type']}"})
+
+        await self._exchange({**scope, "method": "GET"}, receive, as_websocket)
 
     async def _exchange(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(_request_id(scope))
@@ -80,7 +94,7 @@ class Edge:
                 event = {**event, "headers": self._headers.dress(scope, exchange.request_id, event["headers"])}
             elif head:
                 event = {**event, "body": b""}
-            await send(event)
+            await _through(send, event)
 
         try:
             await self._serve(scope, receive, dressed, exchange)
@@ -128,6 +142,19 @@ def _request_id(scope: Scope) -> str:
     return uuid4().hex
 
 
+async def _through(send: Send, event: Event) -> None:
+    """Send an event; the last one of an answer to its end.
+
+    With it the server takes leave of the connection, and tells the application so before it has done that: the
+    application would cancel the call that was to close it, and under Trio an unread body then kept it open for ever.
+    """
+    if event.get("more_body", True):
+        await send(event)
+        return
+    with anyio.move_on_after(LAST_SECONDS, shield=True):
+        await send(event)
+
+
 async def _send_problem(send: Send, error: Exception) -> None:
     answer = answer_to(error)
     body = answer.body.encode()
@@ -135,16 +162,3 @@ async def _send_problem(send: Send, error: Exception) -> None:
     raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": answer.status, "headers": raw})
     await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-async def _no_websocket(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer 404 where the server can, else close before accepting, which is a 403."""
-    await receive()
-    if "websocket.http.response" not in (scope.get("extensions") or {}):
-        await send({"type": "websocket.close", "code": 1000})
-        return
-
-    async def as_websocket(event: Event) -> None:
-        await send({**event, "type": f"websocket.{event['type']}"})
-
-    await _send_problem(as_websocket, UnknownPath())

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from service.http.errors import AmbiguousLength, HeadersTooLarge, MalformedRequest, MethodRefused
+from service.http.errors import AmbiguousLength, HeadersTooLarge, MalformedRequest, MethodRefused, UnknownPath
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -20,6 +20,8 @@ METHODS = ("GET", "HEAD", "OPTIONS", "POST")
 def check(scope: MutableMapping[str, Any]) -> None:
     """Raise a RequestRefused for such a request; bring an absolute target (RFC 9112, 3.2.2) down to its path."""
     _check_size(scope)
+    if scope["type"] != "http":  # there are no WebSockets here
+        raise UnknownPath
     if scope["method"] == "CONNECT":
         raise MethodRefused(METHODS)
     names = {name.lower() for name, _ in scope["headers"]}

@@ -284,6 +284,7 @@ async def test_web_sockets_are_not_found(app: Quart) -> None:
         scope: Any = {"type": "websocket", "path": "/livez", "headers": [], "extensions": extensions}
         await app(scope, receive, send)  # type: ignore[arg-type]
         assert events[0].get("status", 404) == 404
+        assert len(extensions) == len([head for head in events[0].get("headers", []) if head[0] == b"x-request-id"])
         assert events[0]["type"] == ("websocket.http.response.start" if extensions else "websocket.close")
 
 
