@@ -21,7 +21,7 @@ up *arguments: _venv
 # Run all tests but the slow ones, measure their coverage and hold it to the floors
 test *arguments: _venv
     @{{ python }} -m coverage erase
-    {{ python }} -m pytest -m 'not slow' --numprocesses logical --maxprocesses 4 --cov --cov-report= "$@"
+    {{ python }} -m pytest -m 'not slow' --numprocesses logical --maxprocesses 4 --durations 10 --cov --cov-report= "$@"
     @{{ python }} .ci/coverage_floor.py actors={{ actors_floor }} service={{ service_floor }}
 
 # Run the slow tests: chaos, long fuzz, the browser

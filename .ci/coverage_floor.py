@@ -1,7 +1,7 @@
 """Hold the coverage of packages to floors: `coverage_floor.py actors=100 service=90`, run after the tests.
 
 Lines and branches are two figures, and each must reach the floor: averaged, well-covered lines would hide branches that
-no test takes. Prints one line per package, and every file below the floor; ends with 1 when a package is below it.
+no test takes. Prints one line per package, and the files to blame when it is below its floor; ends with 1 then.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ import json
 import subprocess
 import sys
 import tempfile
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+WIDTH = 160
 
 
 @dataclass(slots=True)
@@ -51,31 +54,36 @@ def report() -> dict[str, Any]:
 
 
 def missing(details: dict[str, Any]) -> str:
-    """Name the lines and branches of a file that no test takes."""
+    """Name the lines and branches of a file that no test takes, as far as they fit a line."""
     lines = [str(line) for line in details["missing_lines"]]
     branches = [f"{start}->{end}" for start, end in details["missing_branches"]]
-    return " ".join([*lines, *branches])
+    return textwrap.shorten(" ".join([*lines, *branches]), WIDTH, placeholder=" ...")
+
+
+def below(package: str, floor: float, files: dict[str, Any]) -> bool:
+    """Print a package's tally, and when it is below the floor the files that keep it there; return whether it is."""
+    ours = {name: details for name, details in sorted(files.items()) if name.startswith(f"{package}/")}
+    whole = Tally()
+    for details in ours.values():
+        whole.add(details["summary"])
+    if whole.reaches(floor):
+        print(f"coverage of {package}: {whole}: reaches the floor of {floor:g} %")
+        return False
+    for name, details in ours.items():
+        alone = Tally()
+        alone.add(details["summary"])
+        if not alone.reaches(floor):
+            print(f"  {name}: {alone}: {missing(details)}")
+    print(f"coverage of {package}: {whole}: BELOW the floor of {floor:g} %")
+    return True
 
 
 def main() -> None:
     """Print the tallies and end with 1 when one is below its floor."""
     files = report()["files"]
-    below = False
-    for argument in sys.argv[1:]:
-        package, _, floor = argument.partition("=")
-        tally = Tally()
-        for name, details in sorted(files.items()):
-            if not name.startswith(f"{package}/"):
-                continue
-            tally.add(details["summary"])
-            alone = Tally()
-            alone.add(details["summary"])
-            if not alone.reaches(float(floor)):
-                print(f"  {name}: {alone}; missing: {missing(details)}")
-        reached = tally.reaches(float(floor))
-        below |= not reached
-        print(f"coverage of {package}: {tally}: {'reaches' if reached else 'BELOW'} the floor of {floor} %")
-    raise SystemExit(below)
+    floors = [argument.partition("=") for argument in sys.argv[1:]]
+    missed = [below(package, float(floor), files) for package, _, floor in floors]
+    raise SystemExit(any(missed))
 
 
 if __name__ == "__main__":
