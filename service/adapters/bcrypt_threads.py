@@ -6,13 +6,16 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import anyio
 import anyio.from_thread
 import anyio.lowlevel
 import bcrypt
 from loguru import logger
+
+from actors.kit.mailbox import Letter, Offer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -57,17 +60,18 @@ class BcryptThreads:
 
     async def _run(self, work: Callable[[], ResultT]) -> ResultT:
         """Run in a thread and wait for it on whichever loop this is; a cancelled wait leaves the thread to finish."""
-        done = anyio.Event()
-        loop = anyio.lowlevel.current_token()
+        outcome, loop = Letter(Offer()), anyio.lowlevel.current_token()
 
-        def wake(_: object) -> None:
+        def job() -> None:
+            try:
+                settle = partial(outcome.answer, work())
+            except Exception as error:  # noqa: BLE001 - it is raised again in the caller
+                settle = partial(outcome.refuse, error)
             with suppress(anyio.RunFinishedError):
-                anyio.from_thread.run_sync(done.set, token=loop)
+                anyio.from_thread.run_sync(settle, token=loop)
 
-        future = self._threads.submit(work)
-        future.add_done_callback(wake)
-        await done.wait()
-        return future.result()
+        self._threads.submit(job)
+        return cast("ResultT", await outcome.outcome())
 
 
 def _step_back() -> None:
