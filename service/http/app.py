@@ -27,6 +27,7 @@ from service.http.routes import Route, template
 from service.http.schemas import response
 from service.http.users import Users
 from service.http.visits import Visits, current_visit
+from service.mailer.locales import available_locales
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from actors.signup import SignUp
     from service.http.health import Health
     from service.settings import Settings
-
-LOCALES = ("en", "de")  # what the mails are written in
 
 
 class Service(Protocol):
@@ -105,7 +104,7 @@ def create_app(settings: Settings, service: Service) -> Quart:
     app = (QuartTrio if settings.loop == "trio" else Quart)("service.http", static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=MOST_BYTES, RESPONSE_TIMEOUT=None, PROPAGATE_EXCEPTIONS=False)
     app.url_map.merge_slashes = False  # a path has one spelling: no redirects
-    users = Users(settings, Visits(settings, service.health.note), service.signup, LOCALES)
+    users = Users(settings, Visits(settings, service.health.note), service.signup, available_locales(settings))
     routes = table(settings, service, users)
     for route in routes:
         app.add_url_rule(route.path, route.handler.__name__, route.handler, methods=[route.method])

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from werkzeug.datastructures import LanguageAccept
 from werkzeug.http import parse_accept_header
 
+from service.mailer.locales import FALLBACK, nearest
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-FALLBACK = "en"
 
 
 def choose(asked: str | None, accept_language: str, available: Sequence[str]) -> str:
@@ -18,5 +18,6 @@ def choose(asked: str | None, accept_language: str, available: Sequence[str]) ->
 
     A region falls back to its language: `de-AT` is served by `de`.
     """
-    wanted = asked if asked is not None else accept_language
-    return parse_accept_header(wanted, LanguageAccept).best_match(available) or FALLBACK
+    if asked is not None:
+        return nearest(asked, available)
+    return parse_accept_header(accept_language, LanguageAccept).best_match(available) or FALLBACK

@@ -1,22 +1,30 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import anyio
+import anyio.lowlevel
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loguru import logger
 
+from actors.kit.actor import Actor
+from actors.kit.mailbox import Ask
+from actors.kit.supervisor import Supervisor
 from service.http.app import create_app
 from service.settings import Settings
-from tests.fakes.signup import EMAIL, PASSWORD, TOKEN, FakeService
+from tests.fakes.signup import EMAIL, PASSWORD, TOKEN, FakeService, ScriptedSignUp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from quart import Quart
+
+    from actors.forms import Form, Registration, Visit
+    from actors.kit.mailbox import Letter
 
 Pairs = list[tuple[bytes, bytes]]
 ORIGIN = b"https://shop.example.com"
@@ -40,6 +48,22 @@ class Answer:
         return str(json.loads(self.body)["error"])
 
 
+def scope_of(method: str, path: str, headers: Pairs, **members: object) -> Any:  # noqa: ANN401 - as servers make it
+    """Return the scope of a request from this machine."""
+    return {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "scheme": "http",
+        "http_version": "1.1",
+        "headers": [(b"host", b"localhost"), *headers],
+        "client": ("127.0.0.1", 50_000),
+        **members,
+    }
+
+
 async def call(
     app: Quart, method: str, path: str, headers: Pairs | None = None, body: bytes = b"", **scope: object
 ) -> Answer:
@@ -56,19 +80,7 @@ async def call(
     async def send(event: dict[str, Any]) -> None:
         events.append(event)
 
-    described: dict[str, Any] = {
-        "type": "http",
-        "method": method,
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "scheme": "http",
-        "http_version": "1.1",
-        "headers": [(b"host", b"localhost"), *(headers or [])],
-        "client": ("127.0.0.1", 50_000),
-        **scope,
-    }
-    await app(described, receive, send)  # type: ignore[arg-type]
+    await app(scope_of(method, path, headers or [], **scope), receive, send)  # type: ignore[arg-type]
     return Answer(events)
 
 
@@ -203,16 +215,7 @@ async def test_a_slow_body_is_a_timeout(app: Quart, autojump_clock: object) -> N
     async def send(event: dict[str, Any]) -> None:
         events.append(event)
 
-    scope: Any = {
-        "type": "http",
-        "method": "POST",
-        "path": "/api/v1/users/register",
-        "query_string": b"",
-        "scheme": "http",
-        "http_version": "1.1",
-        "headers": [(b"host", b"localhost"), JSON],
-    }
-    await app(scope, receive, send)  # type: ignore[arg-type]
+    await app(scope_of("POST", "/api/v1/users/register", [JSON]), receive, send)  # type: ignore[arg-type]
     answer = Answer(events)
     assert (answer.status, answer.code) == (408, "RequestTimeout")
 
@@ -310,3 +313,71 @@ async def test_no_bytes_make_a_500(path: str, headers: Pairs, body: bytes, json_
     app = create_app(Settings(loop="trio"), FakeService())
     answer = await call(app, "POST", path, [JSON, *headers] if json_first else headers, body)
     assert 200 <= answer.status < 500
+
+
+class Worker(Actor):
+    """Writes down what it was asked, once it may."""
+
+    name = "Worker"
+
+    def __init__(self, may: anyio.Event, done: list[str]) -> None:
+        self._may = may
+        self._done = done
+
+    async def handle(self, letters: Sequence[Letter]) -> None:
+        """Wait for leave, then settle."""
+        await self._may.wait()
+        for letter in letters:
+            self._done.append(cast("Work", letter.message).email)
+            letter.answer(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Work(Ask[None]):
+    """Made up here."""
+
+    email: str
+
+
+@pytest.mark.parametrize("loop", ["trio", "uvloop"])
+def test_a_client_that_leaves_stops_nothing(loop: Literal["trio", "uvloop"]) -> None:
+    """Work that was accepted is done although its client is gone; nothing is sent, and no answer counted."""
+    done: list[str] = []
+
+    async def leave() -> None:
+        may, asked = anyio.Event(), anyio.Event()
+        supervisor = Supervisor(lambda name, error: None)  # noqa: ARG005 - nothing crashes here
+        worker = supervisor.employ(lambda: Worker(may, done))
+
+        class Asking(ScriptedSignUp):
+            async def register(self, visit: Visit, form: Form) -> Registration:
+                asked.set()
+                await worker.ask(Work(form.email))
+                return await super().register(visit, form)
+
+        service = FakeService()
+        service.signup = Asking()
+        app = create_app(Settings(loop=loop), service)
+        requests = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> dict[str, Any]:
+            if requests:
+                return requests.pop()
+            await asked.wait()
+            await anyio.lowlevel.checkpoint()
+            return {"type": "http.disconnect"}
+
+        async def send(event: object) -> None:
+            sent.append(event)
+
+        async with supervisor.running():
+            await app(scope_of("POST", "/api/v1/users/register", [JSON]), receive, send)  # type: ignore[arg-type]
+            assert not done
+            may.set()
+        assert await service.observations() == []
+
+    sent: list[object] = []
+    body = json.dumps({"email": EMAIL, "password": PASSWORD}).encode()
+    anyio.run(leave, backend="trio" if loop == "trio" else "asyncio")
+    assert done == [EMAIL]
+    assert sent == []
