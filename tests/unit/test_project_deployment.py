@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from service.cli import parser
 from service.settings import BadSettings, read
 
 ROOT = Path(__file__).parents[2]
@@ -128,6 +129,12 @@ def test_compose_runs_the_servers_that_the_tests_run() -> None:
         assert pinned is not None
         version = ".".join(pinned[1].split(".")[:parts])
         assert re.search(rf":{re.escape(version)}(-|$)", SERVICES[name]["image"]), name
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_commands_given_are_commands(name: str) -> None:
+    """Each service is started with words that the console command takes."""
+    assert parser().parse_args(SERVICES[name]["command"]).runs is not None
 
 
 def test_services_wait_for_the_migrations() -> None:

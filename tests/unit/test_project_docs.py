@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from service.cli import COMMANDS, GROUPS
 from service.settings import PREFIX, Settings, read
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +71,21 @@ def test_secrets_are_of_a_type_that_hides_them() -> None:
     shown = repr(Settings(ops_token=SecretStr("top"), code_keys={"k1": b"secret" * 6}))
     assert "top" not in shown
     assert "secretsecret" not in shown
+
+
+def test_every_command_is_documented() -> None:
+    """The operator's page names each word of the console command."""
+    text = OPERATIONS.read_text(encoding="utf-8")
+    words = [command.word for command in COMMANDS]
+    words += [f"{group} {command.word}" for group, _, commands in GROUPS for command in commands]
+    assert [word for word in words if f"`vestibule {word}" not in text] == []
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "ops").glob("*.py")), ids=lambda path: path.name)
+def test_every_program_of_ops_is_documented(script: Path) -> None:
+    """The operator's page names each program of ops, but for the modules that they share."""
+    if "__main__" in script.read_text(encoding="utf-8"):
+        assert f"`python ops/{script.name}`" in OPERATIONS.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("document", documents(), ids=lambda path: str(path.relative_to(ROOT)))
