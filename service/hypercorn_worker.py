@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import h11
 import hypercorn.asyncio.run
 import hypercorn.protocol
 import hypercorn.trio.run
@@ -21,7 +22,6 @@ from loguru import logger
 from service.listener import BACKLOG
 
 if TYPE_CHECKING:
-    import h11
     from hypercorn.typing import ConnectionState
 
 KEEP_ALIVE_SECONDS = 5.0  # of silence, between requests and inside a request's head
@@ -107,13 +107,21 @@ class WorkerConfig(Config):
 
 
 class OneProtocol(H11Protocol):
-    """HTTP/1.1 that never becomes HTTP/2: an upgrade is not answered, prior knowledge is a bad request."""
+    """HTTP/1.1 that never becomes anything else: offers to upgrade are not taken (RFC 9110, 7.8), WebSocket included."""
 
     async def _check_protocol(self, event: h11.Request) -> None:
         pass
 
+    async def _create_stream(self, request: h11.Request) -> None:
+        plain = [(name, value) for name, value in request.headers.raw_items() if name.lower() != b"upgrade"]
+        if len(plain) < len(request.headers):
+            request = h11.Request(
+                method=request.method, target=request.target, headers=plain, http_version=request.http_version
+            )
+        await super()._create_stream(request)
 
-class _Guard:
+
+class Guard:
     """Ends a connection that failed, and nothing else; counts those that are open."""
 
     config: Any
@@ -128,11 +136,11 @@ class _Guard:
             self.config.closed()
 
 
-class GuardedAsyncio(_Guard, AsyncioConnection):
+class GuardedAsyncio(Guard, AsyncioConnection):
     """A connection under asyncio or uvloop."""
 
 
-class GuardedTrio(_Guard, TrioConnection):
+class GuardedTrio(Guard, TrioConnection):
     """A connection under trio; unguarded its failure would end the nursery, and the process with it."""
 
     if TYPE_CHECKING:

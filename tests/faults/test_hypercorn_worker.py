@@ -16,6 +16,10 @@ UPGRADE = (
     b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
     b"HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n\r\n"
 )
+WEBSOCKET = (
+    b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
 PRIOR_KNOWLEDGE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9)
 NASTY = (
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(40),  # TLS
@@ -23,7 +27,7 @@ NASTY = (
     b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     b"POST /slow HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabcdefgh",
     b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n",
-    b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\r\n",
+    WEBSOCKET + b"\xff" * 40,
     b"GET / HTTP/9.9\r\n\r\n",
     b"\r\n" * 100,
     b"GET /" + b"a" * 70000,
@@ -34,10 +38,11 @@ NASTY = (
 
 
 @LOOPS
-def test_http_2_is_not_spoken(tmp_path: Path, loop: str) -> None:
-    """An offer to upgrade is answered in HTTP/1.1; HTTP/2 by prior knowledge never gets a frame."""
+def test_nothing_but_http_1_is_spoken(tmp_path: Path, loop: str) -> None:
+    """Offers to upgrade are answered in HTTP/1.1; HTTP/2 by prior knowledge never gets a frame."""
     with running(tmp_path, PORT, loop=loop):
         assert _say(PORT, UPGRADE).startswith(b"HTTP/1.1 200")
+        assert _say(PORT, WEBSOCKET).startswith(b"HTTP/1.1 200")
         assert _say(PORT, PRIOR_KNOWLEDGE).startswith(b"HTTP/1.1 ")
 
 
