@@ -104,11 +104,10 @@ class MetricsAggregator(Actor):
 
     async def _write_quick(self, now: float, machinery: Machinery, *, leaving: bool) -> bool:
         try:
-            for _ in range(2):  # the second time with all slices, for a store that had lost this worker
-                slices = self._tally.slices(now, self._quick_since)
-                if await self._quick.write(self._tally.report(machinery.levels, slices, leaving=leaving)):
-                    break
-                self._quick_since = 0
+            slices = self._tally.slices(now, self._quick_since)
+            if not await self._quick.write(self._tally.report(machinery.levels, slices, leaving=leaving)):
+                slices = self._tally.slices(now)  # all of them, for a store that had lost this worker
+                await self._quick.write(self._tally.report(machinery.levels, slices, leaving=leaving))
         except MachineError:
             self._quick_since = 0  # whatever it is when it comes back, it may have forgotten
             return False

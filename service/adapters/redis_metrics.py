@@ -25,7 +25,7 @@ PREFIX = "vestibule:metrics:"
 WORKERS = PREFIX + "workers"  # SET of workers whose totals stand in a HASH
 SLICES = PREFIX + "slices"  # ZSET of `start:worker`, by start
 VERSION, LEVELS = "@version", "@levels"  # fields beside the totals, whose names never start so
-LIVE_SECONDS = 5  # five ticks: a worker that is only slow is not gone
+LIVE_SECONDS = 3  # a tick and a stalled database; to be taken for gone too early harms nothing
 KEEP_SECONDS = WINDOW_SECONDS + 2 * SLICE_SECONDS  # past it a silent worker's totals are the ledger's alone
 
 

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import psycopg
 import pytest
 from loguru import logger
 
+from actors.domain.mail import MailState
+from actors.kit.supervisor import TooManyCrashes
 from service import logs
+from service.log_exceptions import describe
 from service.log_writer import CAPACITY, PIPE_BUF, LogWriter
 from service.settings import Settings
 
@@ -146,6 +150,69 @@ def test_text_for_people_escapes_control_characters_and_has_no_colour_in_a_pipe(
     assert "\x1b" not in line
     assert 'path="a\\nFORGED' in line
     assert 'api-1 request  route="GET /x"' in line
+
+
+def test_text_for_people_shows_a_stack_below_its_line(pipe: Pipe) -> None:
+    """The type, what is harmless of the text, and the places, innermost last."""
+    writer = written(pipe, log_format="text")
+    try:
+        Path("/no/such/file").read_text(encoding="utf-8")
+    except OSError:
+        logger.exception("crashed")
+    writer.stop()
+    lines = pipe.lines()
+    assert lines[0].endswith("api-1 crashed")
+    assert lines[1] == '    FileNotFoundError text="No such file or directory"'
+    assert lines[2].startswith("      at tests/unit/test_logs.py:")
+
+
+def test_a_terminal_gets_colours() -> None:
+    """A warning on a terminal is coloured and the colour ends on its line."""
+    line = logs.as_text({"time": "2026-01-02T03:04:05.678Z", "level": "WARNING", "message": "m"}, colour=True)
+    assert line == "\x1b[33m03:04:05.678 WARNING  m\x1b[0m\n"
+
+
+def test_values_of_every_sort_become_json(pipe: Pipe) -> None:
+    """Enumerations, lists, infinity, long texts and nothing at all are written as JSON can hold them."""
+    writer = written(pipe)
+    logger.info("values", enum=MailState.QUEUED, many=list(range(50)), never=float("inf"), long="x" * 999, none=None)
+    (line,) = objects(pipe, writer)
+    assert (line["enum"], line["never"], line["none"]) == ("queued", "inf", None)
+    assert line["many"] == list(range(20))
+    assert len(line["long"]) == 501
+
+
+def test_an_exception_whose_text_is_our_own_keeps_it() -> None:
+    """TooManyCrashes says which actor; a database's error shows its SQLSTATE."""
+    (crashes,) = describe(TooManyCrashes("UserRegistry"))
+    assert "UserRegistry" in crashes["text"]
+    (error,) = describe(psycopg.errors.UniqueViolation("Key (email)=(a@b.example) already exists"))
+    assert error == {"type": "psycopg.errors.UniqueViolation", "sqlstate": "23505", "stack": []}
+
+
+def test_a_non_blocking_stdout_loses_nothing(pipe: Pipe) -> None:
+    """When someone made the shared descriptor non-blocking, the writer waits for the reader."""
+    os.set_blocking(pipe.writer, False)
+    writer = written(pipe)
+    for _ in range(2000):
+        logger.info("line", filler="x" * 90)
+    received = b""
+    while received.count(b"\n") < 2000:
+        received += os.read(pipe.reader, 65536)
+    writer.stop()
+    assert writer.dropped == 0
+    os.close(pipe.writer)
+    os.close(pipe.reader)
+
+
+def test_lines_of_a_writer_that_was_stopped_are_dropped_and_counted(pipe: Pipe) -> None:
+    """Stopping twice is harmless, and what comes later is counted."""
+    writer = written(pipe)
+    writer.stop()
+    writer.stop()
+    writer.write("late\n")
+    assert writer.dropped == 1
+    assert pipe.lines() == []
 
 
 def test_a_stalled_reader_stalls_nobody_and_the_loss_is_told(pipe: Pipe) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from actors.domain.tally import OTHER, ROUTE_LIMIT, SLICE_SECONDS, WINDOW_SECONDS, Tally, slice_of
+from actors.domain.tally import OTHER, ROUTE_LIMIT, SLICE_SECONDS, WINDOW_SECONDS, Tally, Window, slice_of
 from actors.kit.mailbox import Address, Letter, Mailbox
 from actors.kit.supervisor import Supervisor
 from actors.metrics_aggregator import MetricsAggregator, Observation, Tick, ticking
@@ -16,6 +16,8 @@ from service.metrics_reader import DATABASE_AWAY, FRESH_SECONDS, REDIS_AWAY, Rea
 from tests.fakes.metrics import MemoryLedger, MemoryQuickStore
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from actors.metrics_ports import Metrics
 
 REGISTER = "POST /api/v1/users/register"
@@ -232,6 +234,60 @@ async def test_a_worker_that_stops_writes_for_the_last_time_and_is_not_alive_any
     assert requests(metrics) == {f"requests|{REGISTER}|201": 2}
     assert metrics.workers == 1
     assert not house.quick.reports
+
+
+async def test_a_worker_that_stops_during_an_outage_stays_counted_by_whichever_store_is_there() -> None:
+    """With one store away at the end, the other has the last report, and the quick store keeps it."""
+    for away in ("quick", "ledger"):
+        house = House()
+        worker = house.worker()
+        await worker.observe(10)
+        getattr(house, away).away = True
+        await worker.aggregator.stopped()
+        getattr(house, away).away = False
+        assert "api-1" in house.quick.reports
+        assert requests(await house.read()) == {f"requests|{REGISTER}|201": 1}
+
+
+async def test_a_quick_store_that_fails_while_forgetting_changes_no_figure() -> None:
+    """The last report stands in both stores then, and counts once."""
+    house = House(quick=ForgetfulNot())
+    worker = house.worker()
+    await worker.observe(10)
+    await worker.aggregator.stopped()
+    assert requests(await house.read()) == {f"requests|{REGISTER}|201": 1}
+
+
+class ForgetfulNot(MemoryQuickStore):
+    """A quick store that is cut off whenever it shall forget."""
+
+    async def forget(self, workers: Sequence[str]) -> None:
+        """Fail."""
+        del workers
+        raise StoreUnavailable
+
+
+async def test_a_window_that_did_not_change_is_merged_once_and_one_that_did_again() -> None:
+    """Reading again gives the same figures, and a new latency in an old slice is seen."""
+    house = House()
+    one, two = house.worker("one"), house.worker("two")
+    await one.observe(10)
+    reader = Reader(Tally("reader"), house.quick, house.ledger, house.ledger, lambda: house.now)
+    for count in (1, 1):
+        house.now += FRESH_SECONDS
+        assert (await reader.read()).latencies[REGISTER].count == count
+    await two.observe(20)
+    house.now += FRESH_SECONDS
+    assert (await reader.read()).latencies[REGISTER].count == 2
+
+
+def test_slices_before_the_window_are_left_out_of_it() -> None:
+    """A store that has not dropped an old slice yet changes no percentile."""
+    tally = Tally("w")
+    tally.count([(REGISTER, 201, 5.0)], 0)
+    report = tally.report({}, tally.slices(0))
+    assert set(Window().over([report], 0)) == {REGISTER}
+    assert Window().over([report], WINDOW_SECONDS + SLICE_SECONDS) == {}
 
 
 async def test_latencies_leave_the_window_and_totals_do_not() -> None:

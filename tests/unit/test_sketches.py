@@ -88,3 +88,19 @@ def test_memory_is_bounded_whatever_is_counted() -> None:
     sketch = sketch_of([1.0203**power * SMALLEST for power in range(1500)])
     assert len(sketch.buckets) <= 1397
     assert len(sketch.pack()) < 6000
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"short",
+        sketch_of([1.0]).pack()[:-1] + b"\x00",  # a bucket that counted nothing
+        sketch_of([1.0]).pack()[:-1],  # a bucket without its count
+        sketch_of([1.0]).pack() + b"\x80",  # cut off inside a number
+        b"\x00\x00\x00\x00\x00\x00\xf8\x7f" + bytes(16),  # a sum that is no number
+    ],
+)
+def test_damaged_bytes_raise_value_error(data: bytes) -> None:
+    """What was cut or overwritten is told from a sketch."""
+    with pytest.raises(ValueError):  # noqa: PT011 - zip's own among them
+        Sketch.unpack(data)
