@@ -1,87 +1,24 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loguru import logger
 
-from actors.kit.actor import Actor
-from actors.kit.mailbox import Ask
-from actors.kit.supervisor import Supervisor
 from service.http.app import create_app
 from service.settings import Settings
-from tests.fakes.signup import EMAIL, PASSWORD, TOKEN, FakeService, ScriptedSignUp
+from tests.fakes.asgi import JSON, Answer, Pairs, call, scope_of
+from tests.fakes.signup import EMAIL, PASSWORD, FakeService
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from quart import Quart
 
-    from actors.forms import Form, Registration, Visit
-    from actors.kit.mailbox import Letter
 
-Pairs = list[tuple[bytes, bytes]]
 ORIGIN = b"https://shop.example.com"
-JSON = (b"content-type", b"application/json")
-
-
-class Answer:
-    """What came out of an ASGI application."""
-
-    def __init__(self, events: list[dict[str, Any]]) -> None:
-        assert events[0]["type"] == "http.response.start"
-        self.status: int = events[0]["status"]
-        self.pairs = [(name.decode(), value.decode()) for name, value in events[0]["headers"]]
-        self.headers = dict(self.pairs)
-        self.body = b"".join(event["body"] for event in events[1:])
-
-    @property
-    def code(self) -> str:
-        """The stable code of a problem."""
-        assert self.headers["content-type"] == "application/problem+json"
-        return str(json.loads(self.body)["error"])
-
-
-def scope_of(method: str, path: str, headers: Pairs, **members: object) -> Any:  # noqa: ANN401 - as servers make it
-    """Return the scope of a request from this machine."""
-    return {
-        "type": "http",
-        "method": method,
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "scheme": "http",
-        "http_version": "1.1",
-        "headers": [(b"host", b"localhost"), *headers],
-        "client": ("127.0.0.1", 50_000),
-        **members,
-    }
-
-
-async def call(
-    app: Quart, method: str, path: str, headers: Pairs | None = None, body: bytes = b"", **scope: object
-) -> Answer:
-    """Send one request as an ASGI server would, and hang on until its answer is complete."""
-    events: list[dict[str, Any]] = []
-    requests = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def receive() -> dict[str, Any]:
-        if requests:
-            return requests.pop()
-        await anyio.sleep_forever()
-        raise AssertionError
-
-    async def send(event: dict[str, Any]) -> None:
-        events.append(event)
-
-    await app(scope_of(method, path, headers or [], **scope), receive, send)  # type: ignore[arg-type]
-    return Answer(events)
 
 
 @pytest.fixture
@@ -94,15 +31,6 @@ def service() -> FakeService:
 def app(service: FakeService) -> Quart:
     """Return the application on Trio, with one allowed origin."""
     return create_app(Settings(loop="trio", cors_origins=(ORIGIN.decode(),)), service)
-
-
-@pytest.fixture
-def lines() -> Iterator[list[dict[str, Any]]]:
-    """Collect what is logged: the template and the extras."""
-    collected: list[dict[str, Any]] = []
-    sink = logger.add(lambda line: collected.append({"template": line.record["message"], **line.record["extra"]}))
-    yield collected
-    logger.remove(sink)
 
 
 async def test_every_answer_has_the_security_headers(app: Quart) -> None:
@@ -236,43 +164,6 @@ async def test_cors_is_for_the_listed_origins_only(app: Quart) -> None:
         assert answer.headers["vary"] == "Origin"
 
 
-async def test_one_observation_per_answer(app: Quart, service: FakeService) -> None:
-    """Routes are told by template, whatever matched none by one label."""
-    await call(app, "GET", f"/api/v1/users/activation/{TOKEN}")
-    await call(app, "GET", "/api/v1/users/activation/forged")
-    await call(app, "GET", "/nowhere/1")
-    await call(app, "BREW", "/livez")
-    await call(app, "CONNECT", "host:1")
-    seen = [(observation.route, observation.status) for observation in await service.observations()]
-    template = "GET /api/v1/users/activation/{token}"
-    unknown = [("unknown", status) for status in (404, 405, 405)]
-    assert seen == [(template, 200), (template, 404), *unknown]
-
-
-async def test_one_line_of_log_per_answer(app: Quart, lines: list[dict[str, Any]]) -> None:
-    """A line has id, template, status and time, and nothing that the client sent."""
-    body = json.dumps({"email": EMAIL, "password": PASSWORD}).encode()
-    await call(
-        app, "POST", "/api/v1/users/register", [JSON, (b"x-request-id", b"mine")], body, query_string=b"q=secret"
-    )
-    (line,) = lines
-    took = line.pop("ms")
-    assert took >= 0
-    assert line == {"template": "request", "request_id": "mine", "route": "POST /api/v1/users/register", "status": 201}
-
-
-async def test_a_crash_is_logged_without_its_text(
-    app: Quart, service: FakeService, lines: list[dict[str, Any]]
-) -> None:
-    """The type of an unknown error is logged and its 500 counted; its text, which may hold secrets, is not logged."""
-    service.signup.failure = RuntimeError("hunter2")
-    answer = await call(app, "GET", f"/api/v1/users/activation/{TOKEN}")
-    assert (answer.status, answer.code) == (500, "InternalError")
-    assert [line["template"] for line in lines] == ["unhandled error", "request"]
-    assert lines[0]["error"] == "RuntimeError"
-    assert "hunter2" not in str(lines)
-
-
 async def test_web_sockets_are_not_found(app: Quart) -> None:
     """Where the server can answer, the answer is a 404; else the connection is closed."""
     for extensions in ({"websocket.http.response": {}}, {}):
@@ -313,71 +204,3 @@ async def test_no_bytes_make_a_500(path: str, headers: Pairs, body: bytes, json_
     app = create_app(Settings(loop="trio"), FakeService())
     answer = await call(app, "POST", path, [JSON, *headers] if json_first else headers, body)
     assert 200 <= answer.status < 500
-
-
-class Worker(Actor):
-    """Writes down what it was asked, once it may."""
-
-    name = "Worker"
-
-    def __init__(self, may: anyio.Event, done: list[str]) -> None:
-        self._may = may
-        self._done = done
-
-    async def handle(self, letters: Sequence[Letter]) -> None:
-        """Wait for leave, then settle."""
-        await self._may.wait()
-        for letter in letters:
-            self._done.append(cast("Work", letter.message).email)
-            letter.answer(None)
-
-
-@dataclass(frozen=True, slots=True)
-class Work(Ask[None]):
-    """Made up here."""
-
-    email: str
-
-
-@pytest.mark.parametrize("loop", ["trio", "uvloop"])
-def test_a_client_that_leaves_stops_nothing(loop: Literal["trio", "uvloop"]) -> None:
-    """Work that was accepted is done although its client is gone; nothing is sent, and no answer counted."""
-    done: list[str] = []
-
-    async def leave() -> None:
-        may, asked = anyio.Event(), anyio.Event()
-        supervisor = Supervisor(lambda name, error: None)  # noqa: ARG005 - nothing crashes here
-        worker = supervisor.employ(lambda: Worker(may, done))
-
-        class Asking(ScriptedSignUp):
-            async def register(self, visit: Visit, form: Form) -> Registration:
-                asked.set()
-                await worker.ask(Work(form.email))
-                return await super().register(visit, form)
-
-        service = FakeService()
-        service.signup = Asking()
-        app = create_app(Settings(loop=loop), service)
-        requests = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def receive() -> dict[str, Any]:
-            if requests:
-                return requests.pop()
-            await asked.wait()
-            await anyio.lowlevel.checkpoint()
-            return {"type": "http.disconnect"}
-
-        async def send(event: object) -> None:
-            sent.append(event)
-
-        async with supervisor.running():
-            await app(scope_of("POST", "/api/v1/users/register", [JSON]), receive, send)  # type: ignore[arg-type]
-            assert not done
-            may.set()
-        assert await service.observations() == []
-
-    sent: list[object] = []
-    body = json.dumps({"email": EMAIL, "password": PASSWORD}).encode()
-    anyio.run(leave, backend="trio" if loop == "trio" else "asyncio")
-    assert done == [EMAIL]
-    assert sent == []

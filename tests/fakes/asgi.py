@@ -1,0 +1,67 @@
+"""Calls an ASGI application as a server would."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+if TYPE_CHECKING:
+    from quart import Quart
+
+Pairs = list[tuple[bytes, bytes]]
+JSON = (b"content-type", b"application/json")
+
+
+class Answer:
+    """What came out of an ASGI application."""
+
+    def __init__(self, events: list[dict[str, Any]]) -> None:
+        assert events[0]["type"] == "http.response.start"
+        self.status: int = events[0]["status"]
+        self.pairs = [(name.decode(), value.decode()) for name, value in events[0]["headers"]]
+        self.headers = dict(self.pairs)
+        self.body = b"".join(event["body"] for event in events[1:])
+
+    @property
+    def code(self) -> str:
+        """The stable code of a problem."""
+        assert self.headers["content-type"] == "application/problem+json"
+        return str(json.loads(self.body)["error"])
+
+
+def scope_of(method: str, path: str, headers: Pairs, **members: object) -> Any:  # noqa: ANN401 - as servers make it
+    """Return the scope of a request from this machine."""
+    return {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "scheme": "http",
+        "http_version": "1.1",
+        "headers": [(b"host", b"localhost"), *headers],
+        "client": ("127.0.0.1", 50_000),
+        **members,
+    }
+
+
+async def call(
+    app: Quart, method: str, path: str, headers: Pairs | None = None, body: bytes = b"", **scope: object
+) -> Answer:
+    """Send one request as an ASGI server would, and hang on until its answer is complete."""
+    events: list[dict[str, Any]] = []
+    requests = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        if requests:
+            return requests.pop()
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async def send(event: dict[str, Any]) -> None:
+        events.append(event)
+
+    await app(scope_of(method, path, headers or [], **scope), receive, send)  # type: ignore[arg-type]
+    return Answer(events)
