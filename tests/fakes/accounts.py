@@ -171,6 +171,11 @@ class FakeAccounts:
         wait = (self._free_at(row.issued, cooldown=True) - self._clock.now).total_seconds()
         return Resent(mail_id, max(0.0, wait), self._left_today(row.issued))
 
+    def replace_password(self, email_key: str, password_hash: bytes) -> None:
+        """Change the account's password, as a registration that replaces it does."""
+        row = self._rows[email_key]
+        row.account = replace(row.account, password_hash=password_hash)
+
     def mail_taken(self, mail_id: UUID) -> None:
         """Write that a worker has the mail in its hands."""
         self._mail(mail_id, CodeMail.SENDING)

@@ -1,0 +1,249 @@
+"""Resending and looking: distances, budgets, and what a status address shows to whoever has it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+import trio.testing
+
+from actors.code_flows import LOOKS, CodeFlows
+from actors.code_issuer import CodeIssuer
+from actors.domain.errors import (
+    AlreadyActivated,
+    CodesExhausted,
+    InvalidCredentials,
+    RateLimited,
+    RequestInProgress,
+    ResendTooSoon,
+    UnknownStatus,
+)
+from actors.domain.user import State
+from actors.ports import StoreUnavailable
+from tests.fakes.flows import EMAIL, KEY, LIMITS, Flows, credentials, form, visit
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from actors.ports import Missed, NewCode, Redeemed, Redemption, Resent
+
+UNCOUNTED = replace(LIMITS, codes_client=None, basic=None)
+
+
+@pytest.fixture
+async def flows() -> AsyncIterator[Flows]:
+    """Return flows in which Ada has been pending for half a minute."""
+    async with Flows.running() as flows:
+        await flows.signup.register(visit(), form())
+        flows.clock.advance(30)
+        yield flows
+
+
+@pytest.fixture
+async def uncounted() -> AsyncIterator[Flows]:
+    """Return the same, without limits on a client's codes."""
+    async with Flows.running(UNCOUNTED) as flows:
+        await flows.signup.register(visit(), form())
+        flows.clock.advance(30)
+        yield flows
+
+
+async def test_a_resend_owes_a_new_mail_and_rings_for_it(flows: Flows) -> None:
+    """Its answer says when the next one can be had, and how many are left today."""
+    before = (await flows.account()).code.id
+    resend = await flows.signup.resend(visit(), credentials())
+    assert (resend.email, resend.resend_in, resend.codes_left_today) == (EMAIL, 30, 8)
+    assert (await flows.account()).code.id != before
+    assert flows.wakeups.rung == list(flows.accounts.mails)
+    assert len(flows.wakeups.rung) == 2
+
+
+async def test_a_resend_too_soon_costs_nothing(flows: Flows) -> None:
+    """It says how long to wait, and that wait is enough; the client's codes are not used up by it."""
+    await flows.signup.resend(visit(), credentials())
+    flows.clock.advance(10)
+    for _ in range(5):
+        with pytest.raises(ResendTooSoon) as caught:
+            await flows.signup.resend(visit(), credentials())
+    assert caught.value.retry_after == 20
+    flows.clock.advance(20)
+    await flows.signup.resend(visit(), credentials())
+
+
+async def test_a_client_has_three_codes_an_hour_for_an_address(flows: Flows) -> None:
+    """Registration and resends together; another client may still ask."""
+    for _ in range(2):
+        await flows.signup.resend(visit(), credentials())
+        flows.clock.advance(30)
+    with pytest.raises(CodesExhausted) as caught:
+        await flows.signup.resend(visit(), credentials())
+    assert caught.value.retry_after == pytest.approx(3600 - 90, abs=1)
+    await flows.signup.resend(visit("198.51.100.1"), credentials())
+
+
+async def test_an_address_has_five_codes_an_hour(uncounted: Flows) -> None:
+    """Whoever asks, and the wait that is told is enough."""
+    for number in range(4):
+        await uncounted.signup.resend(visit(f"198.51.100.{number}"), credentials())
+        uncounted.clock.advance(30)
+    with pytest.raises(CodesExhausted) as caught:
+        await uncounted.signup.resend(visit(), credentials())
+    uncounted.clock.advance(caught.value.retry_after)
+    await uncounted.signup.resend(visit(), credentials())
+
+
+async def test_an_active_account_gets_no_resend(flows: Flows) -> None:
+    """There is nothing left to prove."""
+    await flows.signup.activate(visit(), credentials(), await flows.code())
+    with pytest.raises(AlreadyActivated):
+        await flows.signup.resend(visit(), credentials())
+
+
+async def test_only_the_right_password_gets_a_resend(flows: Flows) -> None:
+    """Nobody has mails sent to others."""
+    with pytest.raises(InvalidCredentials):
+        await flows.signup.resend(visit(), credentials("wrong one"))
+    assert len(flows.accounts.mails) == 1
+
+
+async def test_of_parallel_resends_one_is_issued(uncounted: Flows) -> None:
+    """The others hear that it is too soon."""
+    heard: list[str] = []
+
+    async def resend() -> None:
+        try:
+            await uncounted.signup.resend(visit(), credentials())
+            heard.append("sent")
+        except ResendTooSoon:
+            heard.append("too soon")
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(resend)
+    assert (heard.count("sent"), heard.count("too soon")) == (1, 7)
+
+
+async def test_a_resend_that_the_store_could_not_take_is_given_back(flows: Flows) -> None:
+    """A client's codes are not used up by an outage in the middle of the call."""
+
+    def fail() -> None:
+        flows.accounts.away = StoreUnavailable()
+
+    flows.hashing.during = fail
+    for _ in range(5):
+        with pytest.raises(StoreUnavailable):
+            await flows.signup.resend(visit(), credentials())
+        flows.accounts.away = None
+        await trio.testing.wait_all_tasks_blocked()
+    flows.hashing.during = None
+    await flows.signup.resend(visit(), credentials())
+
+
+async def test_calls_of_an_address_are_limited_together() -> None:
+    """Twenty a minute for resends, looks and profiles, after the password was right."""
+    async with Flows.running() as flows:
+        await flows.signup.register(visit(), form())
+        for _ in range(10):
+            await flows.signup.profile(visit(), credentials())
+            await flows.signup.progress(visit(), credentials())
+        with pytest.raises(RateLimited) as caught:
+            await flows.signup.profile(visit("198.51.100.1"), credentials())
+        await flows.signup.activate(visit(), credentials(), await flows.code())
+        flows.clock.advance(caught.value.retry_after)
+        await flows.signup.profile(visit(), credentials())
+
+
+async def test_a_registrations_progress_goes_from_owed_to_active() -> None:
+    """State, time, attempts and wait at each step, for the owner and at the status address alike."""
+    async with Flows.running() as flows:
+        token = (await flows.signup.register(visit(), form())).status_token
+        seen = await flows.signup.progress(visit(), credentials())
+        assert (seen.state, seen.code_expires_in, seen.attempts_left, seen.resend_in) == (State.QUEUED, None, 5, 30)
+        assert seen.email == EMAIL
+        flows.accounts.mail_taken(await flows.mail())
+        assert (await flows.signup.progress_of(token)).state is State.SENDING
+        flows.accounts.mail_accepted(await flows.mail())
+        flows.clock.advance(20)
+        seen = await flows.signup.progress_of(token)
+        assert (seen.state, seen.code_expires_in, seen.resend_in, seen.email) == (State.ACCEPTED, 40, 10, None)
+        flows.clock.advance(40)
+        assert (await flows.signup.progress_of(token)).state is State.EXPIRED
+        await flows.signup.resend(visit(), credentials())
+        assert (await flows.signup.progress_of(token)).state is State.QUEUED
+        flows.accounts.mail_dead(await flows.mail())
+        assert (await flows.signup.progress_of(token)).state is State.UNDELIVERABLE
+        await flows.signup.activate(visit(), credentials(), await flows.code())
+        seen = await flows.signup.progress_of(token)
+        assert (seen.state, seen.code_expires_in, seen.attempts_left) == (State.ACTIVATED, None, 0)
+
+
+async def test_a_status_address_costs_no_hash_and_no_limit() -> None:
+    """Pages poll it."""
+    async with Flows.running() as flows:
+        token = (await flows.signup.register(visit(), form())).status_token
+        for _ in range(100):
+            await flows.signup.progress_of(token)
+    assert flows.hashing.checks == 0
+
+
+async def test_a_status_address_ends_after_a_day() -> None:
+    """It shows nothing after that, and nothing once another registration has replaced its own."""
+    async with Flows.running() as flows:
+        first = (await flows.signup.register(visit(), form())).status_token
+        flows.accounts.mail_dead(await flows.mail())
+        second = (await flows.signup.register(visit(), form())).status_token
+        with pytest.raises(UnknownStatus):
+            await flows.signup.progress_of(first)
+        flows.clock.advance(86400)
+        await flows.signup.progress_of(second)
+        flows.clock.advance(1)
+        with pytest.raises(UnknownStatus):
+            await flows.signup.progress_of(second)
+
+
+async def test_an_unknown_status_address_shows_nothing() -> None:
+    """Forged, or of a registration that never was."""
+    async with Flows.running() as flows:
+        for token in ("forged", flows.keyring.status_token(uuid4())):
+            with pytest.raises(UnknownStatus):
+                await flows.signup.progress_of(token)
+
+
+class FickleCodes:
+    """A Codes port for which the account has always just changed."""
+
+    def __init__(self) -> None:
+        self.tries = 0
+
+    async def redeem(self, tries: Sequence[Redemption]) -> list[Redeemed | Missed | None]:
+        """Match nothing."""
+        self.tries += len(tries)
+        return [None for _ in tries]
+
+    async def issue(self, codes: Sequence[NewCode]) -> list[Resent | None]:
+        """Issue nothing."""
+        return [None for _ in codes]
+
+
+async def test_an_account_that_never_holds_still_is_given_up(flows: Flows) -> None:
+    """After some looks the caller hears that something else is at work, instead of trying for ever."""
+    fickle = FickleCodes()
+    issuer = CodeIssuer(fickle, flows.wakeups)
+    async with flows.beside(issuer) as (registry, address):
+        codes = CodeFlows(registry, address, flows.rules)
+        account = await flows.account()
+        with pytest.raises(RequestInProgress):
+            await codes.redeem(account, await flows.code())
+    assert fickle.tries == LOOKS
+
+
+async def test_a_resend_refused_for_no_reason_left_is_too_soon(flows: Flows) -> None:
+    """When the reason has passed by the time it is looked for, a second's wait is the answer."""
+    async with flows.beside(CodeIssuer(FickleCodes(), flows.wakeups)) as (registry, address):
+        codes = CodeFlows(registry, address, flows.rules)
+        entry = await flows.access.code(visit(), KEY)
+        with pytest.raises(ResendTooSoon) as caught:
+            await codes.reissue(visit(), await flows.account(), entry)
+    assert caught.value.retry_after == 1
