@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 from uuid import uuid4
 
 from actors.code_issuer import Issue, Redeem
@@ -41,7 +41,10 @@ class CodeFlows:
         self._keyring = rules.keyring
 
     async def redeem(self, account: Account, typed: str) -> Activation:
-        """Try, and look again when the account has changed in between."""
+        """Try the typed code, and look again when the account has changed in between.
+
+        Raises AlreadyActivated, WrongCode, CodeExpired or CodeAttemptsExhausted.
+        """
         redeem_id = uuid4()
         for _ in range(LOOKS):
             live = tuple(code.id for code in account.live_codes(self._rules.attempts))
@@ -49,13 +52,16 @@ class CodeFlows:
             if hit is None:
                 self._explain(account, typed)
             redemption = Redemption(account.id, account.password_hash, live, hit, redeem_id)
-            match await self._issuer.ask(Redeem(redemption)):
+            outcome = await self._issuer.ask(Redeem(redemption))
+            match outcome:
                 case Redeemed(activated_at):
                     return Activation(account.email, activated_at)
                 case Missed(attempts_left):
                     raise WrongCode(attempts_left)
                 case None:
                     account = await self._again(account)
+                case _:
+                    assert_never(outcome)
         raise RequestInProgress(1)
 
     def _hit(self, account: Account, live: tuple[CodeId, ...], typed: str) -> CodeId | None:
@@ -84,6 +90,7 @@ class CodeFlows:
         return found
 
     async def reissue(self, visit: Visit, account: Account, entry: Entry) -> Resend:
+        """Give the account a new code, or give `entry` back and raise what stands against it."""
         code = NewCode(
             account=account.id,
             password_hash=account.password_hash,

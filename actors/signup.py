@@ -84,16 +84,13 @@ class SignUp:
         """Reserve the limits, hash, register; give back what was not used."""
         entry = await self._access.registration(visit, address.key)
         try:
-            registered = await self._register(visit, form, address, password, claim)
+            return await self._register(visit, form, address, password, claim)
         except (EmailTaken, CodesExhausted):
             entry.give_back_code()
             raise
         except MachineError:
             entry.give_back_all()
             raise
-        if registered.mail_id is not None:
-            self._issuer.offer(Ring(registered.mail_id))
-        return registered
 
     async def _register(
         self, visit: Visit, form: Form, address: EmailAddress, password: Password, claim: IdempotencyClaim | None
@@ -114,7 +111,9 @@ class SignUp:
             traceparent=visit.traceparent,
             idempotency=claim,
         )
-        return await self._registry.ask(Register(account))
+        registered = await self._registry.ask(Register(account))
+        self._issuer.offer(Ring(account.mail_id))
+        return registered
 
     async def activate(self, visit: Visit, credentials: Credentials, code: str) -> Activation:
         """Redeem the typed code.

@@ -36,6 +36,7 @@ class FakeIdempotencyKeys:
     def __init__(self, clock: FakeClock) -> None:
         self._clock = clock
         self._rows: dict[bytes, Row] = {}
+        self.deaf: Exception | None = None  # raised by every release
 
     async def claim(self, claim: IdempotencyClaim, body_digest: bytes) -> KeyTaken | None:
         """Take the key for a while; None means that it is the caller's now."""
@@ -53,6 +54,8 @@ class FakeIdempotencyKeys:
 
     async def release(self, claim: IdempotencyClaim) -> None:
         """Give an unbound key back; a bound one stays."""
+        if self.deaf is not None:
+            raise self.deaf
         row = self._rows.get(claim.digest)
         if row is not None and row.claim == claim.claim and row.registered is None:
             del self._rows[claim.digest]

@@ -209,6 +209,30 @@ async def test_a_refused_request_binds_no_key() -> None:
         await flows.signup.register(visit(), form(password="another horse", key="k-1"))
 
 
+async def test_a_key_that_could_not_be_given_back_ends_by_itself() -> None:
+    """The refusal is heard all the same, and the claim's end frees the key."""
+    async with Flows.running(NO_LIMITS) as flows:
+        await flows.signup.register(visit(), form())
+        flows.keys.deaf = StoreUnavailable()
+        with pytest.raises(EmailTaken):
+            await flows.signup.register(visit(), form(key="k-1"))
+        flows.accounts.mail_dead(await flows.mail())
+        flows.clock.advance(15)
+        await flows.signup.register(visit(), form(key="k-1"))
+
+
+async def test_without_limits_nothing_is_counted() -> None:
+    """Everything `off`: no window is asked, and no reading is noted."""
+    async with Flows.running(NO_LIMITS) as flows:
+        flows.windows.away = StoreUnavailable()
+        seen = visit()
+        for number in range(9):
+            await flows.signup.welcome(seen)
+            await flows.signup.refused(seen)
+            await flows.signup.register(seen, form(f"user{number}@example.com"))
+        assert seen.readings == []
+
+
 async def test_a_key_whose_outcome_is_unknown_stays_taken(autojump_clock: trio.testing.MockClock) -> None:
     """After a lost answer the repeat waits for it, and then hears that the first one still runs."""
     async with Flows.running(NO_LIMITS) as flows:
