@@ -16,11 +16,12 @@ ANSWER_SECONDS = 60.0  # more is no measurement but a fault
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer: its status, its body and the milliseconds it took."""
+    """One answer: its status, its body, the milliseconds it took, and when to come again (0: no matter)."""
 
     status: int
     body: bytes
     milliseconds: float
+    retry_after: float = 0.0
 
     def json(self) -> Any:  # noqa: ANN401 - whatever was sent
         """Return the body as JSON."""
@@ -38,23 +39,25 @@ class Connection:
     async def request(self, method: str, path: str, body: bytes = b"", headers: str = "") -> Answer:
         """Send one request and return its answer; raises OSError and EOFError."""
         begun = perf_counter()
+        if self._streams is not None and self._streams[0].at_eof():  # closed by the server while it was idle
+            self.close()
         reader, writer = self._streams or await asyncio.open_connection(self._host, self._port)
         self._streams = (reader, writer)
         content = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body else ""
         head = f"{method} {path} HTTP/1.1\r\nHost: {self._host}\r\n{headers}{content}\r\n"
         writer.write(head.encode() + body)
         async with asyncio.timeout(ANSWER_SECONDS):
-            status, received = await self._answer(reader)
-        return Answer(status, received, (perf_counter() - begun) * 1000)
+            status, received, fields = await self._answer(reader)
+        return Answer(status, received, (perf_counter() - begun) * 1000, float(fields.get("retry-after", "0")))
 
-    async def _answer(self, reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    async def _answer(self, reader: asyncio.StreamReader) -> tuple[int, bytes, dict[str, str]]:
         head = await reader.readuntil(b"\r\n\r\n")
         lines = head.decode("latin-1").split("\r\n")
         fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
         body = await reader.readexactly(int(fields.get("content-length", "0")))
         if fields.get("connection", "").lower() == "close":
             self.close()
-        return int(lines[0].split()[1]), body
+        return int(lines[0].split()[1]), body, fields
 
     def close(self) -> None:
         """Close it."""
@@ -83,20 +86,26 @@ class Load:
 
     @property
     def rate(self) -> float:
-        """Answers a second."""
-        return len(self.milliseconds) / self.seconds if self.seconds else 0.0
+        """Answers of 2xx a second."""
+        good = sum(count for status, count in self.statuses.items() if 200 <= status < 300)  # noqa: PLR2004 - RFC 9110
+        return good / self.seconds if self.seconds else 0.0
 
 
 async def closed_loop(
     connections: list[Connection], count: int, ask: Callable[[Connection, int], Awaitable[Answer]]
 ) -> Load:
-    """Send `count` requests, each connection its next one when it has its answer."""
+    """Send `count` requests, each connection its next one when it has its answer; a 503 is sent again when told."""
     load = Load()
     numbers = iter(range(count))
 
     async def client(connection: Connection) -> None:
         for number in numbers:
-            load.note(await ask(connection, number))
+            answer = await ask(connection, number)
+            load.note(answer)
+            while answer.status == 503:  # noqa: PLR2004 - RFC 9110: busy, come again
+                await asyncio.sleep(answer.retry_after)
+                answer = await ask(connection, number)
+                load.note(answer)
 
     begun = perf_counter()
     async with asyncio.TaskGroup() as clients:
