@@ -1,8 +1,9 @@
 """Sliding windows that go on without Redis: in Postgres while it is away, and back again, without a burst.
 
-Each worker remembers the uses that one store counted and the other does not know, and tells them before the other
-decides for it. So a window goes on over both changes as far as the workers live; what the memory of a killed worker
-held is what "starts over once per outage". When both are away nothing is decided: StoreUnavailable.
+Each worker remembers the uses that one store counted and the other may not know, and tells them before the other
+decides for it, a Redis that lost its data included. So a window goes on over both changes as far as the workers live;
+what the memory of a killed worker held is what "starts over once per outage". When both are away nothing is decided:
+StoreUnavailable.
 """
 
 from __future__ import annotations
@@ -49,6 +50,13 @@ class Ledger:
         for ticket in tickets:
             self._entries.pop(ticket, None)
 
+    def pass_on(self, tickets: Iterable[str], other: Ledger) -> None:
+        """Let another ledger remember these instead, from the same moments on."""
+        for ticket in tickets:
+            entry = self._entries.pop(ticket, None)
+            if entry is not None:
+                other._entries[ticket] = entry
+
     def given(self) -> list[tuple[tuple[Bucket, ...], str]]:
         """Return what is remembered."""
         return [(buckets, ticket) for ticket, (buckets, _) in self._entries.items()]
@@ -70,7 +78,7 @@ class WindowsFallback:
     def __init__(self, redis: RedisWindows, postgres: PostgresWindows) -> None:
         self._redis = redis
         self._postgres = postgres
-        self._untold_redis = Ledger()  # admitted by Postgres
+        self._untold_redis = Ledger()  # known to Postgres: what Redis counted may be gone with it
         self._untold_postgres = Ledger()  # admitted by Redis
         self._disowned = Ledger()  # perhaps counted by Redis, and neither admitted nor kept
         self._postgres_until = 0.0  # until then Postgres may hold uses that count
@@ -124,7 +132,7 @@ class WindowsFallback:
         if uses := self._untold_postgres.uses():
             self._keep_postgres_for(use.bucket for use in uses)
             await self._postgres.load(uses)
-            self._untold_postgres.forget(use.ticket for use in uses)
+            self._untold_postgres.pass_on((use.ticket for use in uses), self._untold_redis)
         self._keep_postgres_for(bucket for request in counted for bucket in request.buckets)
         admissions = await self._postgres.decide(asked)
         for request, admission in zip(asked, admissions, strict=True):

@@ -9,7 +9,7 @@ from uuid import uuid4
 import anyio
 import pytest
 
-from actors.domain.windows import Bucket, Rule, Use
+from actors.domain.windows import TICK_SECONDS, Bucket, Rule, Use
 from actors.ports import WindowRequest
 from service.adapters.postgres import Postgres
 from service.adapters.postgres_windows import PostgresWindows
@@ -159,6 +159,20 @@ async def test_waiting_retry_after_is_enough(store: Store) -> None:
         assert (await store.decide(mine)).admitted
 
 
+@pytest.mark.parametrize("opened", ["fake"], indirect=True)
+async def test_windows_are_closed(opened: Callable[[], Any]) -> None:
+    """At exactly a window's length after a use it still counts, a microsecond later no more."""
+    async with opened() as store:
+        mine = bucket(Rule("one", 1, 1))
+        await store.decide(mine)
+        await store.wait(1)
+        refused = await store.decide(mine)
+        assert not refused.admitted
+        assert refused.retry_after == pytest.approx(TICK_SECONDS)
+        await store.wait(refused.retry_after)
+        assert (await store.decide(mine)).admitted
+
+
 async def test_buckets_count_all_or_none(store: Store) -> None:
     """When one of several windows is full nothing is counted in the others, and its wait is the answer's."""
     narrow, wide = bucket(Rule("narrow", 1, 3600)), bucket()
@@ -201,12 +215,15 @@ async def test_what_is_given_back_is_free(store: Store) -> None:
 
 
 async def test_a_repeated_ticket_counts_once(store: Store) -> None:
-    """A request that is repeated after a lost answer is admitted again and uses nothing more, even when full."""
+    """A request that is repeated after a lost answer is admitted again, even when full, and uses no more and no longer."""
     mine = bucket()
     for ticket in "abcde":
         await store.decide(mine, ticket=ticket)
-    assert (await store.decide(mine, ticket="c")).admitted
-    assert (await store.decide(mine, ticket="c")).readings[0].remaining == 0
+    await store.wait(0.1)
+    repeated = await store.decide(mine, ticket="a")
+    assert repeated.admitted
+    assert repeated.readings[0].remaining == 0
+    assert repeated.readings[0].reset_seconds <= 3599.91
     assert not (await store.decide(mine, ticket="f")).admitted
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from typing import TYPE_CHECKING, Self
 
@@ -27,8 +28,10 @@ class OwnRedis:
     def __exit__(self, *_: object) -> None:
         self.kill()
 
-    def start(self) -> None:
-        """Start it and wait until it answers."""
+    def start(self, *, empty: bool = False) -> None:
+        """Start it, with what it had saved or without, and wait until it answers."""
+        if empty:
+            shutil.rmtree(self._server.folder)
         self._pid = self._server.start()
         self._server.wait_ready(self._pid)
         self.url = self._server.url
