@@ -5,10 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+
+class Option(NamedTuple):
+    """One argument of a command, as argparse takes it."""
+
+    name: str
+    help: str
+    more: dict[str, Any] = {}  # noqa: RUF012 - never changed
 
 
 class Command(NamedTuple):
@@ -18,6 +26,7 @@ class Command(NamedTuple):
     help: str
     runs: str
     hidden_flags: tuple[str, ...] = ()
+    options: tuple[Option, ...] = ()
 
 
 COMMANDS = (
@@ -35,7 +44,47 @@ CONFIG = (
         ("--trial", "--migrate"),
     ),
 )
-GROUPS: tuple[tuple[str, str, tuple[Command, ...]], ...] = (("config", "the settings", CONFIG),)
+JSON = Option("--json", "print JSON", {"action": "store_true"})
+SINCE = Option("--since", "created since: 90s, 30m, 2h, 1d ago, or a time like 2026-01-31T12:00:00Z")
+ADDRESS = Option("email", "the account's address")
+STATES = ("queued", "sending", "accepted", "dead")
+MAIL = (
+    Command(
+        "list",
+        "the newest mails",
+        "service.desk:mail_list",
+        options=(
+            Option("--state", "only mails in this state", {"choices": STATES}),
+            SINCE,
+            Option("--limit", "at most so many (100)", {"type": int, "default": 100}),
+            JSON,
+        ),
+    ),
+    Command("show", "one mail", "service.desk:mail_show", options=(Option("id", "the mail's id"), JSON)),
+    Command(
+        "replay",
+        "queue mails again that somebody may still wait for; a stale code is replaced",
+        "service.desk:mail_replay",
+        options=(
+            Option("id", "the mail's id", {"nargs": "?"}),
+            Option("--dead", "all dead ones", {"action": "store_true"}),
+            SINCE,
+            Option("--dry-run", "only say how many", {"action": "store_true"}),
+            JSON,
+        ),
+    ),
+)
+USER = (
+    Command("show", "one account, without its secrets", "service.desk:user_show", options=(ADDRESS, JSON)),
+    Command("activate", "activate an account without a code", "service.desk:user_activate", options=(ADDRESS,)),
+    Command("resend", "send a new code, beside all limits", "service.desk:user_resend", options=(ADDRESS,)),
+    Command("delete", "delete an account and its mails", "service.desk:user_delete", options=(ADDRESS,)),
+)
+GROUPS: tuple[tuple[str, str, tuple[Command, ...]], ...] = (
+    ("config", "the settings", CONFIG),
+    ("mail", "the mail queue", MAIL),
+    ("user", "one account", USER),
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -72,6 +121,8 @@ def _add(words: argparse._SubParsersAction[argparse.ArgumentParser], command: Co
     one = words.add_parser(command.word, help=command.help, description=command.help)
     for flag in command.hidden_flags:
         one.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
+    for option in command.options:
+        one.add_argument(option.name, help=option.help, **option.more)
     one.set_defaults(runs=command.runs)
 
 
