@@ -215,7 +215,7 @@ async def test_what_is_given_back_is_free(store: Store) -> None:
 
 
 async def test_a_repeated_ticket_counts_once(store: Store) -> None:
-    """A request that is repeated after a lost answer is admitted again, even when full, and uses no more and no longer."""
+    """A request that is repeated after a lost answer is admitted again, even when full, and uses nothing more."""
     mine = bucket()
     for ticket in "abcde":
         await store.decide(mine, ticket=ticket)
