@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from service.embedded.data_dir import ensure
 from service.embedded.errors import BadEnvironment, one_line
-from service.settings import KEY_BYTES, CodeKeys
+from service.setting_values import KEY_BYTES, CodeKeys
 
 if TYPE_CHECKING:
     from pathlib import Path

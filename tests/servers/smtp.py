@@ -70,7 +70,7 @@ class SmtpServer:
         self._thread = threading.Thread(target=self._loop.run_forever, name="smtp", daemon=True)
         self._go_on = asyncio.Event()
         self._server: asyncio.Server | None = None
-        self._open: set[asyncio.BaseTransport] = set()
+        self._open: set[asyncio.Transport] = set()
         self.port = 0
 
     def __enter__(self) -> Self:
@@ -158,7 +158,7 @@ class SmtpServer:
         self._tricks.remove(trick)
         if trick.stall:
             await self._go_on.wait()
-        if trick.hang_up and server.transport is not None:
+        if trick.hang_up and isinstance(server.transport, asyncio.Transport):
             server.transport.abort()
         return trick.reply
 
@@ -173,7 +173,7 @@ class SmtpServer:
             self._server = None
         self._go_on.set()
         for transport in list(self._open):
-            transport.abort()  # type: ignore[attr-defined]
+            transport.abort()
         await asyncio.sleep(0)
 
     def _connection(self) -> SMTP:
@@ -184,6 +184,7 @@ class SmtpServer:
             """Tells the server about its transport, so that it can be cut."""
 
             def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                assert isinstance(transport, asyncio.Transport)
                 smtp._open.add(transport)
                 super().connection_made(transport)
 
