@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+import os
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import anyio
+import pytest
+
+from actors.domain.code import Keyring
+from actors.domain.email_address import EmailAddress
+from actors.domain.mail import MailState
+from actors.domain.windows import Rule
+from actors.ports import NewAccount, Registered
+from service.adapters.postgres import Postgres
+from service.adapters.postgres_accounts import PostgresAccounts
+from service.adapters.postgres_codes import CodePolicy
+from service.adapters.postgres_desk import PostgresDesk
+from service.adapters.postgres_outbox import PostgresOutbox
+from service.desk import WrongWords, moment
+
+POLICY = CodePolicy(max_age=900, ttl=60, attempts=5, budget=(Rule("codes", 10, 86400),), cooldown=30)
+KEYRING = Keyring({"k1": bytes(32)})
+ADDRESS = EmailAddress("ann@example.org", "ann@example.org")
+VESTIBULE = Path(sys.executable).with_name("vestibule")
+
+
+async def registered(postgres: Postgres) -> NewAccount:
+    """Add a pending account whose mail is owed."""
+    account = NewAccount(uuid4(), uuid4(), ADDRESS, b"$2b$04$hash", "en", KEYRING.code_id(uuid4()), uuid4())
+    [outcome] = await PostgresAccounts(postgres, POLICY, "test").register([account])
+    assert isinstance(outcome, Registered)
+    return account
+
+
+async def test_a_dead_mail_is_queued_again_under_the_same_code(database_url: str) -> None:
+    """A replay of a mail that was rejected makes it due again, with its code, which still has its life before it."""
+    async with Postgres.open(database_url) as postgres:
+        account = await registered(postgres)
+        outbox, desk = PostgresOutbox(postgres, POLICY, "test"), PostgresDesk(postgres, POLICY)
+        [mail] = await outbox.claim([account.mail_id])
+        await outbox.dead(mail, "550 rejected")
+        [dead] = await desk.mails(state=MailState.DEAD)
+        assert (dead.id, dead.reason) == (account.mail_id, "550 rejected")
+        assert await desk.replay([dead.id], dry_run=True) == [dead.id]
+        assert await outbox.claim_due(10) == []
+        assert await desk.replay([dead.id], dry_run=False) == [dead.id]
+        [again] = await outbox.claim_due(10)
+        assert (again.code_id, again.attempt) == (account.code_id, 1)
+
+
+async def test_what_nobody_waits_for_is_not_replayed(database_url: str) -> None:
+    """Mails of an active account, and of an older code than the newest, stay as they are."""
+    async with Postgres.open(database_url) as postgres:
+        account = await registered(postgres)
+        outbox, desk = PostgresOutbox(postgres, POLICY, "test"), PostgresDesk(postgres, POLICY)
+        [mail] = await outbox.claim([account.mail_id])
+        await outbox.dead(mail, "550 rejected")
+        newer = uuid4()
+        assert await desk.resend(ADDRESS.key, KEYRING.code_id(uuid4()), newer)
+        assert await desk.replay([account.mail_id], dry_run=False) == []
+        [second] = await outbox.claim([newer])
+        await outbox.dead(second, "550 rejected")
+        assert await desk.activate(ADDRESS.key)
+        assert await desk.replay([newer], dry_run=False) == []
+
+
+async def test_an_account_is_shown_activated_and_deleted(database_url: str) -> None:
+    """The desk's words change one account once; a second time there is nothing to change."""
+    async with Postgres.open(database_url) as postgres:
+        account = await registered(postgres)
+        desk = PostgresDesk(postgres, POLICY)
+        shown = await desk.show(ADDRESS.key)
+        assert shown is not None
+        assert (shown.id, shown.activated_at, shown.code_alive) == (account.id, None, True)
+        assert await desk.activate(ADDRESS.key)
+        assert not await desk.activate(ADDRESS.key)
+        assert not await desk.resend(ADDRESS.key, KEYRING.code_id(uuid4()), uuid4())
+        assert await desk.delete(ADDRESS.key)
+        assert not await desk.delete(ADDRESS.key)
+        assert await desk.show(ADDRESS.key) is None
+        assert await desk.mails() == []
+
+
+async def test_the_command_lists_without_code_and_hash(database_url: str, tmp_path: Path) -> None:
+    """`vestibule mail list --json` and `user show --json` print what is known, and no secret of it."""
+    async with Postgres.open(database_url) as postgres:
+        account = await registered(postgres)
+    environment = os.environ | {
+        "VESTIBULE_DATABASE_URL": database_url,
+        "VESTIBULE_REDIS_URL": "redis://127.0.0.1:1",
+        "VESTIBULE_MAIL_URL": "smtp://127.0.0.1:1",
+        "VESTIBULE_DATA_DIR": str(tmp_path),
+    }
+    mails = await anyio.run_process([VESTIBULE, "mail", "list", "--json"], env=environment)
+    user = await anyio.run_process([VESTIBULE, "user", "show", "Ann@EXAMPLE.org", "--json"], env=environment)
+    assert [mail["id"] for mail in json.loads(mails.stdout)] == [str(account.mail_id)]
+    assert json.loads(user.stdout)["id"] == str(account.id)
+    for secret in (account.password_hash, KEYRING.code(account.id, account.code_id).encode()):
+        assert secret not in mails.stdout + user.stdout
+
+
+@pytest.mark.parametrize(("text", "ago"), [("90s", 90), ("30m", 1800), ("2h", 7200), ("1d", 86400)])
+def test_since_takes_durations(text: str, ago: int) -> None:
+    """A number and a unit mean so long ago."""
+    assert abs((datetime.now(UTC) - moment(text)) - timedelta(seconds=ago)) < timedelta(seconds=5)
+
+
+def test_since_takes_times_and_refuses_the_rest() -> None:
+    """An RFC 3339 time means itself, UTC where it names no zone; anything else is one line."""
+    assert moment("2026-01-31T12:00:00Z") == moment("2026-01-31T12:00:00") == datetime(2026, 1, 31, 12, tzinfo=UTC)
+    with pytest.raises(WrongWords, match="--since takes"):
+        moment("yesterday")
