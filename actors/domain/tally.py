@@ -8,6 +8,7 @@ fields are counters of the machinery, `restarts|user_registry`.
 from __future__ import annotations
 
 from bisect import bisect_left
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -186,5 +187,6 @@ class Window:
             return remembered
         routes: dict[str, Sketch] = {}
         for _, route, packed in parts:
-            routes.setdefault(route, Sketch()).merge(Sketch.unpack(packed))
-        return parts, routes
+            with suppress(ValueError):  # written by another version or damaged: an hour without metrics would be worse
+                routes.setdefault(route, Sketch()).merge(Sketch.unpack(packed))
+        return parts, {route: sketch for route, sketch in routes.items() if sketch.count}

@@ -259,4 +259,5 @@ async def test_all_that_the_machinery_reports_is_exported(redis_url: str, databa
     assert {name.partition("|")[0] for name in found.levels} == set(LEVELS)
     assert {name.partition("|")[0] for name in found.counters} == set(COUNTERS)
     shown = Metrics(found.counters, {"w": found.levels}, {}, Business(), MailQueue(), 1)
-    assert 'vestibule_actor_mailbox_depth{actor="MetricsAggregator"} 0' in exposition(shown, openmetrics=False).splitlines()
+    lines = exposition(shown, openmetrics=False).splitlines()
+    assert 'vestibule_actor_mailbox_depth{actor="MetricsAggregator"} 0' in lines

@@ -290,6 +290,15 @@ def test_slices_before_the_window_are_left_out_of_it() -> None:
     assert Window().over([report], WINDOW_SECONDS + SLICE_SECONDS) == {}
 
 
+def test_a_damaged_slice_is_left_out_and_spoils_no_other() -> None:
+    """What another version wrote, or what is damaged, costs its own latencies only."""
+    good, bad = Tally("good"), Tally("bad")
+    good.count([(REGISTER, 201, 5.0)], 0)
+    damaged = bad.report({}, {0: {REGISTER: b"rubbish", ACTIVATE: b""}})
+    window = Window().over([damaged, good.report({}, good.slices(0))], 0)
+    assert {route: sketch.count for route, sketch in window.items()} == {REGISTER: 1}
+
+
 async def test_latencies_leave_the_window_and_totals_do_not() -> None:
     """After an hour a latency is forgotten, its count is not."""
     house = House()

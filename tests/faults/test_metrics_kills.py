@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import random
+import signal
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import redis
+
+from service.embedded.postgres import EmbeddedPostgres
+from service.embedded.redis import EmbeddedRedis
+from tests.faults.test_master_up import up
+from tests.faults.under_test import wait_for
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.faults.test_master_up import Up
+
+PORT = 23600
+ROUTE = "GET /livez"
+WRITTEN = "SELECT sum((totals ->> %(name)s)::numeric) FROM metrics_workers"
+
+
+class Client:
+    """Asks the service over new connections, which its workers share, and counts."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.asked = 0
+
+    def get(self, path: str) -> bytes:
+        """Ask once."""
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            assert answer.status == 200
+            return answer.read()
+        finally:
+            connection.close()
+
+    def ask(self, times: int) -> None:
+        """Ask the counted route."""
+        for _ in range(times):
+            self.get("/livez")
+            self.asked += 1
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the metrics, from whichever worker."""
+        found: dict[str, Any] = json.loads(self.get("/api/v1/metrics"))
+        return found
+
+    def counted(self) -> tuple[int, int]:
+        """Return how often the route was asked, and how many of its latencies are in the window."""
+        metrics = self.metrics()
+        return metrics["request_counts"].get(ROUTE, 0), metrics["latencies"].get(ROUTE, {"count": 0})["count"]
+
+    def exact(self) -> bool:
+        """Whether the metrics are what was asked."""
+        return self.counted() == (self.asked, self.asked)
+
+
+def test_metrics_are_exact_through_kills_wipes_outages_and_a_restart(tmp_path: Path) -> None:
+    """Counts and latencies equal what was asked within 2 s, and no wipe, kill or restart takes any of it back."""
+    with up(tmp_path, PORT) as one:
+        client = Client(PORT)
+        for _ in range(3):
+            client.ask(50)
+            wait_for(client.exact, "the metrics are exact", 2.0)
+            wait_for(lambda: in_ledger(tmp_path) == client.asked, "all of it is a tick old", 2.0)
+            os.kill(random.choice(sorted(one.workers())), signal.SIGKILL)  # noqa: S311 - any
+            wipe(tmp_path)
+            assert client.exact()
+            wait_for(lambda: len(one.workers()) == 2 and one.ready(), "the worker is back", 5.0)
+        stall_redis(one, client)
+        wait_for(lambda: client.metrics()["workers"] == 2, "the killed are not alive any more", 5.0)
+        one.process.terminate()
+        assert one.process.wait(20) == 0
+    with up(tmp_path, PORT):
+        assert client.exact()
+
+
+def in_ledger(data_dir: Path) -> int:
+    """Return how many requests of the route the workers have written so far: the promise's last second is over then."""
+    with psycopg.connect(EmbeddedPostgres(data_dir).url) as connection:
+        row = connection.execute(WRITTEN, {"name": f"requests|{ROUTE}|200"}).fetchone()
+    return int(row[0]) if row and row[0] else 0
+
+
+def stall_redis(one: Up, client: Client) -> None:
+    """Stop Redis in its tracks: counters stay exact, and the metrics say that it is away."""
+    pid = one.child("redis")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        client.ask(50)
+        wait_for(client.exact, "the metrics are exact without Redis", 4.0)
+        assert client.metrics()["notes"]
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def wipe(data_dir: Path) -> None:
+    """FLUSHALL."""
+    with redis.Redis.from_url(EmbeddedRedis(data_dir).url) as server:
+        server.flushall()
