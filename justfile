@@ -15,6 +15,7 @@ default:
     @"{{ just_executable() }}" --justfile "{{ justfile() }}" --list --unsorted
 
 # Run the service on this machine: servers where no URL is given, migrations, API, mail worker
+[no-exit-message]
 up *arguments: _venv
     @exec .venv/bin/vestibule up "$@"
 
@@ -25,10 +26,12 @@ test *arguments: _venv
     @{{ python }} .ci/coverage_floor.py actors={{ actors_floor }} service={{ service_floor }}
 
 # Run the slow tests: chaos, long fuzz, the browser
+[no-exit-message]
 test-slow *arguments: _venv
     @exec {{ python }} -m pytest -m slow "$@"
 
 # Run some tests without coverage: just try tests/unit/test_actor_kit.py -k drain
+[no-exit-message]
 try *arguments: _venv
     @exec {{ python }} -m pytest "$@"
 
@@ -53,42 +56,52 @@ lock *arguments: _venv
     {{ pins }} requirements-tools.in --output-file requirements-tools.lock "$@"
 
 # Look up the pinned packages of a deployment among the known vulnerabilities; a package not looked up fails
+[no-exit-message]
 audit: _venv
     @exec .venv/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
 
 # Measure this machine and the service on it: bcrypt ceiling, registrations, activations, CPU and memory
+[no-exit-message]
 bench *arguments: _venv
     @exec {{ python }} ops/bench/bench.py "$@"
 
 # Kill servers and workers at random under load and count what was lost: nothing
+[no-exit-message]
 chaos *arguments: _venv
     @exec {{ python }} ops/chaos.py "$@"
 
 # Show the metrics of a running service: just metrics --watch
+[no-exit-message]
 metrics *arguments: _venv
     @exec {{ python }} ops/metrics.py "$@"
 
 # Show how many registrations become activations, and how long each step takes
+[no-exit-message]
 funnel *arguments: _venv
     @exec {{ python }} ops/funnel.py "$@"
 
 # Register a canary against a running service, read its mail, activate it
+[no-exit-message]
 smoke *arguments: _venv
     @exec {{ python }} ops/smoke.py "$@"
 
 # Look after the mail queue: just mail list --dead
+[no-exit-message]
 mail *arguments: _venv
     @exec .venv/bin/vestibule mail "$@"
 
 # Bring the database to the newest migration
+[no-exit-message]
 migrate *arguments: _venv
     @exec .venv/bin/vestibule migrate "$@"
 
 # Check and print the settings that the environment gives, secrets masked
+[no-exit-message]
 config: _venv
     @exec .venv/bin/vestibule config check
 
 # Build the wheel into dist/
+[no-exit-message]
 build: _venv
     @exec {{ python }} -m hatchling build --target wheel --directory dist
 

@@ -23,7 +23,7 @@ TOOLS = {"default", "_venv"}
 @pytest.mark.parametrize("name", PUBLIC)
 def test_every_recipe_says_in_one_line_what_it_does(name: str) -> None:
     """The line above a recipe is a comment, which `just` alone shows beside its name."""
-    above = JUSTFILE[: RECIPES[name].start()].splitlines()
+    above = [line for line in JUSTFILE[: RECIPES[name].start()].splitlines() if not line.startswith("[")]
     assert re.match(r"# \S", above[-1])
     assert above[-2] == ""
 
@@ -36,8 +36,9 @@ def test_every_recipe_makes_the_environment_it_needs(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["up", "test-slow", "bench", "chaos", "metrics", "smoke", "mail", "migrate"])
 def test_long_running_recipes_become_their_program(name: str) -> None:
-    """Signals reach the program itself: no shell stands between."""
+    """Signals reach the program itself, no shell stands between, and nothing is said after its own last line."""
     assert re.fullmatch(r"    @exec .+\n+", RECIPES[name]["body"])
+    assert JUSTFILE[: RECIPES[name].start()].endswith("[no-exit-message]\n")
 
 
 def test_the_readme_names_commands_that_exist() -> None:
