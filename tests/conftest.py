@@ -22,6 +22,7 @@ from tests.servers.smtp import SmtpServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 CONNECTIONS = 300  # races are run 16-way, from several pools at once
 NUMBERS = count(1)
@@ -48,6 +49,12 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedR
     server.wait_ready(pid)
     yield server
     stop(pid, server.stop_signal)
+
+
+@pytest.fixture
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give an empty folder whose path is short enough for sockets, whatever the test is called."""
+    return tmp_path_factory.mktemp("d")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from service.embedded.errors import BadEnvironment, one_line
 
 CLAIM = "up.lock"
 CLAIM_PATIENCE = 0.5  # seconds: a look of `in_use` holds the lock for a moment
-SOCKET_NAME_BYTES = 40  # room for the longest file name in the folder of sockets
+SOCKET_NAME_BYTES = 16  # of the longest name in the folder of sockets: pg/.s.PGSQL.5432
 SOCKET_PATH_BYTES = 107  # sun_path in Linux, without its final zero
 SHORT_PARENT = Path("/tmp")  # noqa: S108 - only ever a parent of a folder that nobody else can enter or foresee
 

@@ -27,9 +27,9 @@ def port(server: MailCatcher) -> int:
     return int(server.url.rpartition(":")[2])
 
 
-def test_a_sent_mail_can_be_read(tmp_path: Path) -> None:
+def test_a_sent_mail_can_be_read(data_dir: Path) -> None:
     """It is there once the server has said so, with the recipients of the envelope, for its owner alone."""
-    server = MailCatcher(tmp_path)
+    server = MailCatcher(data_dir)
     with served(server):
         send(server, "first")
         send(server, "second")
@@ -42,9 +42,9 @@ def test_a_sent_mail_can_be_read(tmp_path: Path) -> None:
     assert all(file.stat().st_mode & 0o077 == 0 for file in (server.folder, *server.folder.iterdir()))
 
 
-def test_a_killed_catcher_keeps_its_port_and_loses_no_connection(tmp_path: Path) -> None:
+def test_a_killed_catcher_keeps_its_port_and_loses_no_connection(data_dir: Path) -> None:
     """Who connects while it is away waits in the socket and is served by the next one."""
-    server = MailCatcher(tmp_path)
+    server = MailCatcher(data_dir)
     with served(server) as pid:
         before = server.url
         kill(pid)
@@ -54,11 +54,11 @@ def test_a_killed_catcher_keeps_its_port_and_loses_no_connection(tmp_path: Path)
     server.close()
 
 
-def test_the_port_is_kept_over_a_restart_of_everything(tmp_path: Path) -> None:
+def test_the_port_is_kept_over_a_restart_of_everything(data_dir: Path) -> None:
     """A new object on the same folder listens where the last one did, below the ports that clients are given."""
     urls = []
     for _ in range(2):
-        server = MailCatcher(tmp_path)
+        server = MailCatcher(data_dir)
         with served(server):
             urls.append(server.url)
         server.close()
@@ -66,9 +66,9 @@ def test_the_port_is_kept_over_a_restart_of_everything(tmp_path: Path) -> None:
     assert FIRST_PORT <= port(server) < FIRST_PORT + PORTS
 
 
-def test_a_taken_port_is_left_to_whoever_has_it(tmp_path: Path) -> None:
+def test_a_taken_port_is_left_to_whoever_has_it(data_dir: Path) -> None:
     """Where another program listens on the port of the last start, another one is found."""
-    first, second = MailCatcher(tmp_path), MailCatcher(tmp_path)
+    first, second = MailCatcher(data_dir), MailCatcher(data_dir)
     with served(first):
         taken = port(first)
     with served(second):  # `first` still listens
@@ -78,9 +78,9 @@ def test_a_taken_port_is_left_to_whoever_has_it(tmp_path: Path) -> None:
     second.close()
 
 
-def test_a_mail_too_large_is_refused(tmp_path: Path) -> None:
+def test_a_mail_too_large_is_refused(data_dir: Path) -> None:
     """The catcher keeps no mail beyond its bound, and goes on."""
-    server = MailCatcher(tmp_path)
+    server = MailCatcher(data_dir)
     with served(server):
         try:
             send(server, "large", "x" * 70 + "\n" + ("y" * 70 + "\n") * (MAIL_BYTES // 70))
@@ -91,9 +91,9 @@ def test_a_mail_too_large_is_refused(tmp_path: Path) -> None:
     server.close()
 
 
-def test_a_full_disk_puts_mails_off(tmp_path: Path) -> None:
+def test_a_full_disk_puts_mails_off(data_dir: Path) -> None:
     """When a mail cannot be written, its sender is told to come again."""
-    server = MailCatcher(tmp_path)
+    server = MailCatcher(data_dir)
     with served(server):
         server.folder.rmdir()
         server.folder.write_bytes(b"")  # a file in the folder's place: every write fails, for root too

