@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
@@ -15,7 +15,8 @@ from service.adapters.postgres_migrations import MigrationError
 from service.children import vestibule
 from service.embedded.errors import BadEnvironment
 from service.listener import CannotStart
-from service.settings import PERIODS, PREFIX, BadSettings, Settings, read
+from service.setting_values import PERIODS
+from service.settings import PREFIX, BadSettings, Settings, read
 
 if TYPE_CHECKING:
     import argparse
@@ -159,8 +160,9 @@ def shown(name: str, value: object) -> str:  # noqa: PLR0911 - one line for each
 
 
 def _serving(address: str) -> None:
-    sys.stdout.write(f"Vestibule serves on {address}\n")
-    sys.stdout.flush()
+    with suppress(OSError):  # nobody has to read it
+        sys.stdout.write(f"Vestibule serves on {address}\n")
+        sys.stdout.flush()
 
 
 def _refuse(reason: object, code: int) -> int:

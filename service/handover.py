@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-import sys
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -65,11 +64,16 @@ def execute(handover: Handover, argv: Sequence[str]) -> NoReturn:
         ],
     }
     kept = [handover.listener.fileno(), *(child.channel.fileno() for child in handover.children if child.channel)]
-    for descriptor in [*kept, *([] if handover.claim is None else [handover.claim])]:
+    kept += [] if handover.claim is None else [handover.claim]
+    for descriptor in kept:
         os.set_inheritable(descriptor, True)  # noqa: FBT003 - the library's signature
-    sys.stdout.flush()
-    signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
-    os.execve(argv[0], list(argv), {**os.environ, VARIABLE: json.dumps(told)})  # noqa: S606 - our own command line
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+    try:
+        os.execve(argv[0], list(argv), {**os.environ, VARIABLE: json.dumps(told)})  # noqa: S606 - our own command line
+    finally:  # only if it could not be executed
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for descriptor in kept:
+            os.set_inheritable(descriptor, False)  # noqa: FBT003 - as above
 
 
 def _socket(descriptor: int) -> socket.socket:

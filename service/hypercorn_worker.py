@@ -107,7 +107,7 @@ class WorkerConfig(Config):
 
 
 class OneProtocol(H11Protocol):
-    """HTTP/1.1 that never becomes anything else: offers to upgrade are not taken (RFC 9110, 7.8), WebSocket included."""
+    """HTTP/1.1 that never becomes anything else: no offer to upgrade is taken (RFC 9110, 7.8), not WebSocket either."""
 
     async def _check_protocol(self, event: h11.Request) -> None:
         pass
@@ -127,6 +127,7 @@ class Guard:
     config: Any
 
     async def run(self) -> None:
+        """Serve the connection to its end, which is never an exception but for a cancellation."""
         self.config.opened()
         try:
             await super().run()  # type: ignore[misc]  # mixed into Hypercorn's connection classes

@@ -6,6 +6,7 @@ It holds no loop, pool or thread, so that it can fork API workers at any time.
 
 from __future__ import annotations
 
+import os
 import selectors
 import signal
 import socket
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from service.children import Child, Post
 
+TRIAL_SECONDS = 120.0  # a migration may wait a minute for another one
 TICK = 0.2  # the clock of time-outs and of delayed starts; signals and messages wake the master at once
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
 
@@ -64,6 +66,7 @@ class Master:
         self._drain = drain
         self._announce: Callable[[], None] | None = announce
         self._trial: int | None = None
+        self._trial_ends = 0.0
         self._again = False  # asked to reload while a trial was running
         self._closes_at: float | None = None
         self._tiers = sorted({post.tier for post in posts})
@@ -85,7 +88,9 @@ class Master:
                 key.data()
             self._bury()
             self._roster.kill_overdue(time.monotonic())
-            if self._announce is not None and self._roster.complete():
+            if self._trial is not None and time.monotonic() > self._trial_ends:
+                os.kill(self._trial, signal.SIGKILL)
+            if self._announce is not None and self._closes_at is None and self._roster.complete():
                 announce, self._announce = self._announce, None
                 announce()
         return 0
@@ -131,6 +136,7 @@ class Master:
         logger.info("reload asked for")
         try:
             self._trial = self._renewal.check()
+            self._trial_ends = time.monotonic() + TRIAL_SECONDS
         except OSError as error:
             logger.error("reload refused, the old configuration stays", reason=error.strerror)
 

@@ -1,4 +1,4 @@
-"""Looks once, at the start, whether the servers whose URLs are set are there: a wrong URL must not pass for an outage."""
+"""Looks once, at the start, whether the servers whose URLs are set are there: a wrong URL is no outage."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Renewal:
         """Return the last line that the ended trial said."""
         self._said.seek(0)
         lines = self._said.read(REFUSAL_BYTES).decode("utf-8", "replace").strip().splitlines()
-        return lines[-1] if lines else "the trial said nothing"
+        return lines[-1] if lines else "the trial ended without a word"
 
     def take(self, listener: socket.socket, children: Sequence[Child]) -> None:
         """Execute this program anew in this process; returns, after a line in the log, only if that is impossible."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from loguru import logger
@@ -53,12 +53,14 @@ def up(_words: argparse.Namespace) -> int:
             look(**{name: _url(settings, name) for name in ("database_url", "redis_url", "mail_url")})
             _start(servers, posts, undo)
         where = gather(settings, servers)
+        build = api(settings, where, code_keys(settings))  # imports for half a second: the servers get ready meanwhile
         if taken is None:
+            _await(servers, posts)
             migrate(where.database_url)
         announce(settings.data_dir, where)
         undo.callback(withdraw, settings.data_dir)
+        posts += api_posts(settings, listener, build)
         posts += [_mail_post(number, settings) for number in range(1, settings.mail_workers + 1)]
-        posts += api_posts(settings, listener, api(settings, where, code_keys(settings)))
         with pid_file(settings.data_dir):
             return supervise(
                 settings,
@@ -78,12 +80,17 @@ def _claim(settings: Settings, taken: handover.Handover | None) -> int:
 
 
 def _start(servers: Sequence[ServerProcess], posts: Sequence[Post], undo: ExitStack) -> None:
-    """Start the servers one after the other; what was started is stopped again if a later step fails."""
+    """Start the servers; what was started is stopped again, in the reverse order, if a later step fails."""
     for server, post in zip(servers, posts, strict=True):
-        post.child = child = post.start()
+        post.child = post.start()
         undo.callback(_stop_if_running, post, server)
-        server.wait_ready(child.pid)
-        logger.info("started", child=child.name, pid=child.pid)
+
+
+def _await(servers: Sequence[ServerProcess], posts: Sequence[Post]) -> None:
+    for server, post in zip(servers, posts, strict=True):
+        if post.child is not None:
+            server.wait_ready(post.child.pid)
+            logger.info("started", child=post.name, pid=post.child.pid)
 
 
 def _stop_if_running(post: Post, server: ServerProcess) -> None:
@@ -115,5 +122,7 @@ def _url(settings: Settings, name: str) -> str | None:
 
 
 def _guide(address: str) -> None:
-    sys.stdout.write(GUIDE.format(address=address))
-    sys.stdout.flush()
+    guide = GUIDE if address.startswith("http") else "Vestibule runs on {address}\nStop it with Ctrl-C.\n"
+    with suppress(OSError):  # nobody has to read it
+        sys.stdout.write(guide.format(address=address))
+        sys.stdout.flush()

@@ -7,13 +7,14 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-import psutil
 import pytest
 
 from tests.faults.under_test import alive, load, running, wait_for
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import psutil
 
 PORT = 21510
 

@@ -87,6 +87,27 @@ def test_a_reload_with_bad_settings_leaves_everything_as_it_was(tmp_path: Path) 
         assert service.get()[0] == 200
 
 
+def test_a_reload_follows_the_number_of_workers_and_the_address(tmp_path: Path) -> None:
+    """More workers, fewer workers, another port: settings that come from files are read anew."""
+    workers, bind = tmp_path / "workers", tmp_path / "bind"
+    workers.write_text("2", encoding="utf-8")
+    bind.write_text(f"127.0.0.1:{PORT + 9}", encoding="utf-8")
+    files = {"VESTIBULE_WORKERS_FILE": str(workers), "VESTIBULE_BIND_FILE": str(bind)}
+    with running(tmp_path, PORT + 9, VESTIBULE_WORKERS="", VESTIBULE_BIND="", **files) as service:
+        workers.write_text("3", encoding="utf-8")
+        service.hang_up()
+        wait_for(lambda: len(service.workers()) == 3 and service.get()[0] == 200, "three workers")
+        wait_for(lambda: "reloaded" in service.said(), "the first reload has settled")
+        workers.write_text("1", encoding="utf-8")
+        bind.write_text(f"127.0.0.1:{PORT + 10}", encoding="utf-8")
+        service.hang_up()
+        wait_for(lambda: len(service.workers()) == 1, "one worker")
+        service.port = PORT + 10
+        assert service.get()[0] == 200
+        service.port = PORT + 9
+        assert _refused(service)
+
+
 def test_a_reload_whose_new_workers_cannot_start_leaves_the_old_ones_in_service(tmp_path: Path) -> None:
     """New code that fails in the worker never takes the place of code that works."""
     with running(tmp_path, PORT + 5) as service, load(service.port) as seen:

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from tests.faults.under_test import alive, patience, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PORT = 21620
+ROLES = {
+    "postgres": re.compile(r"/bin/postgres "),
+    "redis": re.compile(r"valkey|redis-server"),
+    "catcher": re.compile(r"mail_catcher"),
+    "mail worker": re.compile(r"vestibule worker"),
+}
+
+
+def command(*words: str) -> list[str]:
+    """Return the command line of the console command."""
+    return [sys.executable, str(Path(sys.executable).with_name("vestibule")), *words]
+
+
+def environment(data_dir: Path, port: int) -> dict[str, str]:
+    """Return the settings of one `up`, and no others."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("VESTIBULE_")}
+    own = {"DATA_DIR": str(data_dir), "BIND": f"127.0.0.1:{port}", "BCRYPT_COST": "4", "ALLOW_WEAK_HASH": "1"}
+    return plain | {f"VESTIBULE_{name}": value for name, value in {**own, "WORKERS": "2"}.items()}
+
+
+@dataclass
+class Up:
+    """A running `vestibule up`."""
+
+    data_dir: Path
+    port: int
+    process: subprocess.Popen[bytes]
+    output: Path
+
+    def child(self, role: str) -> int:
+        """Return the pid of the master's child that plays this role, 0 if there is none."""
+        found = (one.pid for one in self.children() if ROLES[role].search(" ".join(_words(one)) + " "))
+        return next(found, 0)
+
+    def children(self) -> list[psutil.Process]:
+        """Return the master's children."""
+        return psutil.Process(self.process.pid).children()
+
+    def workers(self) -> set[int]:
+        """Return the pids of the API workers."""
+        return {one.pid for one in self.children() if "vestibule up" in " ".join(_words(one))}
+
+    def ready(self) -> bool:
+        """Return whether /readyz answers 200."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=3)
+        try:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def run(self, *words: str, port: int | None = None) -> subprocess.CompletedProcess[str]:
+        """Run another command in the same DATA_DIR."""
+        settings = environment(self.data_dir, port or self.port)
+        return subprocess.run(command(*words), env=settings, capture_output=True, text=True, timeout=20, check=False)
+
+
+@contextmanager
+def up(data_dir: Path, port: int) -> Iterator[Up]:
+    """Run `vestibule up`, ready at the beginning of the body; nothing of it is left afterwards."""
+    data_dir.mkdir(exist_ok=True)
+    output = data_dir / "output"
+    with output.open("wb") as sink:
+        process = subprocess.Popen(command("up"), env=environment(data_dir, port), stdout=sink, stderr=sink)
+    one = Up(data_dir, port, process, output)
+    try:
+        wait_for(lambda: one.ready() or process.poll() is not None, "it is ready", 30)
+        assert process.poll() is None, output.read_text(encoding="utf-8")
+        wait_for(lambda: "runs on" in output.read_text(encoding="utf-8"), "it says so")
+        yield one
+    finally:
+        family = [psutil.Process(process.pid), *one.children()] if process.poll() is None else []
+        for member in family:
+            if member.is_running():
+                member.kill()
+        process.wait(10)
+
+
+def test_servers_and_workers_that_are_killed_are_back_within_five_seconds(tmp_path: Path) -> None:
+    """Kill -9 of each child in turn: another takes its place and the service is ready again."""
+    with up(tmp_path, PORT) as one:
+        for role in ROLES:
+            old = one.child(role)
+            assert old, role
+            os.kill(old, signal.SIGKILL)
+            wait_for(lambda role=role, old=old: one.child(role) not in {0, old} and one.ready(), f"{role} is back", 5.0)  # type: ignore[misc]
+
+
+def test_a_stop_is_orderly_and_the_next_start_takes_less_than_five_seconds(tmp_path: Path) -> None:
+    """SIGTERM ends API, mail, Redis, Postgres in that order with code 0 and leaves no file that speaks of a master."""
+    with up(tmp_path, PORT + 1) as one:
+        family = [child.pid for child in psutil.Process(one.process.pid).children(recursive=True)]
+        one.process.terminate()
+        assert one.process.wait(15) == 0
+        assert not any(alive(pid) for pid in family)
+        ended = re.findall(r'"ended".*?"child":"([a-z]+)', one.output.read_text(encoding="utf-8"))
+        assert list(dict.fromkeys(ended)) == ["api", "mail", "catcher", "valkey", "postgres"]
+        assert not (tmp_path / "vestibule.pid").exists()
+        assert not (tmp_path / "servers.json").exists()
+    began = time.monotonic()
+    with up(tmp_path, PORT + 1):
+        assert time.monotonic() - began < patience(5.0)
+
+
+def test_nothing_survives_a_killed_master_and_the_next_start_works(tmp_path: Path) -> None:
+    """Kill -9 of the master takes everything with it within 5 s, and leaves nothing that is in the way."""
+    with up(tmp_path, PORT + 2) as one:
+        family = [child.pid for child in psutil.Process(one.process.pid).children(recursive=True)]
+        os.kill(one.process.pid, signal.SIGKILL)
+        one.process.wait(5)
+        wait_for(lambda: not any(alive(pid) for pid in family), "all are gone", 5.0)
+    with up(tmp_path, PORT + 2) as again:
+        assert again.ready()
+
+
+def test_reload_renews_the_workers_and_leaves_the_servers_alone(tmp_path: Path) -> None:
+    """`vestibule reload` replaces API and mail workers under the same master, and the service is ready throughout."""
+    with up(tmp_path, PORT + 3) as one:
+        workers, mail = one.workers(), one.child("mail worker")
+        servers = [one.child(role) for role in ("postgres", "redis", "catcher")]
+        asked = one.run("reload")
+        assert asked.returncode == 0, asked.stderr
+        wait_for(lambda: one.ready() and not workers & one.workers() and len(one.workers()) == 2, "new workers", 30)
+        wait_for(lambda: one.child("mail worker") not in {0, mail}, "a new mail worker", 20)
+        assert [one.child(role) for role in ("postgres", "redis", "catcher")] == servers
+        one.process.send_signal(signal.SIGINT)
+        assert one.process.wait(15) == 0
+
+
+def test_other_commands_join_a_running_up_and_a_second_up_is_refused(tmp_path: Path) -> None:
+    """Migrations and API workers find the servers of the `up` in DATA_DIR; another `up` there ends with one line."""
+    with up(tmp_path, PORT + 4) as one:
+        second = one.run("up", port=PORT + 5)
+        assert (second.returncode, second.stderr.count("\n")) == (1, 1)
+        assert one.run("migrate").stdout == "nothing to do\n"
+        joined = subprocess.Popen(command("serve"), env=environment(tmp_path, PORT + 5), stdout=subprocess.DEVNULL)
+        guest = Up(tmp_path, PORT + 5, joined, one.output)
+        try:
+            wait_for(guest.ready, "the guest is ready")
+            assert int((tmp_path / "vestibule.pid").read_text(encoding="ascii")) == one.process.pid
+        finally:
+            joined.terminate()
+            assert joined.wait(15) == 0
+        assert one.ready()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_middle_of_the_start_ends_it_without_a_trace(tmp_path: Path, number: signal.Signals) -> None:
+    """Whoever changes their mind at once is left with no process and no traceback."""
+    output = tmp_path / "output"
+    with output.open("wb") as sink:
+        process = subprocess.Popen(command("up"), env=environment(tmp_path, PORT + 6), stdout=sink, stderr=sink)
+    wait_for((tmp_path / "postgres.lock").exists, "the first server is being started")
+    family = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+    process.send_signal(number)
+    assert process.wait(20) == 0
+    wait_for(lambda: not any(alive(pid) for pid in family), "all are gone", 5.0)
+    assert "Traceback" not in output.read_text(encoding="utf-8")
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return []
