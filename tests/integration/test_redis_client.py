@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING
@@ -192,6 +193,20 @@ async def test_an_asker_can_leave_a_stalled_call(server: OwnRedis) -> None:
             await client.call(ping)
         assert time.monotonic() - begun < 0.15
         assert client.statistics().opened == 0
+
+
+async def test_work_that_no_time_out_ends_is_given_up(server: OwnRedis) -> None:
+    """A call that hangs elsewhere, as in a look-up of the server's name, costs a second, once."""
+    released = threading.Event()
+    async with Redis.open(server.url) as client:
+        begun = time.monotonic()
+        with pytest.raises(RedisUnavailable):
+            await client.call(lambda _: released.wait(10))
+        assert 0.9 < time.monotonic() - begun < 1.5
+        assert client.statistics().reason == "TimeoutError"
+        released.set()
+        await until_back(client)
+        assert await client.call(ping)
 
 
 @pytest.mark.parametrize("url", ["http://x", "redis://:pa/ss@host", "redis://host:99999999", "redis://h?db=secret", ""])
