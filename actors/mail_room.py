@@ -81,7 +81,7 @@ class MailRoom:
         self._next_look = anyio.current_time()
         async with anyio.create_task_group() as deliveries:
             while not self._closing.is_set():
-                mails = await self._claim() if self._free else []
+                mails = await self._claim(self._free) if self._free else []
                 self._free -= len(mails)
                 for mail in mails:
                     deliveries.start_soon(self._one, mail)
@@ -94,15 +94,15 @@ class MailRoom:
             self._free += 1
             self._stirred.set()
 
-    async def _claim(self) -> list[ClaimedMail]:
-        """Claim as many mails as can be delivered at once: what is due when a look is, else what was rung for."""
+    async def _claim(self, places: int) -> list[ClaimedMail]:
+        """Claim mails for so many free places, of which there may be more by the end: what is due, or was rung for."""
         try:
             if anyio.current_time() >= self._next_look:
-                mails = await self._outbox.claim_due(self._free)
-                if len(mails) < self._free:  # else more may wait: look again as soon as a place is free
+                mails = await self._outbox.claim_due(places)
+                if len(mails) < places:  # else more may wait: look again as soon as a place is free
                     self._next_look = anyio.current_time() + LOOK_SECONDS * (0.75 + self._chance() / 2)
                 return mails
-            rung = list(self._rung)[: self._free]
+            rung = list(self._rung)[:places]
             for mail_id in rung:
                 del self._rung[mail_id]
             return await self._outbox.claim(rung) if rung else []

@@ -44,9 +44,10 @@ class Row:
 
 @dataclass(slots=True)
 class MemoryOutbox:
-    """Behaves as the outbox in Postgres does; `failures` are raised first, one a call."""
+    """Behaves as the outbox in Postgres does; a call takes `latency`, and `failures` are raised first, one a call."""
 
     max_age_seconds: float = 900.0
+    latency: float = 0.0
     rows: dict[UUID, Row] = field(default_factory=dict)
     failures: list[Exception] = field(default_factory=list)
 
@@ -146,7 +147,7 @@ class MemoryOutbox:
         )
 
     async def _reached(self) -> None:
-        await anyio.lowlevel.checkpoint()
+        await anyio.sleep(self.latency)
         if self.failures:
             raise self.failures.pop(0)
 
