@@ -10,7 +10,7 @@ Two errors tell an asker what it now knows, and nothing else does::
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 import anyio
@@ -92,6 +92,16 @@ class Letter:
         return self._value
 
 
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """A letter before a full mailbox; `called` is set once it is inside, or will never be."""
+
+    letter: Letter
+    lane: int
+    called: anyio.Event = field(default_factory=anyio.Event)
+    inside: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class MailboxStatistics:
     """What a mailbox holds and has seen; `dropped` counts offers without room, `turned_away` asks without room."""
@@ -106,15 +116,14 @@ class Mailbox:
     """A bounded queue of letters in lanes of falling priority, shared by the copies of one actor.
 
     Never grows past `capacity` letters. It outlives a crash of its actor: what waits is handled by the next one.
-    Closing it refuses what comes later with `NotAccepted`; what is inside is still handed out, or refused with
-    `NotAccepted` by `abandon`.
+    Closing it refuses what comes later with `NotAccepted`; what is inside is still handed out.
     """
 
     def __init__(self, capacity: int, lanes: int = 1) -> None:
         self.capacity = capacity
         self._lanes: tuple[deque[Letter], ...] = tuple(deque() for _ in range(lanes))
         self._arrival = anyio.Event()
-        self._room = anyio.Event()
+        self._waiters: deque[Waiter] = deque()  # only while the mailbox is full: `take` lets in as many as it took
         self._closed = False
         self._dropped = 0
         self._turned_away = 0
@@ -138,17 +147,23 @@ class Mailbox:
         return False
 
     async def put(self, letter: Letter, lane: int) -> None:
-        """Put a letter in its lane, waiting a moment for room.
+        """Put a letter in its lane, waiting a moment for room, first come, first served.
 
-        Raises NotAccepted when the moment passes or the mailbox is closed; cancelled, nothing was put.
+        Raises NotAccepted when the moment passes or the mailbox is closed. Cancelled while it waits, nothing was put.
         """
         if self._put(letter, lane):
             return
-        with anyio.move_on_after(PATIENCE_SECONDS):
-            while not self._closed:
-                await self._room.wait()
-                if self._put(letter, lane):
-                    return
+        if not self._closed:
+            waiter = Waiter(letter, lane)
+            self._waiters.append(waiter)
+            try:
+                with anyio.move_on_after(PATIENCE_SECONDS):
+                    await waiter.called.wait()
+            finally:
+                if not waiter.called.is_set():
+                    self._waiters.remove(waiter)
+            if waiter.inside:
+                return
         self.turned_away()
         raise NotAccepted
 
@@ -166,8 +181,7 @@ class Mailbox:
     async def take(self, limit: int) -> list[Letter]:
         """Wait for letters and take up to `limit`, the first lane first; an empty list means closed and drained.
 
-        Always lets other tasks run first, so that what they are about to put joins the batch. Cancelled, nothing
-        was taken.
+        Lets other tasks run first: what they are about to put joins the batch. Cancelled, nothing was taken.
         """
         await checkpoint()
         while not len(self):
@@ -180,15 +194,18 @@ class Mailbox:
         for waiting in self._lanes:
             while waiting and len(taken) < limit:
                 taken.append(waiting.popleft())
-        self._room.set()  # wakes all who wait for a place; whoever finds none again waits for the next take
-        self._room = anyio.Event()
+        while self._waiters and self._put(self._waiters[0].letter, self._waiters[0].lane):
+            waiter = self._waiters.popleft()
+            waiter.inside = True
+            waiter.called.set()
         return taken
 
     def close(self) -> None:
         """Accept nothing more; wake everyone who waits."""
         self._closed = True
         self._arrival.set()
-        self._room.set()
+        while self._waiters:
+            self._waiters.popleft().called.set()
 
     def abandon(self) -> None:
         """Close, and refuse what still waits with NotAccepted: nobody will handle it."""
@@ -199,10 +216,9 @@ class Mailbox:
 
 
 class Address:
-    """Where messages to one actor go; `admit` may refuse a message before it takes a place.
+    """Where messages to one actor go.
 
-    `admit(message, ahead)` is called with the number of letters that would be handled first; it raises
-    NotAccepted to turn the message away at once.
+    `admit(message, ahead)` hears how many letters would be handled first; it raises NotAccepted to turn one away.
     """
 
     def __init__(self, mailbox: Mailbox, admit: Callable[[Ask[Any], int], None] | None = None) -> None:
