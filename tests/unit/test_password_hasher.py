@@ -14,6 +14,7 @@ from actors.domain.windows import Bucket, Rule
 from actors.kit.mailbox import NotAccepted
 from actors.kit.supervisor import Supervisor
 from actors.password_hasher import LONGEST_WAIT_SECONDS, Check, Hash, PasswordHasher
+from actors.ports import WindowRequest
 from actors.rate_limiter import RateLimiter
 from tests.fakes.hashing import DUMMY, FakeHashing
 from tests.fakes.windows import FakeWindows
@@ -30,11 +31,11 @@ GUESSES = (Bucket(Rule("password", 3, 60), "ada"),)
 
 
 @asynccontextmanager
-async def hasher(hashing: FakeHashing) -> AsyncIterator[Address]:
+async def hasher(hashing: FakeHashing, windows: FakeWindows | None = None) -> AsyncIterator[Address]:
     """Run the actor, with as many copies as threads, around the body."""
     crashes: list[Exception] = []
     supervisor = Supervisor(lambda name, error: crashes.append(error))  # noqa: ARG005 - none is expected
-    limiter = supervisor.employ(lambda: RateLimiter(FakeWindows(trio.current_time)))
+    limiter = supervisor.employ(lambda: RateLimiter(windows or FakeWindows(trio.current_time)))
     address = supervisor.employ(lambda: PasswordHasher(hashing, limiter, THREADS, DUMMY), copies=THREADS)
     async with supervisor.running():
         yield address
@@ -149,3 +150,15 @@ async def test_parallel_guesses_exceed_a_window_by_the_threads_at_most(autojump_
     assert 3 <= hashing.checks <= 3 + THREADS - 1
     assert limited == 16 - hashing.checks
     assert autojump_clock.current_time() < 1
+
+
+async def test_a_full_window_does_not_keep_the_others_from_counting() -> None:
+    """Two wrong guesses at once fill the address' window of one, and both count for the client."""
+    windows = FakeWindows(lambda: 0.0)
+    address_window = Bucket(Rule("password", 1, 60), "ada")
+    client_window = Bucket(Rule("password-client", 30, 60), "192.0.2.7")
+    async with hasher(FakeHashing(), windows) as address, trio.open_nursery() as nursery:
+        for _ in range(THREADS):
+            nursery.start_soon(address.ask, Check(b"wrong", DUMMY, (address_window, client_window)))
+    (seen,) = await windows.decide([WindowRequest((address_window, client_window), count=False, ticket="look")])
+    assert [reading.remaining for reading in seen.readings] == [0, 30 - THREADS]
