@@ -51,8 +51,12 @@ class Child:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """End the process and all that it left in its own process group, at once."""
+        """End the process and its process group, at once."""
         self.signal(signal.SIGKILL)
+        self.sweep()
+
+    def sweep(self) -> None:
+        """End what an ended process has left in its own process group."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 

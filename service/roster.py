@@ -15,7 +15,7 @@ from service.children import DRAIN, READY, RETIRE, STOP, SUCCESSOR, Child, Post
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-STALL_SECONDS = 7.0  # a worker beats every second; a longer silence is a stuck loop or a stopped process
+STALL_SECONDS = 8.0  # a worker beats every second; a longer silence is a stuck loop or a stopped process
 START_SECONDS = 60.0  # to become ready
 
 
@@ -140,7 +140,7 @@ class Roster:
         if child is None:  # as pid 1 we bury strangers too
             return
         self.forget(child)
-        child.kill()  # what it left in its own process group
+        child.sweep()
         expected = self._ended or any(one is child for _, one in self._leaving)
         self._leaving = [(tier, one) for tier, one in self._leaving if one is not child]
         if expected:

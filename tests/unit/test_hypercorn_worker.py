@@ -32,7 +32,7 @@ class Guarded(Guard, Connection):
 @pytest.mark.parametrize("ending", [None, ValueError(), ExceptionGroup("", [RuntimeError()])])
 async def test_a_connection_that_fails_reaches_nobody_else(
     ending: Exception | None,
-    autojump_clock: MockClock,  # noqa: ARG001 - sleeps cost nothing
+    autojump_clock: MockClock,
 ) -> None:
     """Its failure is logged, the nursery of all connections lives, and the connection is counted out."""
     config = WorkerConfig(0, 1.0)
@@ -51,7 +51,7 @@ async def test_an_interrupt_is_not_guarded_against() -> None:
         await Guarded(WorkerConfig(0, 1.0), KeyboardInterrupt()).run()
 
 
-async def test_no_connection_needs_no_wait(autojump_clock: MockClock) -> None:  # noqa: ARG001 - as above
+async def test_no_connection_needs_no_wait(autojump_clock: MockClock) -> None:
     """A worker without connections leaves at once."""
     await WorkerConfig(0, 1.0).until_empty()
     assert trio.current_time() == 0
