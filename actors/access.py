@@ -74,7 +74,9 @@ class Access:
         client = _client(self._limits.register, visit)
         code = self._pair(self._limits.codes_client, visit, email_key)
         admission = await self._ask(visit, client + code)
-        if admission is not None and not admission.admitted:
+        if admission is not None and admission.admitted:  # the headers tell of registrations until codes are short
+            del visit.readings[len(visit.readings) - len(code) :]
+        elif admission is not None:
             full = [reading.rule.name for reading in admission.readings if reading.remaining == 0]
             registrations_full = self._limits.register is not None and self._limits.register.name in full
             raise (RateLimited if registrations_full else CodesExhausted)(admission.retry_after)

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from actors.kit.mailbox import Letter
-    from actors.ports import Codes, Wakeups
+    from actors.mail_ports import Wakeups
+    from actors.ports import Codes
 
 
 @dataclass(frozen=True, slots=True)

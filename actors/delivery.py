@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from actors.domain.code import Keyring
     from actors.domain.mail import ClaimedMail
-    from actors.ports import Outbox, Postman
+    from actors.mail_ports import Outbox, Postman
 
 WrittenT = TypeVar("WrittenT")
 

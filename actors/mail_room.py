@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from actors.delivery import Delivered
     from actors.domain.mail import ClaimedMail
-    from actors.ports import Outbox
+    from actors.mail_ports import Outbox
 
 LOOK_SECONDS = 1.0  # between looks for what is due; the rings of Redis only shorten it
 RINGS_KEPT = 4096  # more are dropped: the next look finds their mails

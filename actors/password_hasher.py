@@ -96,8 +96,9 @@ class PasswordHasher(Actor):
                 raise RateLimited(admission.retry_after)
         right = await self._timed(self._hashing.check(check.secret, check.hashed or self._dummy))
         right = right and check.hashed is not None
-        if check.guesses and not right:
-            await self._limiter.ask(Admit(check.guesses))
+        if not right:
+            for bucket in check.guesses:  # one by one: a full window must not keep the others from counting
+                await self._limiter.ask(Admit((bucket,)))
         return right
 
     async def _timed(self, work: Awaitable[WorkT]) -> WorkT:

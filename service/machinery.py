@@ -1,4 +1,4 @@
-"""How this process' machinery stands, for the metrics: mailboxes, restarts, the pool, the breakers."""
+"""How this process' machinery stands, for the metrics: mailboxes, restarts, limits, the pool, the breakers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from actors.metrics_ports import Machinery
 
 if TYPE_CHECKING:
     from actors.kit.supervisor import Supervisor
+    from actors.rate_limiter import Decisions
     from service.adapters.postgres import Postgres
     from service.adapters.redis_client import Redis
 
 
-def machinery(supervisor: Supervisor, postgres: Postgres, redis: Redis) -> Machinery:
+def machinery(supervisor: Supervisor, decisions: Decisions, postgres: Postgres, redis: Redis) -> Machinery:
     """Return the levels of this moment and the counters since the start."""
     levels: dict[str, float] = {
         "breaker_open|postgres": float(postgres.breaker().is_open),
@@ -21,6 +22,7 @@ def machinery(supervisor: Supervisor, postgres: Postgres, redis: Redis) -> Machi
     counters: dict[str, float] = {
         "breaker_opened|postgres": postgres.breaker().opened,
         "breaker_opened|redis": redis.statistics().opened,
+        **decisions.counters(),
     }
     for post in supervisor.posts():
         mailbox = post.mailbox.statistics()

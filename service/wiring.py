@@ -23,7 +23,7 @@ from actors.kit.mailbox import MachineError
 from actors.kit.supervisor import Supervisor
 from actors.metrics_aggregator import MetricsAggregator, ticking
 from actors.password_hasher import PasswordHasher
-from actors.rate_limiter import RateLimiter
+from actors.rate_limiter import Decisions, RateLimiter
 from actors.signup import SignUp
 from actors.user_registry import UserRegistry
 from service.adapters.bcrypt_threads import BcryptThreads
@@ -120,11 +120,11 @@ async def running(
         ledger, quick = PostgresMetrics(postgres), RedisMetrics(redis)
         tally = Tally(f"{worker}.{uuid4().hex[:8]}")  # one run's totals are never another's
 
-        supervisor = Supervisor(_report)
+        supervisor, decisions = Supervisor(_report), Decisions()
         metrics = supervisor.employ(
-            lambda: MetricsAggregator(tally, quick, ledger, lambda: machinery(supervisor, postgres, redis))
+            lambda: MetricsAggregator(tally, quick, ledger, lambda: machinery(supervisor, decisions, postgres, redis))
         )
-        limiter = supervisor.employ(lambda: RateLimiter(windows))
+        limiter = supervisor.employ(lambda: RateLimiter(windows, decisions))
         dummy = hashing.dummy()
         hasher = supervisor.employ(lambda: PasswordHasher(hashing, limiter, threads, dummy), copies=threads)
         registry = supervisor.employ(lambda: UserRegistry(accounts))

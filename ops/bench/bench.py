@@ -16,13 +16,14 @@ import subprocess
 import sys
 import tempfile
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from client import Answer, Connection, Load, closed_loop, probe
 from machine import Ceiling, bcrypt_ceiling, cpu_seconds, processes, pss_megabytes
+from report import Row, show
 
 from service.embedded.caught_mails import KEPT, list_mails
 
@@ -37,22 +38,6 @@ WARM_UP = 20  # registrations: the pools are filled, and the mail worker has bee
 START_SECONDS, MAILS_SECONDS = 30.0, 60.0
 OPEN = ("REGISTER", "ACTIVATE", "PASSWORD", "PASSWORD_CLIENT", "INVALID", "BASIC")
 CODE_LINE = re.compile(r"^\s*(\d{6})\s*$", re.MULTILINE)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table."""
-
-    what: str
-    connections: int
-    count: int
-    rate: float
-    p50_ms: float
-    p99_ms: float
-    livez_p99_ms: float | None
-    of_ceiling: float | None
-    cpu_ms: dict[str, float]
-    statuses: dict[int, int]
 
 
 class Bench:
@@ -202,22 +187,6 @@ async def bare_route(connections: int, count: int) -> Row:
             used = (sum(cpu_seconds(process.pid).values()) - before) * 1000 / count
     p50, p99 = load.percentile(0.5), load.percentile(0.99)
     return Row("bare Quart route", connections, count, load.rate, p50, p99, None, None, {"api": used}, load.statuses)
-
-
-def show(rows: list[Row], facts: dict[str, object]) -> None:
-    """Print the table and the facts."""
-    for name, value in facts.items():
-        print(f"{name}: {value}")
-    heads = f"{'per s':>8}{'p50':>8}{'p99':>8}{'livez99':>9}{'ceiling':>9}"
-    print(f"{'what':28}{'conn':>5}{'n':>6}{heads}  CPU ms outside the hash")
-    for row in rows:
-        livez = f"{row.livez_p99_ms:.1f}" if row.livez_p99_ms is not None else "-"
-        ceiling = f"{row.of_ceiling:.2f}" if row.of_ceiling is not None else "-"
-        parts = ", ".join(f"{role} {used:.2f}" for role, used in sorted(row.cpu_ms.items()) if round(used, 2))
-        print(
-            f"{row.what:28}{row.connections:5}{row.count:6}{row.rate:8.1f}{row.p50_ms:8.1f}{row.p99_ms:8.1f}"
-            f"{livez:>9}{ceiling:>9}  {sum(row.cpu_ms.values()):.2f} = {parts}  {row.statuses}"
-        )
 
 
 async def run(options: argparse.Namespace) -> tuple[list[Row], dict[str, object]]:

@@ -76,7 +76,7 @@ def pending(url: str) -> list[str]:
     """Return the names of the migrations that the database lacks; raises MigrationError."""
     try:
         with psycopg.connect(url, autocommit=True, connect_timeout=5) as connection:
-            done = dict(connection.execute(APPLIED).fetchall())
+            done: dict[int, str] = dict(connection.execute(APPLIED).fetchall())
             return [step.name for step in migrations() if step.version not in done]
     except psycopg.errors.UndefinedTable:
         return [step.name for step in migrations()]

@@ -48,8 +48,9 @@ def choose(binary: Path, folder: Path) -> Identity:
     for way in ways:
         if _works(way, binary, folder):
             return way
+    why = "no other user can use that folder" if me == 0 else f"user id {me} has no name on this machine"
     raise BadEnvironment(
-        f"PostgreSQL cannot run under user id {me} here (no user namespace, no other user that can write to {folder}):"
+        f"PostgreSQL cannot run in {folder.parent}: user namespaces are refused and {why};"
         " run as a normal user, or set VESTIBULE_DATABASE_URL"
     )
 

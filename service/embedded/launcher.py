@@ -88,16 +88,16 @@ class ServerProcess(ABC):
         deadline = time.monotonic() + timeout
         while not self.ready():
             if ended(pid):
-                raise BadEnvironment(self._why())
+                raise BadEnvironment(self._why(f"ended while it started: {self.said()}"))
             if time.monotonic() > deadline:
-                raise BadEnvironment(f"{self.name} was not ready within {timeout:g} s: see {self.log}")
+                raise BadEnvironment(self._why(f"was not ready within {timeout:g} s: see {self.log}"))
             time.sleep(LOOK_SECONDS)
 
-    def _why(self) -> str:
+    def _why(self, otherwise: str) -> str:
         disk = os.statvfs(self.data_dir)
         if disk.f_bavail * disk.f_frsize < FREE_BYTES:
             return no_space(self.data_dir)
-        return f"{self.name} ended while it started: {self.said()}"
+        return f"{self.name} {otherwise}"
 
     def _open_log(self) -> int:
         self.log.parent.mkdir(mode=0o700, exist_ok=True)
@@ -126,15 +126,14 @@ def wheel(module: str, pattern: str, *, executable: bool = True) -> Path:
         for found in Path(place).glob(pattern):
             if not executable or os.access(found, os.X_OK):
                 return found
-    raise BadEnvironment(f"the embedded servers need the packages of vestibule[embedded] ({module}{_musl()})")
+    raise BadEnvironment(missing(module))
 
 
-def _musl() -> str:
-    return ", which has no build for musl: use an image with glibc, or set the URLs" if _is_musl() else ""
-
-
-def _is_musl() -> bool:
-    return any(Path("/lib").glob("ld-musl-*"))
+def missing(module: str, libraries: Path = Path("/lib")) -> str:
+    """Return the line for a wheel that is not installed, or cannot be on a system whose C library is musl."""
+    if any(libraries.glob("ld-musl-*")):
+        return f"{module} has no build for musl: use a system with glibc, or set VESTIBULE_DATABASE_URL and _REDIS_URL"
+    return f"the embedded servers need the packages of vestibule[embedded]: {module} is not installed"
 
 
 def ended(pid: int) -> bool:

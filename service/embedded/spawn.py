@@ -59,6 +59,14 @@ def call(result: int, what: str) -> None:
         raise OSError(number, f"{what}: {os.strerror(number)}")
 
 
+def die_with(parent: int, death_signal: signal.Signals) -> None:
+    """Have this process signalled when its parent, which is expected to be `parent`, has died."""
+    if sys.platform == "linux":
+        call(LIBC.prctl(PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0), "prctl")
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(CANNOT_START)
+
+
 def _become(program: Program, output: int, parent: int) -> NoReturn:
     try:
         os.setsid()
@@ -68,19 +76,12 @@ def _become(program: Program, output: int, parent: int) -> NoReturn:
         for descriptor in program.descriptors:
             os.set_inheritable(descriptor, True)  # noqa: FBT003 - the library's signature
         program.enter()
-        _die_with(parent, program.death_signal)  # after `enter`: a change of user clears it
+        die_with(parent, program.death_signal)  # after `enter`: a change of user clears it
         _forget_signals()
         os.execve(program.argv[0], program.argv, program.environment)  # noqa: S606 - no shell is the point
     except BaseException:  # noqa: BLE001 - the child must never return into the parent's code
         traceback.print_exc()
     finally:
-        os._exit(CANNOT_START)
-
-
-def _die_with(parent: int, death_signal: signal.Signals) -> None:
-    if sys.platform == "linux":
-        call(LIBC.prctl(PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0), "prctl")
-    if os.getppid() != parent:  # it died before we asked
         os._exit(CANNOT_START)
 
 

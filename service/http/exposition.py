@@ -34,6 +34,10 @@ COUNTERS = {
     "mailbox_dropped": ("vestibule_actor_mailbox_dropped", "actor", "Offers that found no room in a mailbox."),
     "mailbox_turned_away": ("vestibule_actor_mailbox_turned_away", "actor", "Asks that found no room in a mailbox."),
     "breaker_opened": ("vestibule_breaker_opened", "server", "Times a worker found a server away."),
+    "limits_admitted": ("vestibule_limit_admitted", "rule", "Requests that a limit let through."),
+    "limits_refused": ("vestibule_limit_refused", "rule", "Requests that a full window turned away."),
+    "limits_given_back": ("vestibule_limit_given_back", "", "Uses given back because the work could not be done."),
+    "limits_give_backs_lost": ("vestibule_limit_give_backs_lost", "", "Uses that stayed counted: no store was there."),
 }
 LEVELS = {
     "mailbox_waiting": ("vestibule_actor_mailbox_depth", "actor", "Messages waiting in the mailboxes of an actor."),

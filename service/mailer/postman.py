@@ -12,7 +12,7 @@ from service.mailer.wording import Wording
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
-    from actors.ports import Postman
+    from actors.mail_ports import Postman
     from service.settings import Settings
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from actors.delivery import Delivered
     from actors.kit.mailbox import MachineError
-    from actors.ports import Postman
+    from actors.mail_ports import Postman
     from service.servers import Servers
     from service.settings import Settings
 

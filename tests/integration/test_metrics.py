@@ -10,10 +10,12 @@ import pytest
 import redis as sync_redis
 
 from actors.domain.tally import Tally, WorkerReport, summed, together
+from actors.domain.windows import Admission, Reading, Rule
 from actors.kit.mailbox import Letter
 from actors.kit.supervisor import Supervisor
 from actors.metrics_aggregator import MetricsAggregator, Observation, Tick
 from actors.metrics_ports import Business, Machinery, MailQueue, Metrics
+from actors.rate_limiter import Decisions
 from service.adapters.postgres import Postgres
 from service.adapters.postgres_metrics import PostgresMetrics
 from service.adapters.redis_client import Redis
@@ -255,7 +257,11 @@ async def test_all_that_the_machinery_reports_is_exported(redis_url: str, databa
         supervisor = Supervisor(lambda **_: None)
         quick, ledger = RedisMetrics(redis), PostgresMetrics(postgres)
         supervisor.employ(lambda: MetricsAggregator(Tally("w"), quick, ledger))
-        found = machinery(supervisor, postgres, redis)
+        decisions = Decisions()
+        for remaining in (1, 0):
+            reading = Reading(Rule("register", 5, 3600), remaining, 1.0)
+            decisions.note(Admission.read("ticket", admitted=bool(remaining), readings=[reading]))
+        found = machinery(supervisor, decisions, postgres, redis)
     assert {name.partition("|")[0] for name in found.levels} == set(LEVELS)
     assert {name.partition("|")[0] for name in found.counters} == set(COUNTERS)
     shown = Metrics(found.counters, {"w": found.levels}, {}, Business(), MailQueue(), 1)

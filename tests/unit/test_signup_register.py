@@ -125,7 +125,7 @@ async def test_readings_tell_what_the_limits_say() -> None:
     async with Flows.running() as flows:
         seen = visit()
         await flows.signup.register(seen, form())
-    assert {reading.rule.name: reading.remaining for reading in seen.readings} == {"register": 4, "codes-client": 2}
+    assert {reading.rule.name: reading.remaining for reading in seen.readings} == {"register": 4}
 
 
 async def test_a_wider_network_counts_at_its_multiple() -> None:
