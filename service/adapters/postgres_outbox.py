@@ -52,7 +52,8 @@ WITH due AS (
 
 # A mail that nobody needs any more is no dead mail of the metrics: it was withdrawn.
 WITHDRAW: Final = """
-UPDATE mails SET state = 'dead', reason = 'superseded' WHERE id = ANY(%(ids)s) AND state = 'sending'
+UPDATE mails SET state = 'dead', reason = 'superseded' FROM unnest(%(ids)s::uuid[], %(fences)s::bigint[]) AS held (id, fence)
+WHERE mails.id = held.id AND mails.fence = held.fence AND state = 'sending'
 """
 
 # Attack: a mail server that is down must not give guesses away: the fresh code inherits the attempts of the old one.
@@ -163,7 +164,7 @@ class PostgresOutbox:
             "attempts": self._policy.attempts,
         }
         if not await self._postgres.run(FRESHEN, parameters):
-            await self._postgres.run(WITHDRAW, {"ids": [mail.id]})
+            await self._withdraw([(mail.id, mail.fence)])
             return None
         return replace(mail, code_id=code_id, life_left=float(self._policy.max_age))
 
@@ -190,10 +191,14 @@ class PostgresOutbox:
         return {"lease": LEASE_SECONDS, "attempts": self._policy.attempts}
 
     async def _claimed(self, rows: Sequence[tuple[Any, ...]]) -> list[ClaimedMail]:
-        unneeded = [row[0] for row in rows if not row[-1]]
+        unneeded = [(row[0], row[1]) for row in rows if not row[-1]]
         if unneeded:
-            await self._postgres.run(WITHDRAW, {"ids": unneeded})
+            await self._withdraw(unneeded)
         return [_mail_from(row) for row in rows if row[-1]]
+
+    async def _withdraw(self, held: Sequence[tuple[UUID, int]]) -> None:
+        ids, fences = [mail_id for mail_id, _ in held], [fence for _, fence in held]
+        await self._postgres.run(WITHDRAW, {"ids": ids, "fences": fences})
 
 
 def _of(mail: ClaimedMail) -> dict[str, object]:

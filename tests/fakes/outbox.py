@@ -38,7 +38,6 @@ class Row:
     fence: int = 0
     lease_until: float = 0.0
     reason: str | None = None
-    accepted_at: float | None = None
     needed: bool = True
 
 
@@ -50,12 +49,20 @@ class MemoryOutbox:
     latency: float = 0.0
     rows: dict[UUID, Row] = field(default_factory=dict)
     failures: list[Exception] = field(default_factory=list)
+    _ahead: float = 0.0
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass for the mails alone."""
+        self._ahead += seconds
+
+    def _now(self) -> float:
+        return anyio.current_time() + self._ahead
 
     def owe(
         self, code_id: CodeId | None = None, *, recipient: str = "ada@example.com", locale: str = "en", age: float = 0.0
     ) -> Row:
         """Owe a mail, since `age` seconds: with a code if one is named, else a notice."""
-        now = anyio.current_time()
+        now = self._now()
         row = Row(
             id=uuid4(),
             kind=MailKind.CODE if code_id else MailKind.NOTICE,
@@ -73,64 +80,78 @@ class MemoryOutbox:
     async def claim(self, mail_ids: Sequence[UUID]) -> list[ClaimedMail]:
         """Claim those of the named mails that are due and in nobody's hands."""
         await self._reached()
-        return [self._take(self.rows[mail_id]) for mail_id in mail_ids if self._due(mail_id)]
+        return self._taken([self.rows[mail_id] for mail_id in mail_ids if self._due(mail_id)])
 
     async def claim_due(self, limit: int) -> list[ClaimedMail]:
         """Claim whatever is due, the longest waiting first."""
         await self._reached()
         due = sorted((row for row in self.rows.values() if self._due(row.id)), key=lambda row: row.due_at)
-        return [self._take(row) for row in due[:limit]]
+        return self._taken(due[:limit])
 
     async def freshen(self, mail: ClaimedMail, code_id: CodeId) -> ClaimedMail | None:
         """Replace a code that has too little life left; None when the mail need not be sent any more."""
         await self._reached()
         row = self.rows[mail.id]
-        if row.fence != mail.fence or not row.needed or anyio.current_time() - row.owed_at > OWED_HOURS * 3600:
-            row.state, row.reason = MailState.DEAD, "needless"
+        if not self._held(mail) or not row.needed:
+            self._withdraw(row, mail.fence)
             return None
-        row.code_id, row.expires_at = code_id, anyio.current_time() + self.max_age_seconds
+        row.code_id, row.expires_at = code_id, self._now() + self.max_age_seconds
         return replace(mail, code_id=code_id, life_left=self.max_age_seconds)
 
     async def extend(self, mail: ClaimedMail) -> bool:
         """Renew the lease; False when the claim is lost."""
         await self._reached()
-        row = self.rows[mail.id]
-        if row.fence != mail.fence or row.state is not MailState.SENDING:
-            return False
-        row.lease_until = anyio.current_time() + LEASE_SECONDS
-        return True
+        if self._held(mail):
+            self.rows[mail.id].lease_until = self._now() + LEASE_SECONDS
+            return True
+        return False
 
     async def accepted(self, mail: ClaimedMail) -> bool:
         """Write that the mail server took it. False when the claim was lost."""
-        return await self._settle(mail, MailState.ACCEPTED, None)
+        row = self.rows[mail.id]
+        await self._settle(mail, MailState.ACCEPTED, None)
+        return row.fence == mail.fence and row.state is MailState.ACCEPTED
 
     async def deferred(self, mail: ClaimedMail, reason: str, seconds: float) -> None:
-        """Queue it again for `seconds` from now."""
-        await self._settle(mail, MailState.QUEUED, reason, seconds)
+        """Queue it again for `seconds` from now, or bury it when nobody waits any more."""
+        late = self._now() + seconds - self.rows[mail.id].owed_at >= OWED_HOURS * 3600
+        await self._settle(mail, MailState.DEAD if late else MailState.QUEUED, reason, seconds)
 
     async def dead(self, mail: ClaimedMail, reason: str) -> None:
         """Bury it with its reason."""
         await self._settle(mail, MailState.DEAD, reason)
 
-    async def _settle(self, mail: ClaimedMail, state: MailState, reason: str | None, seconds: float = 0.0) -> bool:
+    async def _settle(self, mail: ClaimedMail, state: MailState, reason: str | None, seconds: float = 0.0) -> None:
         await self._reached()
+        if self._held(mail):
+            row = self.rows[mail.id]
+            row.state, row.reason, row.due_at = state, reason, self._now() + seconds
+
+    def _held(self, mail: ClaimedMail) -> bool:
         row = self.rows[mail.id]
-        if row.fence != mail.fence or row.state is not MailState.SENDING:
-            return False
-        row.state, row.reason, row.due_at = state, reason, anyio.current_time() + seconds
-        row.accepted_at = anyio.current_time() if state is MailState.ACCEPTED else None
-        return True
+        return row.fence == mail.fence and row.state is MailState.SENDING
+
+    def _withdraw(self, row: Row, fence: int) -> None:
+        if row.fence == fence and row.state is MailState.SENDING:
+            row.state, row.reason = MailState.DEAD, "superseded"
+
+    def _taken(self, rows: list[Row]) -> list[ClaimedMail]:
+        mails = [self._take(row) for row in rows]
+        for row in rows:
+            if not row.needed:
+                self._withdraw(row, row.fence)
+        return [mail for mail in mails if self.rows[mail.id].needed]
 
     def _due(self, mail_id: UUID) -> bool:
         row = self.rows.get(mail_id)
-        now = anyio.current_time()
+        now = self._now()
         if row is None:
             return False
         free = row.state is MailState.SENDING and row.lease_until <= now
         return free or (row.state is MailState.QUEUED and row.due_at <= now)
 
     def _take(self, row: Row) -> ClaimedMail:
-        now = anyio.current_time()
+        now = self._now()
         row.state, row.fence, row.lease_until = MailState.SENDING, row.fence + 1, now + LEASE_SECONDS
         row.attempts += 1
         return ClaimedMail(
