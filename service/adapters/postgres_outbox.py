@@ -52,7 +52,8 @@ WITH due AS (
 
 # A mail that nobody needs any more is no dead mail of the metrics: it was withdrawn.
 WITHDRAW: Final = """
-UPDATE mails SET state = 'dead', reason = 'superseded' FROM unnest(%(ids)s::uuid[], %(fences)s::bigint[]) AS held (id, fence)
+UPDATE mails SET state = 'dead', reason = 'superseded'
+FROM unnest(%(ids)s::uuid[], %(fences)s::bigint[]) AS held (id, fence)
 WHERE mails.id = held.id AND mails.fence = held.fence AND state = 'sending'
 """
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -13,10 +12,9 @@ import redis
 
 from service.adapters.redis_client import Redis
 from service.adapters.taskiq_wakeups import STREAM_LENGTH, TASK, TaskiqWakeups, wire
-from service.embedded.launcher import stop
-from service.embedded.redis import EmbeddedRedis
 from service.mailer.broker import Listener, wakeup_broker
 from service.mailer.tasks import register
+from tests.servers.own_redis import OwnRedis
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -27,30 +25,11 @@ if TYPE_CHECKING:
 PATIENCE = 15.0
 
 
-class Valkey:
-    """A real Valkey that a test can kill and start again."""
-
-    def __init__(self, folder: Path) -> None:
-        self._server = EmbeddedRedis(folder)
-        self.url = self._server.url
-        self.start()
-
-    def start(self) -> None:
-        """Start it and wait for it."""
-        self._pid = self._server.start()
-        self._server.wait_ready(self._pid)
-
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        """Stop or kill it and wait for its end."""
-        stop(self._pid, how)
-
-
 @pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[Valkey]:
+def valkey(tmp_path: Path) -> Iterator[OwnRedis]:
     """Run a real Valkey around the test."""
-    server = Valkey(tmp_path)
-    yield server
-    server.stop()
+    with OwnRedis(tmp_path) as server:
+        yield server
 
 
 def on_asyncio(test: Callable[[], Awaitable[None]]) -> None:
@@ -90,21 +69,21 @@ class Bell:
                 await self.stirred.wait()
 
 
-def test_taskiq_reads_what_the_wakeups_wrote(valkey: Valkey) -> None:
+def test_taskiq_reads_what_the_wakeups_wrote(valkey: OwnRedis) -> None:
     """The broker's own formatter decodes the entry to a call of the task with the mail's id and nothing else."""
     mail_id = uuid4()
     message = wakeup_broker(valkey.url).formatter.loads(wire(mail_id))
     assert (message.task_name, message.args, message.kwargs, message.labels) == (TASK, [str(mail_id)], {}, {})
 
 
-def test_the_entry_is_byte_for_byte_what_taskiq_writes(valkey: Valkey) -> None:
+def test_the_entry_is_byte_for_byte_what_taskiq_writes(valkey: OwnRedis) -> None:
     """A new release of Taskiq that changes its format turns this red."""
     broker = wakeup_broker(valkey.url)
     mail_id = uuid4()
     assert broker.formatter.dumps(broker.formatter.loads(wire(mail_id))).message == wire(mail_id)
 
 
-def test_rings_reach_the_worker(valkey: Valkey) -> None:
+def test_rings_reach_the_worker(valkey: OwnRedis) -> None:
     """What one process rings another hears, those included that came before it first listened."""
 
     async def body() -> None:
@@ -122,7 +101,7 @@ def test_rings_reach_the_worker(valkey: Valkey) -> None:
     on_asyncio(body)
 
 
-def test_an_idle_listener_ends_at_once(valkey: Valkey) -> None:
+def test_an_idle_listener_ends_at_once(valkey: OwnRedis) -> None:
     """Finishing does not wait for a message, nor for a blocking read to time out."""
 
     async def body() -> None:
@@ -139,7 +118,7 @@ def test_an_idle_listener_ends_at_once(valkey: Valkey) -> None:
     on_asyncio(body)
 
 
-def test_a_wiped_redis_is_listened_to_again(valkey: Valkey) -> None:
+def test_a_wiped_redis_is_listened_to_again(valkey: OwnRedis) -> None:
     """The group that a wipe took away is made anew, and what rang meanwhile is heard."""
 
     async def body() -> None:
@@ -157,7 +136,7 @@ def test_a_wiped_redis_is_listened_to_again(valkey: Valkey) -> None:
     on_asyncio(body)
 
 
-def test_a_killed_redis_is_listened_to_again_and_rings_into_the_void_are_harmless(valkey: Valkey) -> None:
+def test_a_killed_redis_is_listened_to_again_and_rings_into_the_void_are_harmless(valkey: OwnRedis) -> None:
     """An outage ends neither the listener nor a ringer; after it both work."""
 
     async def body() -> None:
@@ -167,7 +146,7 @@ def test_a_killed_redis_is_listened_to_again_and_rings_into_the_void_are_harmles
             group.start_soon(Listener(bell.broker).run, finish)
             await wakeups.ring([uuid4()])
             await bell.hear(1)
-            valkey.stop(signal.SIGKILL)
+            valkey.kill()
             for _ in range(5):
                 await wakeups.ring([uuid4()])
             valkey.start()
@@ -180,7 +159,7 @@ def test_a_killed_redis_is_listened_to_again_and_rings_into_the_void_are_harmles
     on_asyncio(body)
 
 
-def test_an_entry_of_somebody_else_stops_no_wakeups(valkey: Valkey) -> None:
+def test_an_entry_of_somebody_else_stops_no_wakeups(valkey: OwnRedis) -> None:
     """An entry without Taskiq's field, and a call with a bad id, are passed over."""
 
     async def body() -> None:
@@ -199,7 +178,7 @@ def test_an_entry_of_somebody_else_stops_no_wakeups(valkey: Valkey) -> None:
     on_asyncio(body)
 
 
-def test_the_stream_stays_bounded_without_a_worker(valkey: Valkey) -> None:
+def test_the_stream_stays_bounded_without_a_worker(valkey: OwnRedis) -> None:
     """Rings that nobody hears do not grow for ever."""
 
     async def body() -> None:
