@@ -21,10 +21,13 @@ from service.embedded.launcher import stop
 from service.embedded.postgres import DATABASE, MAINTENANCE, EmbeddedPostgres
 from service.embedded.redis import EmbeddedRedis
 from service.embedded.spawn import die_with
+from tests.scheduling import Workshare
 from tests.servers.smtp import SmtpServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from xdist.remote import Producer
     from pathlib import Path
 
 CONNECTIONS = 300  # races are run 16-way, from several pools at once
@@ -37,6 +40,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """Let a worker of pytest-xdist, and with it its servers, end when the run is killed."""
     if hasattr(config, "workerinput"):
         die_with(os.getppid(), signal.SIGKILL)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Workshare:
+    """Keep tests together that share running services."""
+    return Workshare(config, log)
 
 
 @pytest.fixture(scope="session")

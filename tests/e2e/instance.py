@@ -1,0 +1,116 @@
+"""Runs the real `vestibule up`, as its own program, in a folder of its own."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import sys
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from service.embedded.launcher import ended
+from service.embedded.spawn import Program, spawn, stay
+from tests.e2e.ledger import Ledger
+from tests.faults.under_test import wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HOST = "127.0.0.1"
+PORTS = range(24500, 26500)  # below those that the kernel gives to clients
+START_SECONDS = 30.0
+STOP_SECONDS = 20.0
+QUICK = {"BCRYPT_COST": "4", "ALLOW_WEAK_HASH": "1", "WORKERS": "2", "MAIL_WORKERS": "1"}
+COMMAND = [sys.executable, str(Path(sys.executable).with_name("vestibule")), "up"]
+
+
+@dataclass
+class Instance:
+    """A running `up`, and what it must keep to itself."""
+
+    loop: str
+    port: int
+    data_dir: Path
+    output: Path
+    pid: int
+    settings: dict[str, str]
+    ledger: Ledger = field(default_factory=Ledger)
+
+    def said(self) -> str:
+        """Return what it has written so far."""
+        return self.output.read_text(encoding="utf-8", errors="replace")
+
+    def ready(self) -> bool:
+        """Return whether it can take registrations and has said that it runs."""
+        assert not ended(self.pid), self.said()
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=3)
+        try:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == http.HTTPStatus.OK and "runs on" in self.said()
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+
+@contextmanager
+def running(folder: Path, loop: str, settings: dict[str, str]) -> Iterator[Instance]:
+    """Run an `up` with these settings beside quick ones; it ends in order with the body, or dies with this process."""
+    port = _free_port()
+    own = {"DATA_DIR": str(folder / "data"), "BIND": f"{HOST}:{port}", "LOOP": loop, **QUICK, **settings}
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("VESTIBULE_")}
+    environment = plain | {f"VESTIBULE_{name}": value for name, value in own.items()}
+    output = folder / "output"
+    with output.open("wb") as sink:
+        pid = spawn(Program(COMMAND, environment, stay), sink.fileno())
+    instance = Instance(loop, port, folder / "data", output, pid, own)
+    try:
+        wait_for(instance.ready, f"`vestibule up` is ready under {loop}", START_SECONDS)
+        yield instance
+    except BaseException:
+        _kill(pid)
+        raise
+    _stop(instance)
+
+
+def _stop(instance: Instance) -> None:
+    """End it as a terminal would and hold it to its exit code; kill it when it does not end."""
+    os.kill(instance.pid, signal.SIGTERM)
+    codes: list[int] = []
+
+    def gone() -> bool:
+        pid, status = os.waitpid(instance.pid, os.WNOHANG)
+        codes.extend([os.waitstatus_to_exitcode(status)] if pid else [])
+        return bool(codes)
+
+    try:
+        wait_for(gone, "`vestibule up` has ended", STOP_SECONDS)
+    except BaseException:
+        _kill(instance.pid)
+        raise
+    assert codes == [0], instance.said()[-2000:]
+
+
+def _kill(pid: int) -> None:
+    """Kill the master, which takes with it whatever it started."""
+    with suppress(ProcessLookupError, ChildProcessError):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def _free_port() -> int:
+    """Return a port that nobody listens on; test processes begin their search at places of their own."""
+    first = os.getpid() * 7
+    for number in range(len(PORTS)):
+        port = PORTS[(first + number) % len(PORTS)]
+        with socket.socket() as probe:
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("no port is free")
