@@ -21,8 +21,11 @@ from actors.domain.email_address import EmailAddress
 from actors.ports import NewAccount
 from service.adapters.postgres import Postgres
 from service.adapters.postgres_accounts import PostgresAccounts
+from service.adapters.postgres_migrations import migrate
 from service.adapters.redis_client import Redis
 from service.adapters.taskiq_wakeups import TaskiqWakeups
+from service.embedded.launcher import stop
+from service.embedded.postgres import EmbeddedPostgres
 from tests.fakes.accounts import DEFAULTS
 from tests.servers.own_redis import OwnRedis
 
@@ -86,11 +89,11 @@ class Workers:
         self.wait(lambda: [row[0] for row in self.query(statement)] == list(wanted))
 
     @staticmethod
-    def wait(reached: Callable[[], bool]) -> None:
+    def wait(reached: Callable[[], bool], patience: float = PATIENCE) -> None:
         """Wait until it is so."""
 
         async def look() -> None:
-            with anyio.fail_after(PATIENCE):
+            with anyio.fail_after(patience):
                 while not reached():  # noqa: ASYNC110 - a database and a log file ring no bell
                     await anyio.sleep(0.02)
 
@@ -315,6 +318,45 @@ def test_several_workers_send_each_mail_once(workers: Workers, smtp_catcher: Smt
     mails = smtp_catcher.wait_for(60)
     workers.until("SELECT DISTINCT state FROM mails", "accepted")
     assert len({mail.recipients for mail in mails}) == len(smtp_catcher.mails) == 60
+
+
+def test_an_acceptance_outlives_a_killed_database(workers: Workers, smtp_catcher: SmtpServer, tmp_path: Path) -> None:
+    """The mail that the server took while Postgres was away is written once it is back, and not sent again."""
+    server = EmbeddedPostgres(tmp_path / "pg")  # durable: what was claimed is still claimed after the kill
+    pid = server.start()
+    try:
+        server.wait_ready(pid)
+        migrate(server.url)
+        workers.database_url = workers.environment["VESTIBULE_DATABASE_URL"] = server.url
+        smtp_catcher.stall()
+        owe(workers, "ada")
+        workers.start()
+        workers.until("SELECT state FROM mails", "sending")
+        stop(pid, signal.SIGKILL)
+        smtp_catcher.go_on()
+        smtp_catcher.wait_for(1)
+        pid = server.start()
+        server.wait_ready(pid)
+        workers.until("SELECT state FROM mails", "accepted")
+        owe(workers, "bob", ring=True)
+        assert [mail.recipients for mail in smtp_catcher.wait_for(2)] == [("ada@example.com",), ("bob@example.com",)]
+    finally:
+        stop(pid, server.stop_signal)
+
+
+@pytest.mark.slow
+def test_a_send_that_stalls_past_its_lease_is_left_to_its_worker(workers: Workers, smtp_catcher: SmtpServer) -> None:
+    """The lease of fifteen seconds is renewed while the server takes its time, so nobody sends the mail again."""
+    smtp_catcher.stall()
+    owe(workers, "ada")
+    workers.start()
+    workers.start()
+    workers.until("SELECT state FROM mails", "sending")
+    workers.wait(lambda: workers.query("SELECT now() > created_at + interval '20 s' FROM mails") == [(True,)], 30.0)
+    smtp_catcher.go_on()
+    workers.until("SELECT state FROM mails", "accepted")
+    assert workers.query("SELECT attempts FROM mails") == [(1,)]
+    assert len(smtp_catcher.mails) == 1
 
 
 def test_the_log_holds_no_address_and_no_code(workers: Workers, smtp_catcher: SmtpServer) -> None:
