@@ -26,9 +26,9 @@ from tests.servers.smtp import SmtpServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from xdist.remote import Producer
-    from pathlib import Path
 
 CONNECTIONS = 300  # races are run 16-way, from several pools at once
 NUMBERS = count(1)
