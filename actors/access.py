@@ -98,6 +98,10 @@ class Access:
         """Count another call of an address whose password was right."""
         await self._admit(visit, self._address(self._limits.basic, email_key))
 
+    def expect_room(self, password: Password) -> None:
+        """Raise NotAccepted when a hash would be turned away now, before anything is spent on the request."""
+        self._hasher.expect_room(Hash(password.secret))
+
     async def hash(self, password: Password) -> bytes:
         """Hash a new password; NotAccepted when that would take too long."""
         return await self._hasher.ask(Hash(password.secret))

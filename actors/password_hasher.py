@@ -52,19 +52,24 @@ class Check(Ask[bool]):
 
 
 class PasswordHasher(Actor):
-    """Each copy keeps one thread busy; employ as many as there are cores."""
+    """Each copy keeps one thread busy; employ as many as there are cores.
+
+    `seconds` is what one hash takes when every worker of the machine hashes on all its threads. Less is never reckoned
+    with: an idle machine's hash is quick, and a queue that was let in by that measure would wait for twice as long.
+    """
 
     name = "PasswordHasher"
     refusals: ClassVar[tuple[type[Exception], ...]] = (RateLimited,)
     lanes = 2
     batch_limit = 1
 
-    def __init__(self, hashing: Hashing, limiter: Address, threads: int, dummy: bytes) -> None:
+    def __init__(self, hashing: Hashing, limiter: Address, threads: int, dummy: bytes, seconds: float = 0.0) -> None:
         self._hashing = hashing
         self._limiter = limiter
         self._threads = threads
         self._dummy = dummy
-        self._seconds = 0.0
+        self._least_seconds = seconds
+        self._seconds = seconds
         self._busy = 0
 
     def expected_wait(self, ahead: int) -> float:
@@ -110,4 +115,5 @@ class PasswordHasher(Actor):
         finally:
             self._busy -= 1
             took = anyio.current_time() - begun
-            self._seconds += (took - self._seconds) * (SMOOTHING if self._seconds else 1)
+            mean = self._seconds + (took - self._seconds) * (SMOOTHING if self._seconds else 1)
+            self._seconds = max(mean, self._least_seconds)

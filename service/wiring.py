@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from time import thread_time
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -125,8 +126,10 @@ async def running(
             lambda: MetricsAggregator(tally, quick, ledger, lambda: machinery(supervisor, decisions, postgres, redis))
         )
         limiter = supervisor.employ(lambda: RateLimiter(windows, decisions))
+        begun = thread_time()
         dummy = hashing.dummy()
-        hasher = supervisor.employ(lambda: PasswordHasher(hashing, limiter, threads, dummy), copies=threads)
+        seconds = (thread_time() - begun) * settings.workers  # each of them has as many threads as there are cores
+        hasher = supervisor.employ(lambda: PasswordHasher(hashing, limiter, threads, dummy, seconds), copies=threads)
         registry = supervisor.employ(lambda: UserRegistry(accounts))
         issuer = supervisor.employ(lambda: CodeIssuer(codes, TaskiqWakeups(redis)))
         await enter(supervisor.running())

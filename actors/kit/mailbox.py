@@ -126,7 +126,7 @@ class Mailbox:
         self._waiters: deque[Waiter] = deque()  # only while the mailbox is full: `take` lets in as many as it took
         self._closed = False
         self._dropped = 0
-        self._turned_away = 0
+        self.turned_away = 0
 
     def __len__(self) -> int:
         return sum(map(len, self._lanes))
@@ -137,7 +137,7 @@ class Mailbox:
 
     def statistics(self) -> MailboxStatistics:
         """Return the counts of this moment."""
-        return MailboxStatistics(len(self), self.capacity, self._dropped, self._turned_away)
+        return MailboxStatistics(len(self), self.capacity, self._dropped, self.turned_away)
 
     def offer(self, letter: Letter) -> bool:
         """Put a letter in the last lane without waiting; return False, and count it, when there is no room."""
@@ -164,12 +164,8 @@ class Mailbox:
                     self._waiters.remove(waiter)
             if waiter.inside:
                 return
-        self.turned_away()
+        self.turned_away += 1
         raise NotAccepted
-
-    def turned_away(self) -> None:
-        """Count an ask that found no room."""
-        self._turned_away += 1
 
     def _put(self, letter: Letter, lane: int) -> bool:
         if self._closed or len(self) >= self.capacity:
@@ -231,15 +227,19 @@ class Address:
         Raises the actor's refusal, NotAccepted when the message found no place, AnswerLost when the actor
         crashed over it. An asker that is cancelled stops nothing: an accepted message is still handled.
         """
+        self.expect_room(message)
+        letter = Letter(message)
+        await self._mailbox.put(letter, message.lane)
+        return cast("AnswerT", await letter.outcome())
+
+    def expect_room(self, message: Ask[Any]) -> None:
+        """Raise NotAccepted when an ask of this message would be turned away now: nothing need be done for it."""
         if self._admit is not None:
             try:
                 self._admit(message, self._mailbox.ahead(message.lane))
             except NotAccepted:
-                self._mailbox.turned_away()
+                self._mailbox.turned_away += 1
                 raise
-        letter = Letter(message)
-        await self._mailbox.put(letter, message.lane)
-        return cast("AnswerT", await letter.outcome())
 
     def offer(self, message: Offer) -> bool:
         """Hand over a message without waiting; return False when it was dropped."""

@@ -162,3 +162,21 @@ async def test_a_full_window_does_not_keep_the_others_from_counting() -> None:
             nursery.start_soon(address.ask, Check(b"wrong", DUMMY, (address_window, client_window)))
     (seen,) = await windows.decide([WindowRequest((address_window, client_window), count=False, ticket="look")])
     assert [reading.remaining for reading in seen.readings] == [0, 30 - THREADS]
+
+
+async def test_a_hash_is_reckoned_as_it_lasts_on_a_busy_machine(autojump_clock: MockClock) -> None:
+    """A worker that has not hashed yet, or only while the others were idle, lets no longer queue in."""
+    supervisor = Supervisor(lambda name, error: None)  # noqa: ARG005 - none crashes
+    limiter = supervisor.employ(lambda: RateLimiter(FakeWindows(trio.current_time)))
+    hashing = FakeHashing(seconds=0.5)
+    address = supervisor.employ(lambda: PasswordHasher(hashing, limiter, THREADS, DUMMY, 1.0), copies=THREADS)
+    async with supervisor.running(), trio.open_nursery() as nursery:
+        await address.ask(Hash(b"quick, for nobody else hashes"))
+        hashing.seconds = 1.0
+        for _ in range(6):
+            nursery.start_soon(address.ask, Hash(b"secret"))
+            await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(NotAccepted):
+            address.expect_room(Hash(b"one too many"))
+        address.expect_room(Check(b"secret", DUMMY))
+    assert address.statistics().turned_away == 1
