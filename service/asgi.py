@@ -16,6 +16,7 @@ from loguru import logger
 
 from service import logs
 from service.children import BEAT, DRAIN, READY, RETIRE, STOP, SUCCESSOR
+from service.ending import ENDING
 from service.hypercorn_worker import KEEP_ALIVE_SECONDS, WorkerConfig, harden
 
 if TYPE_CHECKING:
@@ -33,12 +34,22 @@ LEAVE_SECONDS = KEEP_ALIVE_SECONDS + 0.5  # a replaced worker's idle connections
 
 
 class Counted:
-    """An ASGI app that tells once when it has had so many requests; `limit` 0 never tells."""
+    """An ASGI app that tells once when it has had so many requests; `limit` 0 never tells.
 
-    def __init__(self, app: Any, limit: int, tell: Callable[[], None]) -> None:  # noqa: ANN401 - any ASGI framework
+    Each request can look in its scope whether the worker is about to leave: `ending` is set then.
+    """
+
+    def __init__(
+        self,
+        app: Any,  # noqa: ANN401 - any ASGI framework
+        limit: int,
+        tell: Callable[[], None],
+        ending: anyio.Event,
+    ) -> None:
         self._app = app
         self._limit = limit
         self._tell = tell
+        self._ending = ending
         self.served = 0
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
@@ -47,6 +58,7 @@ class Counted:
             self.served += 1
             if self.served == self._limit:
                 self._tell()
+            cast("dict[str, Any]", scope)[ENDING] = self._ending
         await self._app(scope, receive, send)
 
 
@@ -70,6 +82,7 @@ class Worker:
         self._build = build
         self._config = WorkerConfig(os.dup(listener.fileno()), settings.grace_seconds)
         self._leave = anyio.Event()
+        self._ending = anyio.Event()  # for answers without an end of their own
         self._patience = anyio.CancelScope()  # with connections that are still open, once we have been told to leave
         self._draining: Callable[[], None] = lambda: None
 
@@ -84,7 +97,7 @@ class Worker:
                 self._draining = draining
                 limit = self._settings.max_requests
                 limit += random.randint(0, limit // 10)  # noqa: S311 - workers must not all be replaced at once
-                counted = Counted(app, limit, lambda: self._tell(SUCCESSOR))
+                counted = Counted(app, limit, lambda: self._tell(SUCCESSOR), self._ending)
                 async with anyio.create_task_group() as serving:
                     serving.start_soon(self._serve, counted)
             group.cancel_scope.cancel()
@@ -116,6 +129,7 @@ class Worker:
             for order in (orders[place : place + 1] for place in range(len(orders))):
                 if order == DRAIN:
                     self._draining()
+                    self._ending.set()
                 elif order == RETIRE:
                     self._go(LEAVE_SECONDS)
                 elif order == STOP:
@@ -127,6 +141,7 @@ class Worker:
     def _go(self, patience: float) -> None:
         """Begin to leave, or leave sooner than was said before."""
         self._patience.deadline = min(self._patience.deadline, anyio.current_time() + ACCEPT_SECONDS + patience)
+        self._ending.set()
         self._leave.set()
 
     async def _obey_signals(self) -> None:

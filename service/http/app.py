@@ -18,6 +18,7 @@ from service.http.json_gate import MOST_BYTES
 from service.http.metrics import MetricsCalls
 from service.http.openapi import document
 from service.http.ops_access import OpsAccess
+from service.http.ops_page import OpsPages
 from service.http.pages import Pages
 from service.http.problem_answers import MEDIA, answer_to
 from service.http.problems import INTERNAL_ERROR
@@ -63,12 +64,13 @@ class Service(Protocol):
         ...
 
 
-def table(settings: Settings, service: Service, users: Users) -> tuple[Route, ...]:
+def table(settings: Settings, service: Service, visits: Visits, users: Users) -> tuple[Route, ...]:
     """Return every route there is."""
     release = version("vestibule")
     health = HealthCalls(service.health, release)
     metrics = MetricsCalls(service.reader)
     pages = Pages(settings, release, cache(lambda: document(routes, release)))
+    ops = OpsPages(settings, service, visits, release)
     routes = (
         Route("POST", "/api/v1/users/register", users.register),
         Route("POST", "/api/v1/users/activate", users.activate),
@@ -86,6 +88,11 @@ def table(settings: Settings, service: Service, users: Users) -> tuple[Route, ..
         Route("GET", "/", pages.home),
         Route("GET", "/problems/<slug>", pages.problem),
         Route("GET", "/static/<name>", StaticFiles().static_file),
+        Route("GET", "/ops", ops.dashboard),
+        Route("GET", "/ops/events", ops.events),
+        Route("GET", "/ops/session", ops.sign_in_page),
+        Route("POST", "/ops/session", ops.sign_in),
+        Route("POST", "/ops/session/end", ops.sign_out),
         *(_development(settings) if has_catcher(settings) else ()),
     )
     return routes
@@ -104,8 +111,9 @@ def create_app(settings: Settings, service: Service) -> Quart:
     app = (QuartTrio if settings.loop == "trio" else Quart)("service.http", static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=MOST_BYTES, RESPONSE_TIMEOUT=None, PROPAGATE_EXCEPTIONS=False)
     app.url_map.merge_slashes = False  # a path has one spelling: no redirects
-    users = Users(settings, Visits(settings, service.health.note), service.signup, available_locales(settings))
-    routes = table(settings, service, users)
+    visits = Visits(settings, service.health.note)
+    users = Users(settings, visits, service.signup, available_locales(settings))
+    routes = table(settings, service, visits, users)
     for route in routes:
         app.add_url_rule(route.path, route.handler.__name__, route.handler, methods=[route.method])
     _surround(app, settings, {route.handler.__name__: route for route in routes})

@@ -20,6 +20,7 @@ from service.http.edge_checks import check
 from service.http.edge_headers import EdgeHeaders
 from service.http.errors import RequestRefused
 from service.http.problem_answers import MEDIA, answer_to
+from service.traceparent import of_headers, trace_id
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
@@ -41,11 +42,16 @@ EXCHANGE = "vestibule.exchange"  # where the scope carries it
 
 @dataclass(slots=True)
 class Exchange:
-    """One request and what becomes of it; the application names the `route` once it knows it."""
+    """One request and what becomes of it; the application names the `route` once it knows it.
+
+    A `streaming` answer is counted when it begins, with the time until then: its length says nothing of the service.
+    """
 
     request_id: str
     route: str = UNKNOWN
     status: int | None = None
+    traceparent: str | None = None
+    streaming: bool = False
     begun: float = field(default_factory=perf_counter)
 
     @property
@@ -84,13 +90,15 @@ class Edge:
         await self._exchange({**scope, "method": "GET"}, receive, as_websocket)
 
     async def _exchange(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(_request_id(scope))
+        exchange = Exchange(_request_id(scope), traceparent=of_headers(scope["headers"]))
         scope[EXCHANGE] = exchange
         head = scope["method"] == "HEAD"
 
         async def dressed(event: Event) -> None:
             if event["type"] == "http.response.start":
                 exchange.status = event["status"]
+                if exchange.streaming:
+                    self._count(exchange)
                 event = {**event, "headers": self._headers.dress(scope, exchange.request_id, event["headers"])}
             elif head:
                 event = {**event, "body": b""}
@@ -115,12 +123,17 @@ class Edge:
 
     def _tell(self, exchange: Exchange) -> None:
         """Offer one observation and write one line; a client that left before its answer was not answered."""
-        took = exchange.milliseconds
-        if exchange.status is not None:
-            self._metrics.offer(Observation(exchange.route, exchange.status, took))
+        took = round(exchange.milliseconds, 2)
+        if not exchange.streaming:
+            self._count(exchange)
+        trace = {} if exchange.traceparent is None else {"trace_id": trace_id(exchange.traceparent)}
         logger.info(
-            "request", request_id=exchange.request_id, route=exchange.route, status=exchange.status, ms=round(took, 2)
+            "request", request_id=exchange.request_id, route=exchange.route, status=exchange.status, ms=took, **trace
         )
+
+    def _count(self, exchange: Exchange) -> None:
+        if exchange.status is not None:
+            self._metrics.offer(Observation(exchange.route, exchange.status, exchange.milliseconds))
 
 
 def log_crash(error: Exception, request_id: str) -> None:

@@ -1,0 +1,133 @@
+"""The dashboard for operators: the page, its live feed, and the way in and out.
+
+None of it is in the description: it is for a browser, and what it shows programs read from the metrics.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import parse_qs
+
+from quart import request
+from werkzeug.http import parse_options_header
+
+from service.http.dev_mail import has_catcher
+from service.http.errors import OpsTokenMissing, UnsupportedMedia
+from service.http.json_gate import body
+from service.http.ops_session import OpsSession
+from service.http.ops_snapshot import SnapshotView
+from service.http.ops_stream import OpsStream
+from service.http.rendering import page, wants_html
+from service.http.schemas import response
+
+if TYPE_CHECKING:
+    from quart import Response
+
+    from actors.metrics_ports import MetricsReader
+    from actors.signup import SignUp
+    from service.http.health import Health
+    from service.http.visits import Visits
+    from service.settings import Settings
+
+FORM = "application/x-www-form-urlencoded"
+SEE_OTHER = 303
+OWN_ORIGIN = {"Referrer-Policy": "same-origin"}  # without it browsers send `Origin: null` with our own forms
+
+
+class Source(Protocol):
+    """What the dashboard shows, and who counts refused sign-ins."""
+
+    @property
+    def signup(self) -> SignUp:
+        """The flows."""
+        ...
+
+    @property
+    def reader(self) -> MetricsReader:
+        """The metrics of all workers."""
+        ...
+
+    @property
+    def health(self) -> Health:
+        """The notes."""
+        ...
+
+
+class OpsPages:
+    """The handlers."""
+
+    def __init__(self, settings: Settings, source: Source, visits: Visits, version: str) -> None:
+        self._source = source
+        self._visits = visits
+        self._version = version
+        self._catcher = has_catcher(settings) and settings.ops_token is None
+        self._session = OpsSession(settings)
+        self._stream = OpsStream(self._snapshot)
+
+    async def dashboard(self) -> Response:
+        """Show the page; a browser without a session is sent to sign in."""
+        if wants_html() and self._session.is_wanting():
+            return _see("/ops/session")
+        self._session.check()
+        return self._page("ops.html", signed_in=self._session.needed, catcher=self._catcher)
+
+    async def events(self) -> Response:
+        """Answer with the live feed."""
+        self._session.check()
+        return self._stream.answer()
+
+    async def sign_in_page(self) -> Response:
+        """Ask for the token, where there is one."""
+        if not self._session.needed:
+            return _see("/ops")
+        return self._page("ops_session.html")
+
+    async def sign_in(self) -> Response:
+        """Exchange the token for a session.
+
+        Raises RateLimited for a client whose refused requests fill their window: a wrong token is one of them.
+        """
+        self._session.check_origin()
+        if not self._session.needed:
+            return _see("/ops")
+        visit = self._visits.begin()
+        await self._source.signup.welcome(visit)
+        if not self._session.is_the_token(_token(await _form())):
+            await self._source.signup.refused(visit)
+            raise OpsTokenMissing
+        answer = _see("/ops")
+        answer.headers["Set-Cookie"] = self._session.cookie(self._session.value())
+        return answer
+
+    async def sign_out(self) -> Response:
+        """Take the session back from the browser."""
+        self._session.check_origin()
+        answer = _see("/ops/session")
+        answer.headers["Set-Cookie"] = self._session.cookie("", lifetime=0)
+        return answer
+
+    async def _snapshot(self) -> str:
+        metrics = await self._source.reader.read()
+        return SnapshotView.of(metrics, await self._source.health.notes(), self._version).model_dump_json()
+
+    def _page(self, template: str, *, signed_in: bool = False, catcher: bool = False) -> Response:
+        answer = page(template, version=self._version, signed_in=signed_in, catcher=catcher)
+        answer.headers.update(OWN_ORIGIN)
+        return answer
+
+
+async def _form() -> dict[str, list[str]]:
+    """Return the fields of the form that was sent; raises UnsupportedMedia for anything else."""
+    media, _ = parse_options_header(request.headers.get("Content-Type", ""))
+    if media.lower() != FORM:
+        raise UnsupportedMedia(f"Send the token as {FORM}.")
+    return parse_qs((await body()).decode(errors="replace"))
+
+
+def _token(form: dict[str, list[str]]) -> str:
+    given = form.get("token", [])
+    return given[0].strip() if len(given) == 1 else ""
+
+
+def _see(path: str) -> Response:
+    return response("", "text/plain; charset=utf-8", SEE_OTHER, {"Location": path})
