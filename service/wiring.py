@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-from time import thread_time
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -23,11 +21,9 @@ from actors.kit.errands import Errands
 from actors.kit.mailbox import MachineError
 from actors.kit.supervisor import Supervisor
 from actors.metrics_aggregator import MetricsAggregator, ticking
-from actors.password_hasher import PasswordHasher
 from actors.rate_limiter import Decisions, RateLimiter
 from actors.signup import SignUp
 from actors.user_registry import UserRegistry
-from service.adapters.bcrypt_threads import BcryptThreads
 from service.adapters.common_passwords import common_passwords
 from service.adapters.email_addresses import EmailAddresses
 from service.adapters.postgres import Postgres
@@ -41,6 +37,7 @@ from service.adapters.redis_metrics import RedisMetrics
 from service.adapters.redis_windows import RedisWindows
 from service.adapters.taskiq_wakeups import TaskiqWakeups
 from service.adapters.windows_fallback import WindowsFallback
+from service.hashing import hashing
 from service.machinery import machinery
 from service.metrics_reader import Reader
 from service.surroundings import Surroundings
@@ -107,8 +104,6 @@ async def running(
         enter = stack.enter_async_context
         postgres = await enter(Postgres.open(servers.database_url))
         redis = await enter(Redis.open(servers.redis_url))
-        threads = os.cpu_count() or 1
-        hashing = await enter(BcryptThreads.open(settings.bcrypt_cost, threads))
         aside = await enter(anyio.create_task_group())
         stack.callback(aside.cancel_scope.cancel)
 
@@ -126,10 +121,7 @@ async def running(
             lambda: MetricsAggregator(tally, quick, ledger, lambda: machinery(supervisor, decisions, postgres, redis))
         )
         limiter = supervisor.employ(lambda: RateLimiter(windows, decisions))
-        begun = thread_time()
-        dummy = hashing.dummy()
-        seconds = (thread_time() - begun) * settings.workers  # each of them has as many threads as there are cores
-        hasher = supervisor.employ(lambda: PasswordHasher(hashing, limiter, threads, dummy, seconds), copies=threads)
+        hasher = await enter(hashing(settings, supervisor.employ, limiter))
         registry = supervisor.employ(lambda: UserRegistry(accounts))
         issuer = supervisor.employ(lambda: CodeIssuer(codes, TaskiqWakeups(redis)))
         await enter(supervisor.running())

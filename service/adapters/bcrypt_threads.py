@@ -1,4 +1,4 @@
-"""bcrypt in threads of our own at a low priority, so that a hash never delays a cheap request."""
+"""bcrypt in threads of our own, at a priority of their own: a hash never delays a cheap request."""
 
 from __future__ import annotations
 
@@ -22,21 +22,19 @@ if TYPE_CHECKING:
 
 ResultT = TypeVar("ResultT")
 
-NICE = 10  # the loop, the database's threads and the mail go first; the hash takes what is left, which is nearly all
-
 
 class BcryptThreads:
     """The Hashing port; bcrypt releases the GIL, so as many threads as cores fill them."""
 
-    def __init__(self, cost: int, threads: int) -> None:
+    def __init__(self, cost: int, threads: int, nice: int) -> None:
         self._cost = cost
-        self._threads = ThreadPoolExecutor(threads, "bcrypt", initializer=_step_back)
+        self._threads = ThreadPoolExecutor(threads, "bcrypt", initializer=partial(_step_back, nice))
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, cost: int, threads: int) -> AsyncIterator[BcryptThreads]:
-        """Keep the threads around the body; what runs at its end is waited for."""
-        hashing = cls(cost, threads)
+    async def open(cls, cost: int, threads: int, nice: int = 0) -> AsyncIterator[BcryptThreads]:
+        """Keep the threads, each as nice as told, around the body; what runs at its end is waited for."""
+        hashing = cls(cost, threads, nice)
         try:
             yield hashing
         finally:
@@ -74,7 +72,7 @@ class BcryptThreads:
         return cast("ResultT", await outcome.outcome())
 
 
-def _step_back() -> None:
-    if hasattr(os, "setpriority"):
+def _step_back(nice: int) -> None:
+    if nice and hasattr(os, "setpriority"):
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + nice)

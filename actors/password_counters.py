@@ -1,0 +1,34 @@
+"""Two counters for passwords: who checks one never queues behind those who want a new hash."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from actors.kit.mailbox import Address
+from actors.password_hasher import PasswordHasher
+
+if TYPE_CHECKING:
+    from actors.kit.mailbox import Ask
+
+AnswerT = TypeVar("AnswerT")
+
+
+class PasswordChecker(PasswordHasher):
+    """The same work over threads of its own, which a flood of registrations cannot occupy."""
+
+    name = "PasswordChecker"
+
+
+class PasswordCounters(Address):
+    """The address of both: messages of lane 0 go to the checker, the others to the hasher."""
+
+    def __init__(self, checker: Address, hasher: Address) -> None:
+        self._counters = (checker, hasher)
+
+    async def ask(self, message: Ask[AnswerT]) -> AnswerT:
+        """Ask at the message's counter."""
+        return await self._counters[message.lane].ask(message)
+
+    def expect_room(self, message: Ask[Any]) -> None:
+        """Raise NotAccepted when the message would be turned away now."""
+        self._counters[message.lane].expect_room(message)
