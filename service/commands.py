@@ -17,6 +17,7 @@ from service.embedded.errors import BadEnvironment
 from service.listener import CannotStart
 from service.setting_values import PERIODS
 from service.settings import PREFIX, BadSettings, Settings, read
+from service.tracing.choice import choose
 
 if TYPE_CHECKING:
     import argparse
@@ -71,11 +72,13 @@ def api(settings: Settings, servers: Servers, keys: Mapping[str, bytes]) -> Call
     from service.http.app import create_app  # noqa: PLC0415 - as above
     from service.wiring import running  # noqa: PLC0415 - as above
 
+    tracing = choose(os.environ)
+
     def build(name: str) -> Build:
         @asynccontextmanager
         async def context() -> AsyncIterator[tuple[Any, Callable[[], None]]]:
-            async with running(settings, servers, name, keys) as service:
-                yield create_app(settings, service), service.health.drain
+            async with tracing(name) as traces, running(settings, servers, name, keys, traces) as service:
+                yield traces.application(create_app(settings, service)), service.health.drain
 
         return context
 
@@ -93,7 +96,7 @@ def worker(words: argparse.Namespace) -> int:
     if not words.supervised:
         look(database_url=servers.database_url, redis_url=servers.redis_url, mail_url=servers.mail_url)
         migrated(servers.database_url)
-    run(settings, servers)
+    run(settings, servers, choose(os.environ))
     return 0
 
 
@@ -131,6 +134,7 @@ def reload(_words: argparse.Namespace) -> int:
 def check(words: argparse.Namespace) -> int:
     """Validate the settings and print them, secrets masked; as a trial of a reload also try code and servers."""
     settings = read(os.environ)
+    choose(os.environ)
     if words.trial:
         from service.trial import attempt  # noqa: PLC0415 - as above
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -41,6 +42,7 @@ from service.hashing import hashing
 from service.machinery import machinery
 from service.metrics_reader import Reader
 from service.surroundings import Surroundings
+from service.tracing.tracing import UNTRACED
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from actors.metrics_ports import MetricsReader
     from service.servers import Servers
     from service.settings import Settings
+    from service.tracing.tracing import Tracing
 
 FORGET_SECONDS = 600.0  # an expired idempotency key does no harm meanwhile
 CODES_PER_CLIENT = Rule("codes-client", 3, 3600)  # of one address: who asks for more is not its owner
@@ -92,7 +95,7 @@ def limits(settings: Settings) -> Limits:
 
 @asynccontextmanager
 async def running(
-    settings: Settings, servers: Servers, worker: str, keys: Mapping[str, bytes]
+    settings: Settings, servers: Servers, worker: str, keys: Mapping[str, bytes], tracing: Tracing = UNTRACED
 ) -> AsyncIterator[Service]:
     """Open everything around the body; `keys` are those of `servers.code_keys`.
 
@@ -120,10 +123,10 @@ async def running(
         metrics = supervisor.employ(
             lambda: MetricsAggregator(tally, quick, ledger, lambda: machinery(supervisor, decisions, postgres, redis))
         )
-        limiter = supervisor.employ(lambda: RateLimiter(windows, decisions))
-        hasher = await enter(hashing(settings, supervisor.employ, limiter))
-        registry = supervisor.employ(lambda: UserRegistry(accounts))
-        issuer = supervisor.employ(lambda: CodeIssuer(codes, TaskiqWakeups(redis)))
+        limiter = tracing.employ(supervisor, lambda: RateLimiter(windows, decisions))
+        hasher = await enter(hashing(settings, partial(tracing.employ, supervisor), limiter))
+        registry = tracing.employ(supervisor, lambda: UserRegistry(accounts))
+        issuer = tracing.employ(supervisor, lambda: CodeIssuer(codes, TaskiqWakeups(redis)))
         await enter(supervisor.running())
         aside.start_soon(ticking, metrics)
         aside.start_soon(_forgetting, idempotency_keys)

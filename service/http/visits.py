@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from loguru import logger
@@ -12,6 +11,7 @@ from actors.domain.errors import IdempotencyKeyInvalid
 from actors.forms import Visit
 from service.http import basic_auth
 from service.http.client_address import client_address
+from service.traceparent import of_headers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from actors.forms import Credentials
     from service.settings import Settings
 
-TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context, 3.2
 UNTRUSTED = "Forwarded headers from a peer outside TRUSTED_PROXIES are ignored. If it is your proxy, list its network."
 
 
@@ -39,8 +38,7 @@ class Visits:
         client = client_address(peer(), request.headers, self._trusted)
         if client.untrusted_forwarding:
             self._tell()
-        traceparent = request.headers.get("Traceparent", "")
-        visit = Visit(client.networks, traceparent if TRACEPARENT.fullmatch(traceparent) else None)
+        visit = Visit(client.networks, of_headers(request.scope["headers"]))
         g.visit = visit
         return visit
 

@@ -25,6 +25,8 @@ from service.mailer.broker import Listener, wakeup_broker
 from service.mailer.postman import open_postman
 from service.mailer.tasks import register
 from service.servers import code_keys
+from service.traceparent import trace_id
+from service.tracing.tracing import untraced
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -36,12 +38,13 @@ if TYPE_CHECKING:
     from actors.mail_ports import Postman
     from service.servers import Servers
     from service.settings import Settings
+    from service.tracing.tracing import Opening
 
 SENDS = 16  # at once: mail servers take half a second and more for a mail, this process a millisecond
 CHANCE = random.SystemRandom().random
 
 
-def run(settings: Settings, servers: Servers) -> None:
+def run(settings: Settings, servers: Servers, tracing: Opening = untraced) -> None:
     """Deliver owed mails until SIGTERM or SIGINT, then finish the sends that run, within the grace, and return.
 
     Outlives the absence of every server. Raises BadSettings, before anything is opened, for settings that could
@@ -51,23 +54,28 @@ def run(settings: Settings, servers: Servers) -> None:
     keyring = Keyring(code_keys(settings), settings.code_digits)
     writer = logs.configure(settings, "mail")
     try:
-        anyio.run(_work, settings, servers, keyring, postman, backend="asyncio")
+        anyio.run(_work, settings, servers, keyring, postman, tracing, backend="asyncio")
     finally:
         writer.stop()
 
 
 async def _work(
-    settings: Settings, servers: Servers, keyring: Keyring, opening: AbstractAsyncContextManager[Postman]
+    settings: Settings,
+    servers: Servers,
+    keyring: Keyring,
+    opening: AbstractAsyncContextManager[Postman],
+    tracing: Opening,
 ) -> None:
     async with AsyncExitStack() as stack:
         signals = stack.enter_context(anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
+        traces = await stack.enter_async_context(tracing("mail"))
         postgres = await stack.enter_async_context(Postgres.open(servers.database_url))
-        postman = await stack.enter_async_context(opening)
-        outbox = PostgresOutbox(postgres, _policy(settings), f"mail@{socket.gethostname()}")
+        postman = traces.postman(await stack.enter_async_context(opening), servers.mail_url)
+        outbox = traces.outbox(PostgresOutbox(postgres, _policy(settings), f"mail@{socket.gethostname()}"))
         delivery = Delivery(
             outbox, postman, keyring, code_ttl_seconds=settings.code_ttl_seconds, chance=CHANCE, new_number=uuid4
         )
-        room = MailRoom(outbox, delivery.deliver, Report(), at_once=SENDS, chance=CHANCE)
+        room = MailRoom(outbox, traces.delivery(delivery.deliver), Report(), at_once=SENDS, chance=CHANCE)
         finish = asyncio.Event()
         listener = Listener(partial(_broker, servers.redis_url, room))
         async with anyio.create_task_group() as group:
@@ -108,7 +116,7 @@ class Report:
     def delivered(self, delivered: Delivered) -> None:
         """Tell how a delivery ended."""
         mail = delivered.mail
-        told = logger.bind(mail=mail.id, attempt=mail.attempt, kind=mail.kind, trace=mail.traceparent)
+        told = logger.bind(mail=mail.id, attempt=mail.attempt, kind=mail.kind, trace_id=trace_id(mail.traceparent))
         if delivered.error is not None:
             told.opt(exception=delivered.error).error("a mail broke the worker's program")
         match delivered.outcome:
