@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from actors.domain.windows import Admission, Rule
     from actors.forms import Credentials, Limits, Rules, Visit
     from actors.kit.mailbox import Address
+    from actors.shadows import Shadows
 
 
 class Entry:
@@ -52,8 +53,18 @@ class Access:
     visit's readings.
     """
 
-    def __init__(self, *, limiter: Address, registry: Address, hasher: Address, limits: Limits, rules: Rules) -> None:
+    def __init__(  # noqa: PLR0913 - each is one collaborator
+        self,
+        *,
+        limiter: Address,
+        registry: Address,
+        hasher: Address,
+        limits: Limits,
+        rules: Rules,
+        shadows: Shadows | None = None,
+    ) -> None:
         self._limiter = limiter
+        self._shadows = shadows
         self._registry = registry
         self._hasher = hasher
         self._limits = limits
@@ -90,20 +101,22 @@ class Access:
             raise CodesExhausted(admission.retry_after)
         return Entry(self._limiter, admission.ticket if admission else "", (), code)
 
-    async def activation(self, visit: Visit, email_key: str) -> None:
+    async def activation(self, visit: Visit, account: Account) -> None:
         """Count an activation of an address whose password was right."""
-        await self._admit(visit, self._address(self._limits.activate, email_key))
+        await self._admit(visit, self._account(self._limits.activate, account))
 
-    async def basic_call(self, visit: Visit, email_key: str) -> None:
+    async def basic_call(self, visit: Visit, account: Account) -> None:
         """Count another call of an address whose password was right."""
-        await self._admit(visit, self._address(self._limits.basic, email_key))
+        await self._admit(visit, self._account(self._limits.basic, account))
 
     def expect_room(self, password: Password) -> None:
         """Raise NotAccepted when a hash would be turned away now, before anything is spent on the request."""
         self._hasher.expect_room(Hash(password.secret))
 
-    async def hash(self, password: Password) -> bytes:
+    async def hash(self, email_key: str, password: Password) -> bytes:
         """Hash a new password; NotAccepted when that would take too long."""
+        if self._shadows is not None:
+            return await self._shadows.hash(email_key, password)
         return await self._hasher.ask(Hash(password.secret))
 
     async def authenticate(self, visit: Visit, credentials: Credentials) -> Account:
@@ -115,14 +128,21 @@ class Access:
         email_key = self._email_key(credentials.email)
         guesses = self._pair(self._limits.password, visit, email_key) + _client(self._limits.password_client, visit)
         await self._admit(visit, guesses, count=False)
-        account = await self._registry.ask(Find(email_key))
         password = Password.typed(credentials.password)
+        if self._shadows is not None:
+            account = await self._shadows.recognise(email_key, password, guesses)
+        else:
+            account = await self._checked(email_key, password, guesses)
+        if account is None:
+            raise InvalidCredentials
+        return account
+
+    async def _checked(self, email_key: str, password: Password, guesses: tuple[Bucket, ...]) -> Account | None:
+        account = await self._registry.ask(Find(email_key))
         known = account is not None and password.hashable
         secret = password.secret if password.hashable else b""
         hashed = account.password_hash if account is not None and known else None
-        if not await self._hasher.ask(Check(secret, hashed, guesses)) or account is None:
-            raise InvalidCredentials
-        return account
+        return account if await self._hasher.ask(Check(secret, hashed, guesses)) else None
 
     def _email_key(self, text: str) -> str:
         """Return the key to look up; text that is no address has one that nobody can register."""
@@ -131,8 +151,10 @@ class Access:
         except InvalidEmail:
             return f"\N{REPLACEMENT CHARACTER}{text}".replace("\0", "")
 
-    def _address(self, rule: Rule | None, email_key: str) -> tuple[Bucket, ...]:
-        return (Bucket(rule, self._rules.keyring.subject(email_key)),) if rule else ()
+    def _account(self, rule: Rule | None, account: Account) -> tuple[Bucket, ...]:
+        """Count by address, or by registration where several of them must know nothing of each other."""
+        name = account.email_key if self._shadows is None else str(account.id)
+        return (Bucket(rule, self._rules.keyring.subject(name)),) if rule else ()
 
     def _pair(self, rule: Rule | None, visit: Visit, email_key: str) -> tuple[Bucket, ...]:
         subject = self._rules.keyring.subject

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from actors.domain.user import Account
     from actors.forms import Rules, Visit
     from actors.kit.mailbox import Address
+    from actors.shadows import Shadows
 
 LOOKS = 8  # an account that changes under so many tries in a row is being played with
 
@@ -34,8 +35,9 @@ LOOKS = 8  # an account that changes under so many tries in a row is being playe
 class CodeFlows:
     """Redeems and reissues over the CodeIssuer and the UserRegistry; the caller has checked password and limits."""
 
-    def __init__(self, registry: Address, issuer: Address, rules: Rules) -> None:
+    def __init__(self, registry: Address, issuer: Address, rules: Rules, shadows: Shadows | None = None) -> None:
         self._registry = registry
+        self._shadows = shadows
         self._issuer = issuer
         self._rules = rules
         self._keyring = rules.keyring
@@ -84,7 +86,10 @@ class CodeFlows:
 
     async def _again(self, account: Account) -> Account:
         """Look the account up once more; who no longer has its password hears what a wrong password hears."""
-        found = await self._registry.ask(Find(account.email_key))
+        if self._shadows is not None:
+            found = await self._shadows.again(account)
+        else:
+            found = await self._registry.ask(Find(account.email_key))
         if found is None or found.password_hash != account.password_hash:
             raise InvalidCredentials
         return found

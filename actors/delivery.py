@@ -14,12 +14,13 @@ import anyio
 
 from actors.domain.mail import Deferred, MailKind, Rejected, backoff
 from actors.kit.mailbox import MachineError
+from actors.pace import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from uuid import UUID
 
-    from actors.domain.code import Keyring
+    from actors.domain.code import CodeId, Keyring
     from actors.domain.mail import ClaimedMail
     from actors.mail_ports import Outbox, Postman
 
@@ -80,6 +81,7 @@ class Delivery:
         self._keyring = keyring
         self._code_ttl_seconds = code_ttl_seconds
         self._chance = chance
+        self._pace = Pace(chance)
         self._new_number = new_number
 
     async def deliver(self, mail: ClaimedMail) -> Delivered:
@@ -96,16 +98,20 @@ class Delivery:
 
     async def _with_code(self, mail: ClaimedMail) -> tuple[ClaimedMail, str | None] | None:
         """Return the mail as it can leave now; None when nobody needs it any more."""
-        if mail.kind is MailKind.NOTICE or mail.code_id is None:
+        if mail.code_id is None:
             return mail, None
         if mail.life_left is not None and mail.life_left >= self._code_ttl_seconds:
             try:
-                return mail, self._keyring.code(mail.account, mail.code_id)
+                return mail, self._code(mail, mail.code_id)
             except LookupError:
                 pass  # the operator has removed the key: a code under it could not be redeemed
         fresh = self._keyring.code_id(self._new_number())
+        fresh = fresh if mail.kind is MailKind.CODE else fresh.silenced()
         renewed = await self._outbox.freshen(mail, fresh)
-        return None if renewed is None else (renewed, self._keyring.code(renewed.account, fresh))
+        return None if renewed is None else (renewed, self._code(renewed, fresh))
+
+    def _code(self, mail: ClaimedMail, code_id: CodeId) -> str | None:
+        return self._keyring.code(mail.account, code_id) if mail.kind is MailKind.CODE else None
 
     async def _send(self, mail: ClaimedMail, code: str | None) -> _Sent:
         """Send while the lease is renewed; LOST when it could not be kept."""
@@ -118,7 +124,10 @@ class Delivery:
 
     async def _attempt(self, mail: ClaimedMail, code: str | None) -> _Sent:
         try:
-            await self._postman.send(mail, code)
+            if mail.kind is MailKind.SILENT:
+                await self._pace.pretend(mail)
+            else:
+                await self._pace.keep(self._postman.send(mail, code))
         except Rejected as refusal:
             return _Sent(Outcome.DEAD, refusal.reason)
         except Deferred as delay:

@@ -6,6 +6,7 @@ for, and whoever would wait longer hears `NotAccepted` at once, with the time af
 
 from __future__ import annotations
 
+import hmac
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, assert_never
 
@@ -51,6 +52,29 @@ class Check(Ask[bool]):
     guesses: tuple[Bucket, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class HashLike(Ask[bytes]):
+    """Hash a new password as `like` was hashed, which is a hash, or with `salt` at the present cost."""
+
+    lane: ClassVar[int] = 1
+    secret: bytes = field(repr=False)
+    salt: bytes = field(repr=False)
+    like: bytes | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Recognise(Ask[bytes | None]):
+    """Say which of the hashes, all made with one salt, is the password's; None for none of them. Raises as Check."""
+
+    lane: ClassVar[int] = 0
+    secret: bytes = field(repr=False)
+    hashes: tuple[bytes, ...] = field(repr=False)
+    guesses: tuple[Bucket, ...] = ()
+
+
+PasswordMessage = Hash | Check | HashLike | Recognise
+
+
 class PasswordHasher(Actor):
     """Each copy keeps one thread busy; employ as many as there are cores.
 
@@ -85,26 +109,46 @@ class PasswordHasher(Actor):
     async def handle(self, letters: Sequence[Letter]) -> None:
         """Hash or check the one letter of the batch."""
         for letter in letters:
-            message: Hash | Check = letter.message  # type: ignore[assignment]  # the mailbox carries any message
+            message: PasswordMessage = letter.message  # type: ignore[assignment]  # the mailbox carries any message
             match message:
                 case Hash(secret):
                     letter.answer(await self._timed(self._hashing.hash(secret)))
                 case Check():
                     letter.answer(await self._check(message))
+                case HashLike(secret, salt, like):
+                    setting = like or self._hashing.setting(salt)
+                    letter.answer(await self._timed(self._hashing.hash_like(secret, setting)))
+                case Recognise():
+                    letter.answer(await self._recognise(message))
                 case _:
                     assert_never(message)
 
     async def _check(self, check: Check) -> bool:
-        if check.guesses:
-            admission = await self._limiter.ask(Admit(check.guesses, count=False))
-            if not admission.admitted:
-                raise RateLimited(admission.retry_after)
+        await self._admitted(check.guesses)
         right = await self._timed(self._hashing.check(check.secret, check.hashed or self._dummy))
         right = right and check.hashed is not None
         if not right:
-            for bucket in check.guesses:  # one by one: a full window must not keep the others from counting
-                await self._limiter.ask(Admit((bucket,)))
+            await self._count(check.guesses)
         return right
+
+    async def _recognise(self, asked: Recognise) -> bytes | None:
+        await self._admitted(asked.guesses)
+        setting = asked.hashes[0] if asked.hashes else self._dummy
+        hashed = await self._timed(self._hashing.hash_like(asked.secret, setting))
+        same = [one for one in asked.hashes if hmac.compare_digest(one, hashed)]
+        if not same:
+            await self._count(asked.guesses)
+        return same[0] if same else None
+
+    async def _admitted(self, guesses: tuple[Bucket, ...]) -> None:
+        if guesses:
+            admission = await self._limiter.ask(Admit(guesses, count=False))
+            if not admission.admitted:
+                raise RateLimited(admission.retry_after)
+
+    async def _count(self, guesses: tuple[Bucket, ...]) -> None:
+        for bucket in guesses:  # one by one: a full window must not keep the others from counting
+            await self._limiter.ask(Admit((bucket,)))
 
     async def _timed(self, work: Awaitable[WorkT]) -> WorkT:
         """Keep a thread busy and remember how long."""

@@ -129,6 +129,22 @@ class Accounts(Protocol):
         ...
 
 
+class Registrations(Protocol):
+    """The registrations under ENUMERATION=strict: any number of an address, each answering for itself alone.
+
+    At most one holds its address: the account. The others are shadows, whose codes are silent and whose mails are
+    never sent, but for one notice a day to the holder.
+    """
+
+    async def find_all(self, email_keys: Sequence[str]) -> list[tuple[Account, ...]]:
+        """Return the registrations of each address, an active account first, then the oldest."""
+        ...
+
+    async def enter(self, accounts: Sequence[NewAccount]) -> list[Registered]:
+        """Add each registration, or give the one with its address and password a new code if its own is dead."""
+        ...
+
+
 class Codes(Protocol):
     """The accounts' codes and owed mails, in the same place."""
 
@@ -183,7 +199,15 @@ class WindowRequest:
 
 
 class Hashing(Protocol):
-    """Password hashes in threads; each call blocks one of them for a quarter of a second at cost 12."""
+    """Password hashes in threads; each call but `setting` blocks one of them for a quarter of a second at cost 12."""
+
+    def setting(self, salt: bytes) -> bytes:
+        """Return what `hash_like` takes to hash with these 16 bytes of salt, at the present cost."""
+        ...
+
+    async def hash_like(self, secret: bytes, setting: bytes) -> bytes:
+        """Return the `$2b$` hash with the salt and the cost of `setting`, which may be another hash; b"" if corrupt."""
+        ...
 
     async def hash(self, secret: bytes) -> bytes:
         """Return a fresh `$2b$` hash of at most 72 bytes."""

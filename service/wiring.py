@@ -23,6 +23,8 @@ from actors.kit.mailbox import MachineError
 from actors.kit.supervisor import Supervisor
 from actors.metrics_aggregator import MetricsAggregator, ticking
 from actors.rate_limiter import Decisions, RateLimiter
+from actors.shadow_registry import ShadowRegistry
+from actors.shadows import Shadows
 from actors.signup import SignUp
 from actors.user_registry import UserRegistry
 from service.adapters.common_passwords import common_passwords
@@ -32,6 +34,7 @@ from service.adapters.postgres_accounts import PostgresAccounts
 from service.adapters.postgres_codes import CodePolicy, PostgresCodes
 from service.adapters.postgres_idempotency import PostgresIdempotencyKeys
 from service.adapters.postgres_metrics import PostgresMetrics
+from service.adapters.postgres_shadows import PostgresShadowCodes, PostgresShadows
 from service.adapters.postgres_windows import PostgresWindows
 from service.adapters.redis_client import Redis
 from service.adapters.redis_metrics import RedisMetrics
@@ -115,7 +118,9 @@ async def running(
         idempotency_keys = PostgresIdempotencyKeys(postgres)
         policy = code_policy(settings)
         accounts = PostgresAccounts(postgres, policy, worker)
-        codes = PostgresCodes(postgres, policy, worker)
+        strict = settings.enumeration == "strict"
+        registrations = PostgresShadows(postgres, policy, worker)
+        codes = (PostgresShadowCodes if strict else PostgresCodes)(postgres, policy, worker)
         ledger, quick = PostgresMetrics(postgres), RedisMetrics(redis)
         tally = Tally(f"{worker}.{uuid4().hex[:8]}")  # one run's totals are never another's
 
@@ -127,9 +132,10 @@ async def running(
         hasher = await enter(hashing(settings, partial(tracing.employ, supervisor), limiter))
         registry = tracing.employ(supervisor, lambda: UserRegistry(accounts))
         issuer = tracing.employ(supervisor, lambda: CodeIssuer(codes, TaskiqWakeups(redis)))
+        shadow_registry = tracing.employ(supervisor, lambda: ShadowRegistry(registrations)) if strict else None
         await enter(supervisor.running())
         aside.start_soon(ticking, metrics)
-        aside.start_soon(_forgetting, idempotency_keys)
+        aside.start_soon(_forgetting, idempotency_keys, registrations)
 
         ring = Keyring(keys, settings.code_digits)
         rules = Rules(
@@ -139,7 +145,10 @@ async def running(
             addresses=EmailAddresses(),
             common_passwords=common_passwords(),
         )
-        access = Access(limiter=limiter, registry=registry, hasher=hasher, limits=limits(settings), rules=rules)
+        shadows = Shadows(shadow_registry, hasher, ring) if shadow_registry else None
+        access = Access(
+            limiter=limiter, registry=registry, hasher=hasher, limits=limits(settings), rules=rules, shadows=shadows
+        )
         errands = await enter(Errands.open())
         signup = SignUp(
             registry=registry,
@@ -148,18 +157,20 @@ async def running(
             idempotency=Idempotency(idempotency_keys, ring),
             errands=errands,
             rules=rules,
+            shadows=shadows,
         )
         health = Surroundings(postgres, redis)
         reader = Reader(tally, quick, ledger, ledger)
         yield Service(signup, metrics, limiter, supervisor, health, reader)
 
 
-async def _forgetting(keys: PostgresIdempotencyKeys) -> None:
+async def _forgetting(keys: PostgresIdempotencyKeys, registrations: PostgresShadows) -> None:
     """Delete what has expired, now and then, in one of the processes or another."""
     while True:
         await anyio.sleep(FORGET_SECONDS)
         with suppress(MachineError):
             await keys.forget()
+            await registrations.forget()
 
 
 def _report(name: str, error: Exception) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 MAC_BYTES = 16  # 128 bits: nobody guesses a status address
+SALT_BYTES = 16  # what bcrypt takes
+SILENT = "~"  # names no key: an operator's key ids have letters, digits, - and _ alone
 # What people and mail clients put between digits: blanks of any width, and hyphens.
 SPACERS = str.maketrans("", "", " \t\r\n-\u00a0\u2007\u2009\u2010\u2011\u202f")
 
@@ -32,6 +34,7 @@ class Purpose(StrEnum):
     STATUS = "vestibule status v1"
     IDEMPOTENCY = "vestibule idempotency v1"
     SUBJECT = "vestibule limit subject v1"
+    SALT = "vestibule password salt v1"
 
 
 def hkdf_sha256(key: bytes, info: bytes, *, salt: bytes = b"", length: int = 32) -> bytes:
@@ -63,6 +66,10 @@ class CodeId:
             msg = "not the text of a code id"
             raise ValueError(msg)
         return code_id
+
+    def silenced(self) -> CodeId:
+        """Return the id of a code that exists for nobody: nothing that is typed ever matches it."""
+        return CodeId(SILENT, self.number)
 
 
 class Keyring:
@@ -96,10 +103,10 @@ class Keyring:
         return str(int.from_bytes(mac) % 10**self.digits).zfill(self.digits)
 
     def matches(self, account: UUID, code_id: CodeId, typed: str) -> bool:
-        """Compare in constant time; a code whose key is gone matches nothing."""
-        if code_id.kid not in self._keys:
-            return False
-        return hmac.compare_digest(self.code(account, code_id).encode(), typed.encode(errors="replace"))
+        """Compare in constant time; a silent code and one whose key is gone match nothing, after the same work."""
+        known = code_id.kid in self._keys
+        code = self.code(account, code_id if known else self.code_id(code_id.number))
+        return hmac.compare_digest(code.encode(), typed.encode(errors="replace")) and known
 
     def any_matches(self, account: UUID, code_ids: Iterable[CodeId], typed: str) -> bool:
         """Whether one of the codes was typed; all of them are compared."""
@@ -138,6 +145,14 @@ class Keyring:
         kid = next(reversed(self._keys))  # the oldest: adding a key to sign with must not start all windows over
         digest = hmac.digest(self._subkey(kid, Purpose.SUBJECT), _unambiguous(parts), "sha256")
         return urlsafe_b64encode(digest[:18]).decode()
+
+    def salt(self, email_key: str) -> bytes:
+        """Return the bcrypt salt of an address that has none yet: whoever registers it hashes alike.
+
+        As stable as `subject`. A salt need not be secret; this one is no more than different for every address.
+        """
+        kid = next(reversed(self._keys))
+        return hmac.digest(self._subkey(kid, Purpose.SALT), email_key.encode(), "sha256")[:SALT_BYTES]
 
     def idempotency_digest(self, *parts: str) -> bytes:
         """Return the 32 bytes that stand for an idempotency key, or for a body, in Postgres."""

@@ -17,10 +17,17 @@ OWED_HOURS = 24  # past it nobody waits for the mail any more
 
 
 class MailKind(StrEnum):
-    """What a mail is about: it carries a code, or tells the owner of a taken address of a registration."""
+    """What a mail is about: it carries a code, or tells the owner of a taken address of a registration.
+
+    A silent one is never sent: it only takes its time, so that a shadow's state moves as an account's does.
+    """
 
     CODE = "code"
     NOTICE = "notice"
+    SILENT = "silent"
+
+
+WRITTEN = (MailKind.CODE, MailKind.NOTICE)  # those that have words
 
 
 class MailState(StrEnum):
@@ -36,8 +43,10 @@ class MailState(StrEnum):
 class ClaimedMail:
     """A mail that this process may send until its lease ends; `fence` proves the claim when the outcome is written.
 
-    `code_id` and `life_left` are None for a notice; `life_left` is the seconds that the code had left of its cap when
-    the mail was claimed, by the database's clock. `traceparent` is the W3C trace context of the request that owed it.
+    `code_id` names the code whose time the mail starts; only a mail of kind CODE carries it. `life_left` is the seconds
+    that the code had left of its cap when the mail was claimed, by the database's clock; both may be None for a notice.
+    `doomed` says of a silent mail that the last real one to its address was refused. `traceparent` is the W3C trace
+    context of the request that owed it.
     """
 
     id: UUID
@@ -51,6 +60,7 @@ class ClaimedMail:
     life_left: float | None
     created_at: datetime
     traceparent: str | None = None
+    doomed: bool = False
 
 
 class Rejected(Exception):

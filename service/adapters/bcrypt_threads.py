@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 ResultT = TypeVar("ResultT")
+
+# bcrypt packs bits as Base64 does, in an alphabet of its own.
+BCRYPT_BASE64 = bytes.maketrans(
+    b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/",
+    b"./ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789",
+)
 
 
 class BcryptThreads:
@@ -55,6 +62,19 @@ class BcryptThreads:
         except ValueError:
             logger.error("a stored password hash is corrupt")
             return False
+
+    def setting(self, salt: bytes) -> bytes:
+        """Return what `hash_like` takes to hash with these 16 bytes of salt, at the present cost."""
+        encoded = b64encode(salt).rstrip(b"=").translate(BCRYPT_BASE64)
+        return b"$2b$%02d$%s" % (self._cost, encoded)
+
+    async def hash_like(self, secret: bytes, setting: bytes) -> bytes:
+        """Return the hash with the salt and the cost of `setting`; a corrupt one is an alarm and makes no hash."""
+        try:
+            return await self._run(lambda: bcrypt.hashpw(secret, setting))
+        except ValueError:
+            logger.error("a stored password hash is corrupt")
+            return b""
 
     async def _run(self, work: Callable[[], ResultT]) -> ResultT:
         """Run in a thread and wait for it on whichever loop this is; a cancelled wait leaves the thread to finish."""

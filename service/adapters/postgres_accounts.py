@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from service.adapters.postgres_codes import CodePolicy
 
 FIND: Final = """
-SELECT u.id, u.email, u.email_key, u.password_hash, u.locale, u.created_at, u.registration_id, u.registered_at,
-       u.activated_at, u.code_id, u.code_expires_at, u.code_attempts, u.code_accepted_at,
+SELECT u.id, u.email, coalesce(u.shadow_of, u.email_key), u.password_hash, u.locale, u.created_at,
+       u.registration_id, u.registered_at, u.activated_at,
+       u.code_id, u.code_expires_at, u.code_attempts, u.code_accepted_at,
        u.old_code_id, u.old_code_expires_at, u.old_code_attempts, u.superseded,
        CASE WHEN u.code_mail = 'owed' AND EXISTS (
            SELECT FROM mails m WHERE m.user_id = u.id AND m.code_id = u.code_id AND m.state = 'sending'

@@ -33,6 +33,7 @@ WITH wanted AS (
                                                    AND u.old_code_attempts < %(attempts)s)::integer
     FROM wanted w
     WHERE u.id = w.account AND u.password_hash = w.password_hash AND u.activated_at IS NULL
+      AND (w.hit IS NULL OR u.shadow_of IS NULL)
       AND CASE
           WHEN w.hit = u.code_id THEN now() < u.code_expires_at AND u.code_attempts < %(attempts)s
           WHEN w.hit = u.old_code_id THEN now() < u.old_code_expires_at AND u.old_code_attempts < %(attempts)s

@@ -74,7 +74,10 @@ WITH done AS (
 )
 SELECT id FROM done UNION SELECT id FROM users WHERE code_id = %(code)s
 """
-DELETE: Final = "DELETE FROM users WHERE email_key = %(key)s RETURNING id"
+DELETE: Final = """
+WITH shared AS (DELETE FROM shared_addresses WHERE email_key = %(key)s)
+DELETE FROM users WHERE email_key = %(key)s OR shadow_of = %(key)s RETURNING id
+"""
 
 
 @dataclass(frozen=True, slots=True)

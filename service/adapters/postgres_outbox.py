@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 LEASE_SECONDS = 15  # a killed worker's mails wait so long; a living one renews in time
 
 # Race: many workers, one mail. SKIP LOCKED gives each due row to one of them and lets the others take other rows; a
-# row under a lease is not due. A code mail is needed while its account is pending under that very code.
+# row under a lease is not due. A mail is needed while its account is pending under that very code.
+# A shadow's notice goes to whoever holds the address; a silent mail shares the fate of the address' last real one.
 CLAIMED: Final = """, claimed AS (
     UPDATE mails m
     SET state = 'sending', attempts = m.attempts + 1, fence = m.fence + 1,
@@ -27,10 +28,17 @@ CLAIMED: Final = """, claimed AS (
     FROM due WHERE m.id = due.id
     RETURNING m.*
 )
-SELECT c.id, c.fence, c.attempts, c.kind, c.user_id, c.code_id, u.email, c.locale,
-       CASE WHEN c.kind = 'code' THEN extract(epoch FROM u.code_expires_at - now())::float8 END,
-       c.created_at, c.traceparent,
-       c.kind = 'notice' OR (u.activated_at IS NULL AND c.code_id = u.code_id AND u.code_attempts < %(attempts)s)
+SELECT c.id, c.fence, c.attempts, c.kind, c.user_id, c.code_id,
+       CASE WHEN u.shadow_of IS NULL THEN u.email
+           ELSE coalesce((SELECT h.email FROM users h WHERE h.email_key = u.shadow_of), u.email) END,
+       c.locale, CASE WHEN c.code_id IS NOT NULL THEN extract(epoch FROM u.code_expires_at - now())::float8 END,
+       c.created_at, c.traceparent, CASE WHEN c.kind = 'silent' THEN coalesce((
+           SELECT m.state = 'dead' FROM mails m JOIN users o ON o.id = m.user_id
+           WHERE (o.email_key = u.shadow_of OR o.shadow_of = u.shadow_of) AND m.kind <> 'silent'
+             AND m.state IN ('accepted', 'dead') AND m.reason IS DISTINCT FROM 'superseded'
+           ORDER BY m.created_at DESC LIMIT 1
+       ), false) ELSE false END,
+       c.code_id IS NULL OR (u.activated_at IS NULL AND c.code_id = u.code_id AND u.code_attempts < %(attempts)s)
 FROM claimed c JOIN users u ON u.id = c.user_id ORDER BY c.created_at
 """
 CLAIM: Final = (
@@ -96,16 +104,16 @@ WITH account AS (
         old_code_expires_at = CASE WHEN u.code_id = m.code_id THEN NULL
             ELSE least(u.old_code_expires_at, now() + make_interval(secs => %(ttl)s)) END
     FROM mails m
-    WHERE m.id = %(id)s AND m.fence = %(fence)s AND m.state = 'sending' AND m.kind = 'code' AND u.id = m.user_id
+    WHERE m.id = %(id)s AND m.fence = %(fence)s AND m.state = 'sending' AND u.id = m.user_id
       AND u.activated_at IS NULL AND m.code_id IN (u.code_id, u.old_code_id)
     RETURNING u.id
 ), mail AS (
     UPDATE mails SET state = 'accepted', accepted_at = now(), reason = NULL
     WHERE id = %(id)s AND fence = %(fence)s AND state = 'sending' AND (SELECT count(*) FROM account) >= 0
-    RETURNING id
+    RETURNING id, kind
 ), counted AS (
     INSERT INTO business_counts AS b (day, worker, mails_accepted)
-    SELECT (now() AT TIME ZONE 'UTC')::date, %(worker)s, count(*) FROM mail HAVING count(*) > 0
+    SELECT (now() AT TIME ZONE 'UTC')::date, %(worker)s, count(*) FROM mail WHERE kind <> 'silent' HAVING count(*) > 0
     ON CONFLICT (day, worker) DO UPDATE SET mails_accepted = b.mails_accepted + EXCLUDED.mails_accepted
 )
 SELECT id FROM mail UNION SELECT id FROM mails WHERE id = %(id)s AND fence = %(fence)s AND state = 'accepted'
@@ -114,10 +122,10 @@ SELECT id FROM mail UNION SELECT id FROM mails WHERE id = %(id)s AND fence = %(f
 BURIED: Final = """, mail AS (
     UPDATE mails SET state = 'dead', reason = %(reason)s
     WHERE id = %(id)s AND fence = %(fence)s AND state = 'sending' AND (SELECT count(*) FROM account) >= 0
-    RETURNING id
+    RETURNING id, kind
 ), counted AS (
     INSERT INTO business_counts AS b (day, worker, mails_dead)
-    SELECT (now() AT TIME ZONE 'UTC')::date, %(worker)s, count(*) FROM mail HAVING count(*) > 0
+    SELECT (now() AT TIME ZONE 'UTC')::date, %(worker)s, count(*) FROM mail WHERE kind <> 'silent' HAVING count(*) > 0
     ON CONFLICT (day, worker) DO UPDATE SET mails_dead = b.mails_dead + EXCLUDED.mails_dead
 )
 SELECT id FROM mail
@@ -207,7 +215,10 @@ def _of(mail: ClaimedMail) -> dict[str, object]:
 
 
 def _mail_from(row: tuple[Any, ...]) -> ClaimedMail:
-    mail_id, fence, attempt, kind, account, code_id, recipient, locale, life_left, created_at, traceparent, _ = row
+    (
+        mail_id, fence, attempt, kind, account, code_id, recipient, locale, life_left, created_at, traceparent,
+        doomed, _,
+    ) = row  # fmt: skip
     return ClaimedMail(
         id=mail_id,
         fence=fence,
@@ -220,4 +231,5 @@ def _mail_from(row: tuple[Any, ...]) -> ClaimedMail:
         life_left=life_left,
         created_at=created_at,
         traceparent=traceparent,
+        doomed=doomed,
     )

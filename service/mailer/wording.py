@@ -17,7 +17,7 @@ from jinja2 import (
     select_autoescape,
 )
 
-from actors.domain.mail import MailKind
+from actors.domain.mail import WRITTEN, MailKind
 from service.mailer.locales import FALLBACK, TEMPLATE_NAME, available_locales, folders, names, nearest
 from service.settings import BadSettings
 
@@ -100,7 +100,7 @@ class Wording:
             match = TEMPLATE_NAME.fullmatch(name)
             if match is None:
                 raise _bad(name, "is no template; they are named like code.en.txt, code.en.html, notice.en.txt")
-            for kind in MailKind:
+            for kind in WRITTEN:
                 needed = f"{kind}.{match['locale']}.txt"
                 if needed not in found:
                     raise _bad(name, f"needs {needed} beside it")

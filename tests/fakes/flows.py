@@ -15,6 +15,8 @@ from actors.kit.errands import Errands
 from actors.kit.supervisor import Supervisor
 from actors.password_hasher import PasswordHasher
 from actors.rate_limiter import Decisions, RateLimiter
+from actors.shadow_registry import ShadowRegistry
+from actors.shadows import Shadows
 from actors.signup import SignUp
 from actors.user_registry import UserRegistry
 from service.adapters.common_passwords import CommonPasswords
@@ -23,6 +25,7 @@ from tests.fakes.accounts import DEFAULTS, FakeAccounts
 from tests.fakes.clock import FakeClock
 from tests.fakes.hashing import DUMMY, FakeHashing
 from tests.fakes.idempotency import FakeIdempotencyKeys
+from tests.fakes.shadows import FakeShadows
 from tests.fakes.windows import FakeWindows
 
 if TYPE_CHECKING:
@@ -62,11 +65,13 @@ class FakeWakeups:
 class Flows:
     """Everything a test of the flows can look at and turn."""
 
-    def __init__(self, policy: CodePolicy) -> None:
+    def __init__(self, policy: CodePolicy, *, strict: bool = False) -> None:
         self.clock = FakeClock()
         self.keyring = Keyring({"k1": bytes(32)})
         self.keys = FakeIdempotencyKeys(self.clock)
-        self.accounts = FakeAccounts(self.clock, self.keys, policy)
+        self.accounts: FakeAccounts | FakeShadows = (FakeShadows if strict else FakeAccounts)(
+            self.clock, self.keys, policy
+        )
         self.windows = FakeWindows(self.clock)
         self.hashing = FakeHashing()
         self.wakeups = FakeWakeups()
@@ -84,15 +89,23 @@ class Flows:
 
     @classmethod
     @asynccontextmanager
-    async def running(cls, limits: Limits = LIMITS, policy: CodePolicy = DEFAULTS) -> AsyncIterator[Flows]:
-        """Employ the actors around the body, in the order of the real wiring."""
-        flows = cls(policy)
+    async def running(
+        cls, limits: Limits = LIMITS, policy: CodePolicy = DEFAULTS, *, strict: bool = False
+    ) -> AsyncIterator[Flows]:
+        """Employ the actors around the body, in the order of the real wiring; `strict` is ENUMERATION=strict."""
+        flows = cls(policy, strict=strict)
         supervisor = Supervisor(lambda name, error: flows.crashes.append(error))  # noqa: ARG005 - one house, one list
         limiter = supervisor.employ(lambda: RateLimiter(flows.windows, flows.decisions))
         hasher = supervisor.employ(lambda: PasswordHasher(flows.hashing, limiter, 2, DUMMY), copies=2)
         registry = supervisor.employ(lambda: UserRegistry(flows.accounts))
         issuer = supervisor.employ(lambda: CodeIssuer(flows.accounts, flows.wakeups))
-        flows.access = Access(limiter=limiter, registry=registry, hasher=hasher, limits=limits, rules=flows.rules)
+        shadows = None
+        if isinstance(flows.accounts, FakeShadows):
+            registrations = flows.accounts
+            shadows = Shadows(supervisor.employ(lambda: ShadowRegistry(registrations)), hasher, flows.keyring)
+        flows.access = Access(
+            limiter=limiter, registry=registry, hasher=hasher, limits=limits, rules=flows.rules, shadows=shadows
+        )
         async with supervisor.running(), Errands.open() as errands:
             flows.signup = SignUp(
                 registry=registry,
@@ -101,6 +114,7 @@ class Flows:
                 idempotency=Idempotency(flows.keys, flows.keyring),
                 errands=errands,
                 rules=flows.rules,
+                shadows=shadows,
             )
             yield flows
 

@@ -35,6 +35,17 @@ class FakeHashing:
         salt = uuid4().hex.encode()
         return b"$2b$12$" + salt + sha256(salt + secret).hexdigest().encode()
 
+    def setting(self, salt: bytes) -> bytes:
+        """Return what `hash_like` takes."""
+        return b"$2b$12$" + salt.hex().encode()
+
+    async def hash_like(self, secret: bytes, setting: bytes) -> bytes:
+        """Return the hash with the salt of another one."""
+        self.hashes += 1
+        await self._work()
+        salt = setting[7:39]
+        return b"$2b$12$" + salt + sha256(salt + secret).hexdigest().encode()
+
     async def check(self, secret: bytes, hashed: bytes) -> bool:
         """Return whether the secret made the hash."""
         self.checks += 1

@@ -1,0 +1,155 @@
+"""Accounts and codes under ENUMERATION=strict: each registration of an address is a row that answers for itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from actors.ports import Registered, Resent
+from service.adapters.postgres_accounts import FIND
+from service.adapters.postgres_codes import PostgresCodes
+from service.adapters.postgres_rows import account_from
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from actors.domain.user import Account
+    from actors.ports import NewAccount, NewCode
+    from service.adapters.postgres import Postgres
+    from service.adapters.postgres_codes import CodePolicy
+
+KEEP_DAYS = 30  # an unproven registration, of a free address as of a taken one: the mail has long been read or lost
+SHADOWS_KEPT = 64  # of one address: a client can add three an hour, and a log-in reads them all
+
+FIND_ALL: Final = (
+    FIND
+    + """WHERE u.email_key = ANY(%(keys)s) OR u.shadow_of = ANY(%(keys)s)
+ORDER BY u.activated_at NULLS LAST, u.created_at, u.id"""
+)
+
+# Race: any number of registrations of one address. The function queues them up behind the address' row; batches take
+# those rows in the order of their keys, so that none waits in a circle.
+REGISTER: Final = """
+WITH wanted AS (
+    SELECT * FROM unnest(
+        %(ids)s::uuid[], %(registrations)s::uuid[], %(keys)s::text[], %(emails)s::text[], %(hashes)s::text[],
+        %(locales)s::text[], %(codes)s::text[], %(mails)s::uuid[], %(traces)s::text[], %(digests)s::bytea[],
+        %(claims)s::uuid[]
+    ) WITH ORDINALITY AS w (
+        id, registration_id, email_key, email, password_hash, locale, code_id, mail_id, traceparent, digest, claim,
+        place
+    ) ORDER BY email_key, place
+), entered AS MATERIALIZED (
+    SELECT w.place, w.digest, w.claim, e.*
+    FROM wanted w, LATERAL register_strictly(
+        w.id, w.registration_id, w.email_key, w.email, w.password_hash, w.locale, w.code_id, w.mail_id, w.traceparent,
+        %(attempts)s, %(max_age)s, %(keep_days)s, %(kept)s, %(limits)s, %(seconds)s
+    ) AS e
+), bound AS (
+    UPDATE idempotency_keys k SET user_id = e.entered, registration_id = e.registered, created_at = e.born
+    FROM entered e WHERE k.digest = e.digest AND k.claim = e.claim
+), counted AS (
+    INSERT INTO business_counts AS b (day, worker, registrations)
+    SELECT (now() AT TIME ZONE 'UTC')::date, %(worker)s, count(*) FILTER (WHERE owed = 'code') FROM entered
+    ON CONFLICT (day, worker) DO UPDATE SET registrations = b.registrations + EXCLUDED.registrations
+)
+SELECT entered, registered, born FROM entered ORDER BY place
+"""
+ISSUE: Final = """
+WITH wanted AS (
+    SELECT w.*, coalesce(u.shadow_of, u.email_key) AS address FROM unnest(
+        %(accounts)s::uuid[], %(hashes)s::text[], %(codes)s::text[], %(mails)s::uuid[], %(locales)s::text[],
+        %(traces)s::text[]
+    ) WITH ORDINALITY AS w (account, password_hash, code_id, mail_id, locale, traceparent, place)
+    LEFT JOIN users u ON u.id = w.account ORDER BY address, place
+), issued AS MATERIALIZED (
+    SELECT w.place, i.*
+    FROM wanted w, LATERAL issue_strictly(
+        w.account, w.password_hash, w.code_id, w.mail_id, w.locale, w.traceparent, %(attempts)s, %(max_age)s,
+        %(keep_days)s, %(limits)s, %(seconds)s, %(own_limits)s, %(own_seconds)s
+    ) AS i
+), counted AS (
+    INSERT INTO business_counts AS b (day, worker, resends)
+    SELECT (now() AT TIME ZONE 'UTC')::date, %(worker)s, count(*) FILTER (WHERE owed = 'code') FROM issued
+    ON CONFLICT (day, worker) DO UPDATE SET resends = b.resends + EXCLUDED.resends
+)
+SELECT owed, extract(epoch FROM resend_at - now())::float8, left_today FROM issued ORDER BY place
+"""
+FORGET_USERS: Final = "DELETE FROM users WHERE forget_after <= now() AND activated_at IS NULL"
+FORGET_ADDRESSES: Final = "DELETE FROM shared_addresses WHERE touched_at <= now() - interval '2 days'"
+
+
+class PostgresShadows:
+    """The Registrations port; `worker` names this process in the business counters."""
+
+    def __init__(self, postgres: Postgres, policy: CodePolicy, worker: str) -> None:
+        self._postgres = postgres
+        self._policy = policy
+        self._worker = worker
+
+    async def find_all(self, email_keys: Sequence[str]) -> list[tuple[Account, ...]]:
+        """Return the registrations of each address."""
+        parameters = {"keys": list(email_keys), **self._policy.windows(cooldown=True)}
+        found = [account_from(row) for row in await self._postgres.run(FIND_ALL, parameters, reading=True)]
+        return [tuple(account for account in found if account.email_key == key) for key in email_keys]
+
+    async def enter(self, accounts: Sequence[NewAccount]) -> list[Registered]:
+        """Register each, and return what stands for its address and password."""
+        parameters: dict[str, Any] = {
+            "ids": [account.id for account in accounts],
+            "registrations": [account.registration for account in accounts],
+            "keys": [account.email.key for account in accounts],
+            "emails": [account.email.typed for account in accounts],
+            "hashes": [account.password_hash.decode() for account in accounts],
+            "locales": [account.locale for account in accounts],
+            "codes": [str(account.code_id) for account in accounts],
+            "mails": [account.mail_id for account in accounts],
+            "traces": [account.traceparent for account in accounts],
+            "digests": [account.idempotency.digest if account.idempotency else None for account in accounts],
+            "claims": [account.idempotency.claim if account.idempotency else None for account in accounts],
+            "kept": SHADOWS_KEPT,
+            **_of(self._policy, self._worker),
+        }
+        rows = await self._postgres.run(REGISTER, parameters)
+        return [
+            Registered(user_id, registration, created_at, account.mail_id)
+            for account, (user_id, registration, created_at) in zip(accounts, rows, strict=True)
+        ]
+
+    async def forget(self) -> None:
+        """Delete the unproven registrations and what addresses shared, when their time is over."""
+        await self._postgres.run(FORGET_USERS)
+        await self._postgres.run(FORGET_ADDRESSES)
+
+
+class PostgresShadowCodes(PostgresCodes):
+    """The Codes port under ENUMERATION=strict."""
+
+    async def issue(self, codes: Sequence[NewCode]) -> list[Resent | None]:
+        """Give each pending registration a new code within its own budget and cool-down."""
+        own = self._policy.windows(cooldown=True)
+        parameters = {
+            "accounts": [code.account for code in codes],
+            "hashes": [code.password_hash.decode() for code in codes],
+            "codes": [str(code.code_id) for code in codes],
+            "mails": [code.mail_id for code in codes],
+            "locales": [code.locale for code in codes],
+            "traces": [code.traceparent for code in codes],
+            "own_limits": own["limits"],
+            "own_seconds": own["seconds"],
+            **_of(self._policy, self._worker),
+        }
+        rows = await self._postgres.run(ISSUE, parameters)
+        return [
+            Resent(code.mail_id, max(0.0, resend_in), left) if owed else None
+            for code, (owed, resend_in, left) in zip(codes, rows, strict=True)
+        ]
+
+
+def _of(policy: CodePolicy, worker: str) -> dict[str, object]:
+    return {
+        "attempts": policy.attempts,
+        "max_age": policy.max_age,
+        "keep_days": KEEP_DAYS,
+        "worker": worker,
+        **policy.windows(cooldown=False),
+    }
