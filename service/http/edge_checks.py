@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 MOST_HEADER_BYTES = 16 * 1024  # of the request target and all headers: Basic auth and a token need one
 MOST_HEADERS = 100
 BREAKS = re.compile(rb"[\r\n\0]")  # servers refuse them; ours might not always be the same server
+HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")  # RFC 9112, 3.2: what cannot be one is no request
 METHODS = ("GET", "HEAD", "OPTIONS", "POST")
 
 
@@ -29,6 +30,8 @@ def check(scope: MutableMapping[str, Any]) -> None:
         raise AmbiguousLength
     if any(BREAKS.search(value) for _, value in scope["headers"]):
         raise MalformedRequest("A header holds a line break.")
+    if not all(HOST.fullmatch(value) for name, value in scope["headers"] if name.lower() == b"host"):
+        raise MalformedRequest("The Host is none.")
     if not scope["path"].startswith("/"):
         scope["path"] = _path_of(scope["path"])
 
