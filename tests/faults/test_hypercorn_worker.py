@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.faults.under_test import running, wait_for
+from tests.servers.ports import free_ports
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-PORT = 21580
+PORT = free_ports(12)
 LOOPS = pytest.mark.parametrize("loop", ["uvloop", "asyncio", "trio"])
 UPGRADE = (
     b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"

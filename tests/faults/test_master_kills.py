@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.faults.under_test import alive, load, running, wait_for
+from tests.servers.ports import free_ports
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import psutil
 
-PORT = 21510
+PORT = free_ports(12)
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "trio"])

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.faults.under_test import load, running, wait_for
+from tests.servers.ports import free_ports
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.faults.under_test import Running
 
-PORT = 21530
+PORT = free_ports(12)
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio", "trio"])

@@ -16,11 +16,12 @@ import psutil
 import pytest
 
 from tests.faults.under_test import alive, patience, wait_for
+from tests.servers.ports import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PORT = 21620
+PORT = free_ports(12)
 ROLES = {
     "postgres": re.compile(r"/bin/postgres "),
     "redis": re.compile(r"valkey|redis-server"),

@@ -14,13 +14,14 @@ from service.embedded.postgres import EmbeddedPostgres
 from service.embedded.redis import EmbeddedRedis
 from tests.faults.test_master_up import up
 from tests.faults.under_test import wait_for
+from tests.servers.ports import free_ports
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.faults.test_master_up import Up
 
-PORT = 23600
+PORT = free_ports(12)
 ROUTE = "GET /livez"
 WRITTEN = "SELECT sum((totals ->> %(name)s)::numeric) FROM metrics_workers"
 

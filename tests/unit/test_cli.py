@@ -11,11 +11,12 @@ import pytest
 
 from service.commands import shown
 from service.settings import Settings, read
+from tests.servers.ports import free_ports
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-PORT = 21610
+PORT = free_ports(12)
 NOBODY = "127.0.0.1:9"  # the discard port: nothing listens there
 
 
