@@ -18,11 +18,11 @@ from actors.domain.errors import InvalidEmail
 from actors.kit.mailbox import MachineError
 from service.adapters.email_addresses import EmailAddresses
 from service.adapters.postgres import Postgres
+from service.adapters.postgres_codes import CodePolicy
 from service.adapters.postgres_desk import PostgresDesk
 from service.embedded.errors import BadEnvironment
 from service.servers import code_keys, resolve
 from service.settings import read
-from service.wiring import code_policy
 
 if TYPE_CHECKING:
     import argparse
@@ -131,7 +131,7 @@ def _at_the_desk(work: Callable[[PostgresDesk, Settings], Awaitable[ResultT]]) -
 
     async def run() -> ResultT:
         async with Postgres.open(url, size=1) as postgres:
-            return await work(PostgresDesk(postgres, code_policy(settings)), settings)
+            return await work(PostgresDesk(postgres, CodePolicy.of(settings)), settings)
 
     try:
         return anyio.run(run)

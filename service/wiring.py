@@ -72,17 +72,6 @@ class Service:
     reader: MetricsReader
 
 
-def code_policy(settings: Settings) -> CodePolicy:
-    """Return what the statements need of the settings."""
-    return CodePolicy(
-        max_age=settings.code_max_age_seconds,
-        ttl=settings.code_ttl_seconds,
-        attempts=settings.code_attempts,
-        budget=settings.code_limits,
-        cooldown=settings.resend_cooldown_seconds,
-    )
-
-
 def limits(settings: Settings) -> Limits:
     """Return the limits in force."""
     return Limits(
@@ -116,7 +105,7 @@ async def running(
         windows = WindowsFallback(RedisWindows(redis), PostgresWindows(postgres))
         aside.start_soon(windows.cleaning)
         idempotency_keys = PostgresIdempotencyKeys(postgres)
-        policy = code_policy(settings)
+        policy = CodePolicy.of(settings)
         accounts = PostgresAccounts(postgres, policy, worker)
         strict = settings.enumeration == "strict"
         registrations = PostgresShadows(postgres, policy, worker)

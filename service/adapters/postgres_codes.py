@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from actors.domain.windows import Rule
     from actors.ports import NewCode, Redemption
     from service.adapters.postgres import Postgres
+    from service.settings import Settings
 
 # Attack: guessing. The attempt is counted in the statement that decides, so parallel guesses cannot share one; a miss
 # counts on every live code, and only if each of them was among the compared ones. Race: 16 redeemers of one code; the
@@ -128,6 +129,17 @@ class CodePolicy:
     attempts: int
     budget: tuple[Rule, ...]
     cooldown: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> CodePolicy:
+        """Take from the settings what the statements need."""
+        return cls(
+            max_age=settings.code_max_age_seconds,
+            ttl=settings.code_ttl_seconds,
+            attempts=settings.code_attempts,
+            budget=settings.code_limits,
+            cooldown=settings.resend_cooldown_seconds,
+        )
 
     def windows(self, *, cooldown: bool) -> dict[str, list[int]]:
         """Return the budget as two arrays; the cool-down between two codes is a window of one."""

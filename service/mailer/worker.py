@@ -71,7 +71,7 @@ async def _work(
         traces = await stack.enter_async_context(tracing("mail"))
         postgres = await stack.enter_async_context(Postgres.open(servers.database_url))
         postman = traces.postman(await stack.enter_async_context(opening), servers.mail_url)
-        outbox = traces.outbox(PostgresOutbox(postgres, _policy(settings), f"mail@{socket.gethostname()}"))
+        outbox = traces.outbox(PostgresOutbox(postgres, CodePolicy.of(settings), f"mail@{socket.gethostname()}"))
         delivery = Delivery(
             outbox, postman, keyring, code_ttl_seconds=settings.code_ttl_seconds, chance=CHANCE, new_number=uuid4
         )
@@ -95,16 +95,6 @@ def _broker(url: str, room: MailRoom) -> RedisStreamBroker:
     broker = wakeup_broker(url)
     register(broker, room.ring)
     return broker
-
-
-def _policy(settings: Settings) -> CodePolicy:
-    return CodePolicy(
-        max_age=settings.code_max_age_seconds,
-        ttl=settings.code_ttl_seconds,
-        attempts=settings.code_attempts,
-        budget=settings.code_limits,
-        cooldown=settings.resend_cooldown_seconds,
-    )
 
 
 class Report:
