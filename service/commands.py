@@ -45,6 +45,15 @@ def guarded(command: Callable[[argparse.Namespace], int], words: argparse.Namesp
         return 0
 
 
+def checked() -> Settings:
+    """Return the settings; raises BadSettings also for a sender or a template that could make no mail."""
+    from service.mailer import postman  # noqa: PLC0415 - each command pays for its own imports only
+
+    settings = read(os.environ)
+    postman.check(settings)
+    return settings
+
+
 def serve(_words: argparse.Namespace) -> int:
     """Run API workers on servers that are there already."""
     from service import handover, logs  # noqa: PLC0415 - each command pays for its own imports only
@@ -54,7 +63,7 @@ def serve(_words: argparse.Namespace) -> int:
     from service.supervise import api_posts, listener_for, starting, supervise  # noqa: PLC0415 - as above
 
     taken = handover.take(os.environ)
-    settings = read(os.environ)
+    settings = checked()
     logs.configure(settings, "master", threaded=False)
     servers = resolve(settings)
     with starting(taken):

@@ -13,12 +13,11 @@ from loguru import logger
 from service import handover, logs
 from service.adapters.postgres_migrations import migrate
 from service.children import Child, Post, command, fork, vestibule
-from service.commands import TRIAL, api
+from service.commands import TRIAL, api, checked
 from service.embedded import data_dir, launcher
 from service.pid_file import pid_file
 from service.reachable import look
 from service.servers import announce, code_keys, embedded, gather, withdraw
-from service.settings import read
 from service.supervise import MAIL, SERVERS, api_posts, listener_for, starting, supervise
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ Stop it with Ctrl-C.
 def up(_words: argparse.Namespace) -> int:
     """Run it all until SIGTERM or SIGINT; returns the exit code."""
     taken = handover.take(os.environ)
-    settings = read(os.environ)
+    settings = checked()
     logs.configure(settings, "master", threaded=False)
     with starting(taken), ExitStack() as undo:
         claim = _claim(settings, taken)

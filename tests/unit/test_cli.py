@@ -161,3 +161,12 @@ def test_a_data_dir_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     """A file in its place is a refusal, not a traceback."""
     (tmp_path / "data").write_text("", encoding="utf-8")
     refused(vestibule(tmp_path, "up"), 1, "data")
+
+
+@pytest.mark.parametrize("words", [["up"], ["serve"], ["config", "check"]])
+@pytest.mark.parametrize(("name", "value"), [("MAIL_TEMPLATES", "/nowhere/at/all"), ("MAIL_FROM", "two words")])
+def test_what_could_make_no_mail_is_refused_at_the_start(
+    tmp_path: Path, words: list[str], name: str, value: str
+) -> None:
+    """A folder of templates that is missing and a sender that is no address stop the start with one line."""
+    refused(vestibule(tmp_path, *words, **{name: value}), 2, f"VESTIBULE_{name}")
