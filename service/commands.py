@@ -17,7 +17,8 @@ from service.embedded.errors import BadEnvironment
 from service.listener import CannotStart
 from service.setting_values import PERIODS
 from service.settings import PREFIX, BadSettings, Settings, read
-from service.tracing.choice import choose
+from service.tracing.choice import choose, keep_out
+from service.tracing.tracing import untraced
 
 if TYPE_CHECKING:
     import argparse
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from service.servers import Servers
     from service.supervise import Build
+    from service.tracing.tracing import Opening
 
 REFUSED, BAD_SETTINGS = 1, 2  # exit codes
 TRIAL = ("config", "check", "--trial")  # what must succeed before the master follows SIGHUP
@@ -32,6 +34,7 @@ TRIAL = ("config", "check", "--trial")  # what must succeed before the master fo
 
 def guarded(command: Callable[[argparse.Namespace], int], words: argparse.Namespace) -> int:
     """Run a command and return its exit code; a refusal is one line on stderr, never a traceback."""
+    keep_out(os.environ)
     try:
         return command(words)
     except BadSettings as refusal:
@@ -64,6 +67,7 @@ def serve(_words: argparse.Namespace) -> int:
 
     taken = handover.take(os.environ)
     settings = checked()
+    tracing = choose(os.environ)
     logs.configure(settings, "master", threaded=False)
     servers = resolve(settings)
     with starting(taken):
@@ -71,17 +75,17 @@ def serve(_words: argparse.Namespace) -> int:
             look(database_url=servers.database_url, redis_url=servers.redis_url)
             migrated(servers.database_url)
         listener = listener_for(settings, taken)
-        posts = api_posts(settings, listener, api(settings, servers, code_keys(settings)))
+        posts = api_posts(settings, listener, api(settings, servers, code_keys(settings), tracing))
     with pid_file(settings.data_dir):
         return supervise(settings, posts, listener, trial=vestibule(*TRIAL), announce=_serving, taken=taken)
 
 
-def api(settings: Settings, servers: Servers, keys: Mapping[str, bytes]) -> Callable[[str], Build]:
+def api(
+    settings: Settings, servers: Servers, keys: Mapping[str, bytes], tracing: Opening = untraced
+) -> Callable[[str], Build]:
     """Return what builds the app of one worker, with all that it needs imported before the fork."""
     from service.http.app import create_app  # noqa: PLC0415 - as above
     from service.wiring import running  # noqa: PLC0415 - as above
-
-    tracing = choose(os.environ)
 
     def build(name: str) -> Build:
         @asynccontextmanager
@@ -101,11 +105,12 @@ def worker(words: argparse.Namespace) -> int:
     from service.servers import resolve  # noqa: PLC0415 - as above
 
     settings = read(os.environ)
+    tracing = choose(os.environ)
     servers = resolve(settings)
     if not words.supervised:
         look(database_url=servers.database_url, redis_url=servers.redis_url, mail_url=servers.mail_url)
         migrated(servers.database_url)
-    run(settings, servers, choose(os.environ))
+    run(settings, servers, tracing)
     return 0
 
 
@@ -142,7 +147,7 @@ def reload(_words: argparse.Namespace) -> int:
 
 def check(words: argparse.Namespace) -> int:
     """Validate the settings and print them, secrets masked; as a trial of a reload also try code and servers."""
-    settings = read(os.environ)
+    settings = checked()
     choose(os.environ)
     if words.trial:
         from service.trial import attempt  # noqa: PLC0415 - as above

@@ -19,6 +19,7 @@ from service.pid_file import pid_file
 from service.reachable import look
 from service.servers import announce, code_keys, embedded, gather, withdraw
 from service.supervise import MAIL, SERVERS, api_posts, listener_for, starting, supervise
+from service.tracing.choice import choose
 
 if TYPE_CHECKING:
     import argparse
@@ -42,6 +43,7 @@ def up(_words: argparse.Namespace) -> int:
     """Run it all until SIGTERM or SIGINT; returns the exit code."""
     taken = handover.take(os.environ)
     settings = checked()
+    tracing = choose(os.environ)
     logs.configure(settings, "master", threaded=False)
     with starting(taken), ExitStack() as undo:
         claim = _claim(settings, taken)
@@ -52,7 +54,8 @@ def up(_words: argparse.Namespace) -> int:
             look(**{name: _url(settings, name) for name in ("database_url", "redis_url", "mail_url")})
             _start(servers, posts, undo)
         where = gather(settings, servers)
-        build = api(settings, where, code_keys(settings))  # imports for half a second: the servers get ready meanwhile
+        # It imports for half a second: the servers get ready meanwhile.
+        build = api(settings, where, code_keys(settings), tracing)
         if taken is None:
             _await(servers, posts)
             migrate(where.database_url)
