@@ -38,6 +38,10 @@ class ShadowStore(Store, Protocol):
         """Return what the mail is, or None when it was never owed."""
         ...
 
+    async def post(self) -> None:
+        """Let the mail server take everything that is owed."""
+        ...
+
 
 class MemoryShadowStore(MemoryStore):
     """The fakes."""
@@ -50,6 +54,10 @@ class MemoryShadowStore(MemoryStore):
     async def kind(self, mail_id: UUID) -> MailKind | None:
         """See ShadowStore."""
         return self._shadows.kinds.get(mail_id)
+
+    async def post(self) -> None:
+        """See ShadowStore."""
+        self._shadows.post()
 
 
 class PostgresShadowStore(PostgresStore):
@@ -70,6 +78,11 @@ class PostgresShadowStore(PostgresStore):
         """See ShadowStore."""
         rows = await self._postgres.run(KIND, {"id": mail_id})
         return MailKind(rows[0][0]) if rows else None
+
+    async def post(self) -> None:
+        """See ShadowStore."""
+        for mail in await self._outbox.claim_due(1000):
+            assert await self._outbox.accepted(mail)
 
     async def counted(self) -> tuple[int, ...]:
         """Return the registrations, resends, accepted and dead mails that were counted."""

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from actors.domain.mail import MailKind
+from actors.domain.user import State
 from actors.ports import Registered
 from tests.fakes.accounts import DEFAULTS, VACANT, FakeAccounts, Row
 
@@ -108,6 +109,14 @@ class FakeShadows(FakeAccounts):
         shadows = [key for key, row in self._rows.items() if row.account.email_key == address != key]
         for key in sorted(shadows, key=lambda key: self._rows[key].account.registered_at)[:-KEPT]:
             del self._rows[key]
+
+    def post(self) -> None:
+        """Write that the mail server took every mail that is owed and needed."""
+        rows = {row.account.code.id: row for row in self._rows.values()}
+        for mail_id, code_id in self.mails.items():
+            account = self._read(rows.get(code_id))
+            if account is not None and account.state(self._policy.attempts) in {State.QUEUED, State.SENDING}:
+                self.mail_accepted(mail_id)
 
     def _redeem(self, one: Redemption) -> Redeemed | Missed | None:
         row = self._row(one.account)
