@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import socket
 from contextlib import asynccontextmanager
-from time import monotonic
+from threading import Lock
+from time import sleep
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -16,57 +16,39 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequest
 from actors.kit.mailbox import AnswerLost
 from actors.ports import StoreUnavailable
 from service.adapters.breaker import Breaker, BreakerOpen
+from service.adapters.postgres_statement import DEADLINE_SECONDS, Stalled, Statement, Unusable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
-    from typing import LiteralString
+    from typing import LiteralString, TypeAlias
 
     from psycopg import Connection
 
     from service.adapters.breaker import BreakerStatistics
 
-DEADLINE_SECONDS = 1.5  # the contract answers within 2 s when Postgres is away
+    Pool: TypeAlias = ConnectionPool[Connection[tuple[Any, ...]]]
+
 GRACE_SECONDS = 0.2  # what the thread may take beyond the deadline to say how far it came
-CONNECT_SECONDS = 2
-RUN_AGAIN = ("40", "57P")  # SQLSTATE: rolled back for another transaction's sake; the server goes down or comes up
-PROBE: Final = "SELECT 1"
-
-
-class Stalled(Exception):
-    """The deadline passed: the server does not answer, or no connection to it could be had."""
-
-
-class Statement:
-    """One statement on its way through a thread; `sent` says whether the server may have done it."""
-
-    def __init__(self, sql: LiteralString, parameters: Mapping[str, object] | None) -> None:
-        self.sql = sql
-        self.parameters = parameters
-        self.until = monotonic() + DEADLINE_SECONDS
-        self.sent = False
-        self.connection: Connection[tuple[Any, ...]] | None = None
-
-    def left(self) -> float:
-        """Return the seconds until the deadline, never negative."""
-        return max(0.0, self.until - monotonic())
-
-    def give_up(self) -> None:
-        """Wake the thread that waits for a silent server: its connection is of no use to anyone any more."""
-        connection = self.connection
-        if connection is None or connection.closed:
-            return
-        try:
-            with socket.socket(fileno=socket.dup(connection.fileno())) as wire:
-                wire.shutdown(socket.SHUT_RDWR)
-        except (OSError, psycopg.OperationalError):
-            return  # it broke by itself in the meantime
+CONNECT_SECONDS = 2  # the shortest that libpq knows
+LOOK_SECONDS = 0.05  # between tries to reach a server that went away a moment ago
+CLOSE_SECONDS = 0.1  # for the threads of a pool that was replaced; they end by themselves
+ROLLED_BACK, GOING = "40", "57P"  # SQLSTATE: for another transaction's sake; the server goes down or comes up
+UNUSABLE = {  # SQLSTATE: it answers, and nothing can be done there until an operator has done something
+    "42P01",  # no such table: emptied, or not migrated
+    "42703",  # no such column: a migration is missing
+    "42883",  # no such function
+    "3F000",  # no such schema
+    "42501",  # not allowed
+    "25006",  # read-only: a standby
+}
+PROBE: Final = "SELECT current_setting('transaction_read_only') = 'off' FROM (SELECT count(*) FROM users WHERE false) c"
 
 
 class Postgres:
     """Runs single statements, each its own transaction. Every statement must be harmless when it runs twice.
 
-    A stale connection, as after a restart of the server, is replaced within the same call. A call that passes its
-    deadline opens the breaker: later ones fail at once, until a probe has seen the server answer.
+    When a connection breaks, as in a restart of the server, all of them are replaced within the same call. A call that
+    passes its deadline opens the breaker: later ones fail at once, until a probe has seen the server answer.
     """
 
     def __init__(self, url: str, size: int) -> None:
@@ -74,10 +56,14 @@ class Postgres:
         self._size = size
         self._limiter = anyio.CapacityLimiter(size)
         self._breaker = Breaker(stalls=(Stalled,), refusals=())
-        self._pool: ConnectionPool[Connection[tuple[Any, ...]]] = ConnectionPool(
-            url,
+        self._renewing = Lock()
+        self._pool = self._new_pool()
+
+    def _new_pool(self) -> Pool:
+        return ConnectionPool(
+            self._url,
             min_size=1,
-            max_size=size,
+            max_size=self._size,
             open=False,
             timeout=DEADLINE_SECONDS,
             reconnect_timeout=5,  # the default's back-off brings a pool back up to 20 s late
@@ -142,49 +128,88 @@ class Postgres:
     def _work(self, statement: Statement) -> list[tuple[Any, ...]]:
         """Try until it worked or the deadline is near; in a thread."""
         while True:
+            pool = self._pool
             try:
-                return self._once(statement)
-            except (PoolTimeout, PoolClosed, TooManyRequests):
+                return self._once(pool, statement)
+            except PoolClosed:
+                if pool is self._pool:
+                    raise Stalled from None
+            except (PoolTimeout, TooManyRequests):
                 raise Stalled from None
-            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-                if error.sqlstate is None:
-                    self._pool.check()  # the connection broke, and the others are as stale as it was
-                else:
-                    statement.sent = False  # the server says that it did nothing
-                    if not error.sqlstate.startswith(RUN_AGAIN):
-                        raise Stalled from None
+            except psycopg.Error as error:
+                self._judge(error, pool, statement)
             if not statement.left():
                 raise Stalled
 
-    def _once(self, statement: Statement) -> list[tuple[Any, ...]]:
-        with self._pool.connection(timeout=statement.left()) as connection:
-            statement.connection = connection
-            try:
-                statement.sent = True
-                cursor = connection.execute(statement.sql, statement.parameters)
-                return cursor.fetchall() if cursor.description else []
-            finally:
-                statement.connection = None
+    def _judge(self, error: psycopg.Error, pool: Pool, statement: Statement) -> None:
+        """Return when the statement can be tried again, raise Stalled when the server is no use, else the error."""
+        state = error.sqlstate or ""
+        if state:
+            statement.sent = False  # the server says that it did nothing
+        if state in UNUSABLE:
+            raise Unusable from None
+        if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+            raise error
+        if not state or state.startswith(GOING):
+            self._renew(pool, statement)
+        elif not state.startswith(ROLLED_BACK):
+            raise Stalled from None
 
-    async def _probe(self) -> None:
-        """See whether the server answers, on a connection of its own, then renew the pool's."""
-        with anyio.move_on_after(CONNECT_SECONDS):
-            if await anyio.to_thread.run_sync(self._answers, abandon_on_cancel=True):
-                return
-        raise Stalled
+    def _once(self, pool: Pool, statement: Statement) -> list[tuple[Any, ...]]:
+        with pool.connection(timeout=statement.left()) as connection, statement.on(connection):
+            cursor = connection.execute(statement.sql, statement.parameters)
+            return cursor.fetchall() if cursor.description else []
 
-    def _answers(self) -> bool:
+    def _renew(self, broken: Pool, statement: Statement) -> None:
+        """Replace a pool as soon as the server lets anyone in; raises Stalled when that is not before the deadline.
+
+        Its connections are as stale as the one that broke, and its own tries to replace them have longer and longer
+        pauses. One thread does it, the others wait for it.
+        """
+        if not self._renewing.acquire(timeout=statement.left()):
+            raise Stalled
         try:
-            with psycopg.connect(self._url, connect_timeout=CONNECT_SECONDS, autocommit=True) as connection:
-                connection.execute(PROBE)
-            self._pool.check()
+            if self._pool is not broken:
+                return
+            while not self._answers(statement):
+                if statement.left() <= LOOK_SECONDS:
+                    raise Stalled
+                sleep(LOOK_SECONDS)
+            fresh = self._new_pool()
+            fresh.open(wait=False)
+            self._pool = fresh
+        finally:
+            self._renewing.release()
+        broken.close(timeout=CLOSE_SECONDS)
+
+    def _answers(self, statement: Statement) -> bool:
+        """Return whether the server takes a connection; raises Unusable when it does in vain."""
+        try:
+            with (
+                psycopg.connect(self._url, connect_timeout=CONNECT_SECONDS, autocommit=True) as connection,
+                statement.on(connection, sent=False),
+            ):
+                row = connection.execute(PROBE).fetchone()
         except psycopg.OperationalError:
             return False
+        except psycopg.Error:
+            raise Unusable from None
+        if row != (True,):
+            raise Unusable
         return True
+
+    async def _probe(self) -> None:
+        """Replace the pool if the server answers, on a connection of its own; else raise Stalled."""
+        statement = Statement(PROBE)
+        with anyio.move_on_after(CONNECT_SECONDS + DEADLINE_SECONDS):
+            await anyio.to_thread.run_sync(self._renew, self._pool, statement, abandon_on_cancel=True)
+            return
+        statement.give_up()
+        raise Stalled
 
 
 def _tell(state: BreakerStatistics) -> None:
     if state.is_open:
-        logger.warning("the database does not answer: requests are refused until it does")
+        logger.warning("the database does not answer: requests are refused until it does", reason=state.reason)
     else:
         logger.info("the database answers again")
