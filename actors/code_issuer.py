@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, assert_never
 
 from actors.domain.errors import Refusal
-from actors.kit.actor import Actor
+from actors.kit.actor import Actor, one_fate
 from actors.kit.mailbox import Ask, Offer
 from actors.ports import Missed, NewCode, Redeemed, Redemption, Resent
 
@@ -72,8 +72,10 @@ class CodeIssuer(Actor):
                     owed.append(mail_id)
                 case _:
                     assert_never(message)
-        await self._redeem(redeems)
-        owed += await self._issue(issues)
+        with one_fate([letter for letter, _ in redeems]):
+            await self._redeem(redeems)
+        with one_fate([letter for letter, _ in issues]):
+            owed += await self._issue(issues)
         if owed:
             await self._wakeups.ring(owed)
 

@@ -44,8 +44,9 @@ class Idempotency:
     ) -> Registered:
         """Return what `work` returns, or what it returned for an earlier request with the same key and body.
 
-        Raises IdempotencyKeyReused for another body, RequestInProgress when the first one takes too long. A key
-        whose work was refused is free again; one whose outcome is unknown stays taken until it is known.
+        Raises IdempotencyKeyReused for another body, RequestInProgress when the first one takes too long,
+        StoreUnavailable when the key could not be had. A key whose work was refused is free again; one whose outcome
+        is unknown stays taken until it is known.
         """
         if form.idempotency_key is None:
             return await work(None)
@@ -70,7 +71,10 @@ class Idempotency:
     async def _earlier(self, claim: IdempotencyClaim, body: bytes) -> Registered | None:
         with anyio.move_on_after(WAIT_SECONDS):
             while True:
-                taken = await self._keys.claim(claim, body)
+                try:
+                    taken = await self._keys.claim(claim, body)
+                except AnswerLost:  # the claim may stand until it ends by itself; nothing else was done
+                    raise StoreUnavailable from None
                 if taken is None:
                     return None
                 if taken.registered is not None:

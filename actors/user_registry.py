@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, assert_never
 
 from actors.domain.errors import EmailTaken, Refusal
 from actors.domain.user import Account
-from actors.kit.actor import Actor
+from actors.kit.actor import Actor, one_fate
 from actors.kit.mailbox import Ask
 from actors.ports import Registered
 
@@ -72,7 +72,8 @@ class UserRegistry(Actor):
                     accounts.append((letter, account))
                 case _:
                     assert_never(message)
-        await self._register(accounts)
+        with one_fate([letter for letter, _ in accounts]):
+            await self._register(accounts)
         if finds:
             found = await self._accounts.find([key for _, key in finds])
             _answer([letter for letter, _ in finds], found)

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from actors.kit.mailbox import AnswerLost, Ask, MachineError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from actors.kit.mailbox import Letter
 
 BATCH_LIMIT = 64  # beyond it a batch gains nothing and its first message waits for the last
+
+
+@contextmanager
+def one_fate(letters: Sequence[Letter]) -> Iterator[None]:
+    """Refuse these letters, and no others of their batch, when the body fails with a machine error.
+
+    Around each statement of a batch with several: what is lost with one says nothing about what the next one asks.
+    """
+    try:
+        yield
+    except MachineError as error:
+        for letter in letters:
+            letter.refuse(error)
 
 
 class Actor(ABC):
