@@ -1,0 +1,284 @@
+"""A whole service whose servers a test can hurt: `vestibule up` on servers of its own, each behind a proxy."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import psutil
+
+from tests.faults.under_test import patience, wait_for
+from tests.servers.own_postgres import OwnPostgres
+from tests.servers.own_redis import OwnRedis
+from tests.servers.proxy import Proxy
+from tests.servers.smtp import SmtpServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+PORTS = range(27000, 27900)
+SECRET = "correct horse battery"
+CODE = re.compile(r"^(\d{6})$", re.MULTILINE)
+NAMES = count(1)
+STEADY = 16  # registrations in a row that show that every worker is well: each takes one now and then
+SETTINGS = {
+    "BCRYPT_COST": "4",
+    "ALLOW_WEAK_HASH": "1",
+    "WORKERS": "2",
+    "RESEND_COOLDOWN_SECONDS": "0",
+    "LOG_LEVEL": "INFO",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer: what it says and how long it took; status 0 is no answer at all."""
+
+    status: int
+    seconds: float
+    headers: dict[str, str] = field(default_factory=dict)
+    body: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def error(self) -> str:
+        """The problem's code."""
+        return str(self.body.get("error", ""))
+
+
+@dataclass
+class Clients:
+    """Asks one service, each call over a connection of its own."""
+
+    port: int
+    timeout: float = 15.0
+
+    def ask(self, method: str, path: str, body: object = None, **headers: str) -> Answer:
+        """Ask once, from an address that nobody else has, and never raise."""
+        began, number = time.monotonic(), next(NAMES)
+        source = (f"127.{1 + number // 62500 % 250}.{1 + number // 250 % 250}.{1 + number % 250}", 0)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.timeout, source_address=source)
+        content = None if body is None else json.dumps(body)
+        sent = {"Content-Type": "application/json"} if body is not None else {}
+        try:
+            connection.request(method, path, content, sent | {k.replace("_", "-"): v for k, v in headers.items()})
+            got = connection.getresponse()
+            raw, head = got.read(), {name.lower(): value for name, value in got.getheaders()}
+            is_json = "json" in head.get("content-type", "")
+            return Answer(got.status, time.monotonic() - began, head, json.loads(raw) if is_json else {})
+        except (OSError, http.client.HTTPException):
+            return Answer(0, time.monotonic() - began)
+        finally:
+            connection.close()
+
+    def register(self, name: str, **headers: str) -> Answer:
+        """Register NAME@example.com."""
+        body = {"email": f"{name}@example.com", "password": SECRET}
+        return self.ask("POST", "/api/v1/users/register", body, **headers)
+
+    def activate(self, name: str, code: str) -> Answer:
+        """Activate it."""
+        return self.ask("POST", "/api/v1/users/activate", {"activation_code": code}, **_basic(name))
+
+    def resend(self, name: str) -> Answer:
+        """Ask for another code."""
+        return self.ask("POST", "/api/v1/users/resend", **_basic(name))
+
+    def activation(self, name: str) -> Answer:
+        """Ask where the registration stands."""
+        return self.ask("GET", "/api/v1/users/activation", **_basic(name))
+
+    def ready(self) -> bool:
+        """Return whether /readyz answers 200."""
+        return self.ask("GET", "/readyz").status == 200
+
+
+@dataclass
+class Site:
+    """The service, its servers and the proxies before them."""
+
+    clients: Clients
+    process: subprocess.Popen[bytes]
+    output: Path
+    postgres: OwnPostgres
+    redis: OwnRedis
+    smtp: SmtpServer
+    database: Proxy
+    cache: Proxy
+    post: Proxy
+
+    def said(self) -> str:
+        """Return what the service has printed so far."""
+        return self.output.read_text(encoding="utf-8")
+
+    def workers(self) -> list[int]:
+        """Return the pids of the master's children: API workers and mail workers."""
+        return sorted(child.pid for child in psutil.Process(self.process.pid).children())
+
+    def mail_workers(self) -> list[int]:
+        """Return the pids of the mail workers."""
+        children = psutil.Process(self.process.pid).children()
+        return sorted(child.pid for child in children if "worker" in child.cmdline())
+
+    def codes(self, name: str) -> list[str]:
+        """Return the codes that were mailed to NAME, in the order of their coming."""
+        to = f"{name}@example.com"
+        return [CODE.findall(mail.text)[0] for mail in list(self.smtp.mails) if to in mail.recipients]
+
+    def mailed(self, name: str, number: int = 1, promised: float = 5.0) -> tuple[str, float]:
+        """Wait for a mail to NAME; return its code and the seconds that it took."""
+        seconds = wait_for(lambda: len(self.codes(name)) >= number, f"mail {number} to {name}", promised)
+        return self.codes(name)[-1], seconds
+
+    def signs_up(self, promised: float = 5.0) -> float:
+        """Register, read the mail, activate; return the seconds that it took, with no answer out of place."""
+        name, began = new(), time.monotonic()
+        answer = self.clients.register(name)
+        assert answer.status == 201, answer
+        code, _ = self.mailed(name, promised=promised)
+        answer = self.clients.activate(name, code)
+        assert answer.status == 200, answer
+        return time.monotonic() - began
+
+    def recovers(self, promised: float) -> float:
+        """Return the seconds until the last registration that failed, on any worker; none may after `promised`."""
+        began, failed, good = time.monotonic(), 0.0, 0
+        while good < STEADY:
+            answer = self.clients.register(new())
+            good = good + 1 if answer.status == 201 else 0
+            if good == 0:
+                failed = time.monotonic() - began
+                assert failed < patience(promised), answer
+        assert self.clients.ready()
+        return failed
+
+
+def new() -> str:
+    """Return a name that nobody has."""
+    return f"p{os.getpid()}-{next(NAMES)}"
+
+
+def told(**figures: object) -> None:
+    """Print what was measured, for the table in docs/operations.md (`pytest -rP` shows it)."""
+    shown = {name: f"{value:.2f}" if isinstance(value, float) else value for name, value in figures.items()}
+    sys.stdout.write("measured " + " ".join(f"{name}={value}" for name, value in shown.items()) + "\n")
+
+
+def at_once(number: int, work: Callable[[], Answer]) -> list[Answer]:
+    """Return the answers of so many calls at the same time."""
+    answers: list[Answer] = []
+    threads = [threading.Thread(target=lambda: answers.append(work())) for _ in range(number)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answers
+
+
+@contextmanager
+def load(work: Callable[[], Answer], clients: int = 2, pause: float = 0.02) -> Iterator[list[Answer]]:
+    """Ask all the time while the body runs; the list has every answer."""
+    answers: list[Answer] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.wait(pause):
+            answers.append(work())
+
+    threads = [threading.Thread(target=ask) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield answers
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+@contextmanager
+def site(folder: Path, **settings: str) -> Iterator[Site]:
+    """Run the service on servers of its own, ready at the beginning of the body; nothing is left afterwards."""
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        postgres = enter(OwnPostgres(_short(folder, "pg")))
+        redis = enter(OwnRedis(_short(folder, "rd")))
+        smtp = enter(SmtpServer())
+        database, cache, post = (
+            enter(Proxy(postgres.socket)),
+            enter(Proxy(Path(urlsplit(redis.url).path))),
+            enter(Proxy(smtp.port)),
+        )
+        port, output = free_port(), folder / "output"
+        own = (
+            SETTINGS
+            | settings
+            | {
+                "BIND": f"127.0.0.1:{port}",
+                "DATA_DIR": str(folder / "data"),
+                "DATABASE_URL": f"postgresql://vestibule@127.0.0.1:{database.port}/vestibule",
+                "REDIS_URL": f"redis://127.0.0.1:{cache.port}/0",
+                "MAIL_URL": f"smtp://127.0.0.1:{post.port}",
+            }
+        )
+        process = enter(running_up(own, output))
+        clients = Clients(port)
+        one = Site(clients, process, output, postgres, redis, smtp, database, cache, post)
+        wait_for(lambda: "runs on" in one.said() or process.poll() is not None, "it starts", 30.0)
+        assert process.poll() is None, one.said()
+        yield one
+
+
+@contextmanager
+def running_up(settings: dict[str, str], output: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `vestibule up` with these settings alone; kill what is left of it afterwards."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("VESTIBULE_")}
+    environment = plain | {f"VESTIBULE_{name}": value for name, value in settings.items()}
+    program = [sys.executable, str(Path(sys.executable).with_name("vestibule")), "up"]
+    with output.open("wb") as sink:
+        process = subprocess.Popen(program, env=environment, stdout=sink, stderr=sink, start_new_session=True)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(patience(15))
+            except subprocess.TimeoutExpired:
+                for one in psutil.Process(process.pid).children(recursive=True):
+                    one.kill()
+                process.kill()
+                process.wait(10)
+
+
+def free_port() -> int:
+    """Return a port below those that the kernel gives to clients, which nobody listens on now."""
+    for port in range(PORTS[os.getpid() % len(PORTS)], 27999):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+    raise AssertionError("no port is free")
+
+
+def _short(folder: Path, name: str) -> Path:
+    made = folder / name
+    made.mkdir()
+    return made
+
+
+def _basic(name: str) -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(f"{name}@example.com:{SECRET}".encode()).decode()}
