@@ -63,7 +63,7 @@ class TracedOutbox:
 
     async def deferred(self, mail: ClaimedMail, reason: str, seconds: float) -> None:
         """Queue it again."""
-        with span(self._tracer, "write deferred", attributes={"vestibule.mail.retry_seconds": seconds}):
+        with span(self._tracer, "write deferred", attributes={"vestibule.mail.retry_seconds": round(seconds, 3)}):
             await self._outbox.deferred(mail, reason, seconds)
 
     async def dead(self, mail: ClaimedMail, reason: str) -> None:
