@@ -141,6 +141,13 @@ def answer_is(story: Story, outcome: str) -> None:
     assert story.answer.outcome == outcome, story.answer.body
 
 
+@then(parsers.re(r"they hear (?P<outcomes>\d{3}.*)$"))
+def outcomes_are(story: Story, outcomes: str) -> None:
+    """Compare the latest answers, in order."""
+    expected = outcomes.split(", ")
+    assert [answer.outcome for answer in story.answers[-len(expected) :]] == expected
+
+
 @then("it says when to try again")
 def says_when(story: Story) -> None:
     """Find the same number of seconds in the header and in the body."""

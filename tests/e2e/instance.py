@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import os
 import signal
-import socket
 import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -16,12 +15,12 @@ from service.embedded.launcher import ended
 from service.embedded.spawn import Program, spawn, stay
 from tests.e2e.ledger import Ledger
 from tests.faults.under_test import wait_for
+from tests.servers.ports import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HOST = "127.0.0.1"
-PORTS = range(24500, 26500)  # below those that the kernel gives to clients
 START_SECONDS = 30.0
 STOP_SECONDS = 20.0
 QUICK = {"BCRYPT_COST": "4", "ALLOW_WEAK_HASH": "1", "WORKERS": "2", "MAIL_WORKERS": "1"}
@@ -60,7 +59,7 @@ class Instance:
 @contextmanager
 def running(folder: Path, loop: str, settings: dict[str, str]) -> Iterator[Instance]:
     """Run an `up` with these settings beside quick ones; it ends in order with the body, or dies with this process."""
-    port = _free_port()
+    port = free_ports(1)
     own = {"DATA_DIR": str(folder / "data"), "BIND": f"{HOST}:{port}", "LOOP": loop, **QUICK, **settings}
     plain = {name: value for name, value in os.environ.items() if not name.startswith("VESTIBULE_")}
     environment = plain | {f"VESTIBULE_{name}": value for name, value in own.items()}
@@ -100,17 +99,3 @@ def _kill(pid: int) -> None:
     with suppress(ProcessLookupError, ChildProcessError):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-
-
-def _free_port() -> int:
-    """Return a port that nobody listens on; test processes begin their search at places of their own."""
-    first = os.getpid() * 7
-    for number in range(len(PORTS)):
-        port = PORTS[(first + number) % len(PORTS)]
-        with socket.socket() as probe:
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-            return port
-    raise RuntimeError("no port is free")

@@ -35,7 +35,7 @@ class Ledger:
     def addresses_in(self, where: str, content: bytes) -> Iterator[str]:
         """Yield a sentence if an address is found, in any case."""
         lowered = content.lower()
-        for address in self.addresses:
+        for address in sorted(self.addresses):
             at = lowered.find(address.lower().encode())
             if at >= 0:
                 line = lowered[lowered.rfind(b"\n", 0, at) + 1 : at][-160:].decode(errors="replace")

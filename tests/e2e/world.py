@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
 from secrets import token_hex
-from typing import TYPE_CHECKING, Self
+from typing import Self
+
+import pytest
 
 from tests.e2e.client import Answer, Client
 from tests.e2e.instance import Instance, running
@@ -15,10 +17,7 @@ from tests.e2e.post import CaughtLetters, Letter, Post, ServerLetters
 from tests.faults.under_test import wait_for
 from tests.servers.smtp import SmtpServer
 
-if TYPE_CHECKING:
-    import pytest
-
-OPS_TOKEN = "an operator's token, " + token_hex(8)
+OPS_TOKEN = "operators-" + token_hex(12)
 OFF = ("REGISTER_LIMIT", "ACTIVATE_LIMIT", "PASSWORD_LIMIT", "PASSWORD_CLIENT_LIMIT", "INVALID_LIMIT", "BASIC_LIMIT")
 # Long codes, so that none of them stands in a log or a table by chance.
 ROOMY = {**dict.fromkeys((*OFF, "CODE_LIMITS"), "off"), "RESEND_COOLDOWN_SECONDS": "0", "CODE_DIGITS": "10"}
@@ -111,6 +110,7 @@ class Services:
     def __init__(self, loop: str, folders: pytest.TempPathFactory) -> None:
         self.loop = loop
         self.started: list[Place] = []
+        self._failed: set[str] = set()
         self._folders = folders
         self._stack = ExitStack()
 
@@ -132,8 +132,13 @@ class Services:
         return self._open(instance, Post(ServerLetters(self.mail_server), instance.ledger))
 
     def _start(self, name: str, settings: dict[str, str]) -> Instance:
+        if name in self._failed:
+            pytest.fail(f"the {name} service did not start under {self.loop}: see the first test that needed it")
+        self._failed.add(name)
         folder = self._folders.mktemp(f"{name}-{self.loop}")
-        return self._stack.enter_context(running(folder, self.loop, settings))
+        instance = self._stack.enter_context(running(folder, self.loop, settings))
+        self._failed.remove(name)
+        return instance
 
     def _open(self, instance: Instance, post: Post) -> Place:
         place = Place(instance, post)

@@ -1,0 +1,71 @@
+"""Errors are where secrets get into logs: break what can break, and search the logs and the stores afterwards."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from tests.e2e.at_once import at_once
+from tests.e2e.instance import Instance, running
+from tests.e2e.post import Post, ServerLetters
+from tests.e2e.stores import found_in
+from tests.e2e.world import ROOMY, Person, Place, wrong_code
+from tests.faults.under_test import wait_for
+from tests.servers.smtp import SmtpServer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ROLES = {"postgres": re.compile(r"/bin/postgres "), "redis": re.compile(r"valkey|redis-server")}
+
+
+def child(instance: Instance, role: str) -> int:
+    """Return the pid of a server that the instance has started."""
+    for process in psutil.Process(instance.pid).children():
+        with suppress(psutil.NoSuchProcess):
+            if ROLES[role].search(" ".join(process.cmdline()) + " "):
+                return process.pid
+    return 0
+
+
+def use(person: Person, code: str) -> None:
+    """Make every call; whatever is heard is held to the form of answers, which is all that matters here."""
+    client = person.client
+    calls = [
+        partial(client.register, f"again.{person.email}", person.password),
+        partial(person.activate, code),
+        person.resend,
+        person.me,
+        partial(client.me, person.email, "no one's password"),
+    ]
+    at_once(calls * 2)
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "trio"])
+def test_broken_servers_bring_no_secret_into_the_logs(tmp_path: Path, loop: str) -> None:
+    """A mail server that repeats addresses and codes in its refusals, a killed Redis and a killed Postgres: nothing."""
+    with SmtpServer() as mail_server, running(tmp_path, loop, {**ROOMY, "MAIL_URL": mail_server.url}) as instance:
+        place = Place(instance, Post(ServerLetters(mail_server), instance.ledger))
+        person = place.person().registered()
+        code = person.code()
+        for reply, stage in (("451 4.2.0 <{}> later", "RCPT"), ("550 5.1.1 <{}> has no mailbox here", "RCPT")):
+            other = place.person()
+            mail_server.answer(reply.format(other.email), at=stage)  # type: ignore[arg-type]
+            other.registered()
+        for role in ROLES:
+            fallen = child(instance, role)
+            os.kill(fallen, signal.SIGKILL)
+            use(person, wrong_code(code))
+            wait_for(lambda role=role, fallen=fallen: child(instance, role) not in {0, fallen}, f"{role} is back")  # type: ignore[misc]
+            wait_for(instance.ready, "the service is ready again")
+        use(person, code)
+        wait_for(lambda: '"mail dead"' in instance.said(), "the refused mail is given up")
+        assert {"mail deferred", "mail dead"} <= set(re.findall(r"mail (?:deferred|dead)", instance.said()))
+        assert found_in(instance, instance.ledger) == []
