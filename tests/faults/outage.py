@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -130,8 +130,7 @@ class Site:
 
     def mail_workers(self) -> list[int]:
         """Return the pids of the mail workers."""
-        children = psutil.Process(self.process.pid).children()
-        return sorted(child.pid for child in children if "worker" in child.cmdline())
+        return sorted(pid for pid, words in children(self.process.pid) if "vestibule worker" in words)
 
     def codes(self, name: str) -> list[str]:
         """Return the codes that were mailed to NAME, in the order of their coming."""
@@ -164,6 +163,15 @@ class Site:
                 assert failed < patience(promised), answer
         assert self.clients.ready()
         return failed
+
+
+def children(master: int) -> list[tuple[int, str]]:
+    """Return the pid and the command line of each living child of a master."""
+    found = []
+    for child in psutil.Process(master).children():
+        with suppress(psutil.NoSuchProcess):
+            found.append((child.pid, " ".join(child.cmdline())))
+    return found
 
 
 def new() -> str:
