@@ -124,8 +124,8 @@ def mailed_codes(folder: Path) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def service(cost: int, loop: str, ceiling: Ceiling) -> AsyncIterator[Bench]:
-    """Run `vestibule up` with all limits off around the body, on servers of its own."""
+async def service(cost: int, loop: str, ceiling: Ceiling, **others: str) -> AsyncIterator[Bench]:
+    """Run `vestibule up` with all limits off and the other settings around the body, on servers of its own."""
     with tempfile.TemporaryDirectory() as folder:
         settings = {f"VESTIBULE_{name}_LIMIT": "off" for name in OPEN} | {
             "VESTIBULE_DATA_DIR": f"{folder}/data",
@@ -135,6 +135,7 @@ async def service(cost: int, loop: str, ceiling: Ceiling) -> AsyncIterator[Bench
             "VESTIBULE_CODE_LIMITS": "off",
             "VESTIBULE_CODE_TTL_SECONDS": "900",
             "VESTIBULE_LOOP": loop,
+            **{f"VESTIBULE_{name}": value for name, value in others.items()},
         }
         command = [str(Path(sys.executable).with_name("vestibule")), "up"]
         log = Path(folder) / "log"

@@ -1,0 +1,145 @@
+"""Tells whether answers take longer for an address that is known; prints the effect, not an opinion.
+
+Two kinds of calls are made in turns, in a random order within each pair, one at a time over one connection. |t| is
+Welch's, d is Cohen's: below 2 and 0.2 nothing is seen in so many calls. Run it on a calm machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import json
+import random
+import sys
+from dataclasses import dataclass
+from math import sqrt
+from statistics import fmean, median, variance
+from typing import TYPE_CHECKING
+
+from bench import HOST, PORT, service
+from client import Connection
+from machine import bcrypt_ceiling
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from client import Answer
+
+    Ask = Callable[[Connection, int], Awaitable[Answer]]
+
+OWNERS, OTHERS, WRONG = "the owners own words", "the words of a stranger", "no password of anyone"
+ACCEPTED, UNAUTHORIZED = 202, 401
+COIN = random.SystemRandom()
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What two samples of milliseconds differ by."""
+
+    what: str
+    first: list[float]
+    second: list[float]
+
+    def line(self) -> str:
+        """Return the row of the table."""
+        count, difference = len(self.first), fmean(self.first) - fmean(self.second)
+        spread = (variance(self.first) + variance(self.second)) or 1e-12
+        t, d = difference / sqrt(spread / count), difference / sqrt(spread / 2)
+        medians = f"{median(self.first):8.2f} {median(self.second):8.2f}"
+        return f"{self.what:<54} {count:>5} {medians} {difference:>8.3f} {abs(t):>6.2f} {abs(d):>6.3f}"
+
+
+HEAD = f"{'':<54} {'calls':>5} {'median':>8} {'median':>8} {'ms':>8} {'|t|':>6} {'d':>6}"
+
+
+def register(address: Callable[[int], str], password: str) -> Ask:
+    """Return a call that registers the address of a number."""
+
+    async def ask(connection: Connection, number: int) -> Answer:
+        body = json.dumps({"email": address(number), "password": password}).encode()
+        return await connection.request("POST", "/api/v1/users/register", body)
+
+    return ask
+
+
+def me(address: Callable[[int], str], password: str) -> Ask:
+    """Return a call that asks for the account of the address of a number."""
+
+    async def ask(connection: Connection, number: int) -> Answer:
+        basic = base64.b64encode(f"{address(number)}:{password}".encode()).decode()
+        return await connection.request("GET", "/api/v1/users/me", headers=f"Authorization: Basic {basic}\r\n")
+
+    return ask
+
+
+async def compare(what: str, count: int, status: int, first: Ask, second: Ask) -> Effect:
+    """Make both calls `count` times in turns; ends the run when one of them is not answered with `status`."""
+    samples: tuple[list[float], list[float]] = ([], [])
+    connection = Connection(HOST, PORT)
+    try:
+        for number in range(count):
+            for which in COIN.sample((0, 1), 2):
+                answer = await (first, second)[which](connection, number)
+                if answer.status != status:
+                    sys.exit(f"timing.py: {what}: answered with {answer.status}")
+                samples[which].append(answer.milliseconds)
+    finally:
+        connection.close()
+    return Effect(what, *samples)
+
+
+async def prepare(count: int) -> None:
+    """Register the addresses that are known from then on."""
+    connection = Connection(HOST, PORT)
+    ask = register(known, OWNERS)
+    for number in range(count):
+        await ask(connection, number)
+    connection.close()
+
+
+def known(number: int) -> str:
+    """Return an address that is registered."""
+    return f"known{number}@example.org"
+
+
+def unknown(number: int) -> str:
+    """Return an address as long that is not."""
+    return f"other{number}@example.org"
+
+
+def fresh(number: int) -> str:
+    """Return an address as long that is registered once it is measured."""
+    return f"fresh{number}@example.org"
+
+
+async def measure(cost: int, count: int, loop: str) -> None:
+    """Run an open and a strict service, one after the other, and print the effects."""
+    ceiling = bcrypt_ceiling(cost, 0.5)
+    print(f"cost {cost}: a hash takes {1000 * ceiling.cpu_seconds:.1f} ms of CPU\n{HEAD}")
+    async with service(cost, loop, ceiling):
+        await prepare(count)
+        login = me(known, WRONG), me(unknown, WRONG)
+        print((await compare("open: log-in, wrong password, known : unknown", count, UNAUTHORIZED, *login)).line())
+    async with service(cost, loop, ceiling, ENUMERATION="strict"):
+        await prepare(count)
+        login = me(known, WRONG), me(unknown, WRONG)
+        print((await compare("strict: log-in, wrong password, known : unknown", count, UNAUTHORIZED, *login)).line())
+        both = register(known, OTHERS), register(fresh, OTHERS)
+        print((await compare("strict: register, taken : free", count, ACCEPTED, *both)).line())
+        again = me(known, OTHERS), me(fresh, OTHERS)
+        print((await compare("strict: log-in, right password, shadow : account", count, 200, *again)).line())
+
+
+def main() -> None:
+    """Do what the options say."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--cost", type=int, default=10, help="of bcrypt")
+    options.add_argument("--calls", type=int, default=200, help="of each kind")
+    options.add_argument("--loop", default="uvloop", choices=("uvloop", "asyncio", "trio"))
+    chosen = options.parse_args()
+    asyncio.run(measure(chosen.cost, chosen.calls, chosen.loop))
+
+
+if __name__ == "__main__":
+    main()
