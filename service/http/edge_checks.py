@@ -34,6 +34,8 @@ def check(scope: MutableMapping[str, Any]) -> None:
         raise MalformedRequest("The Host is none.")
     if not scope["path"].startswith("/"):
         scope["path"] = _path_of(scope["path"])
+    if scope["path"].startswith("//"):  # the router would read it as a path with one slash, a proxy in front would not
+        raise UnknownPath
 
 
 def _check_size(scope: MutableMapping[str, Any]) -> None:
