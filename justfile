@@ -68,7 +68,7 @@ bench *arguments: _venv
 # Kill servers and workers at random under load and count what was lost: nothing
 [no-exit-message]
 chaos *arguments: _venv
-    @exec {{ python }} ops/chaos.py "$@"
+    @exec {{ python }} -m tests.faults.chaos "$@"
 
 # Show the metrics of a running service: just metrics --watch
 [no-exit-message]
@@ -99,6 +99,11 @@ migrate *arguments: _venv
 [no-exit-message]
 config: _venv
     @exec .venv/bin/vestibule config check
+
+# Take the pictures of docs/screenshots anew (needs Chromium)
+[no-exit-message]
+screenshots: _venv
+    @exec {{ python }} -m tests.browser.screenshots docs/screenshots
 
 # Build the wheel into dist/
 [no-exit-message]

@@ -50,7 +50,9 @@ class OpsStream:
         A HEAD request gets the headers and no stream.
         """
         ending = cast("dict[str, Any]", request.scope).get(ENDING) or anyio.Event()
-        if len(self._open) >= MOST_STREAMS or ending.is_set():
+        if ending.is_set():
+            raise NotAccepted
+        if len(self._open) >= MOST_STREAMS:
             raise NotAccepted(BUSY_SECONDS)
         exchange_of(request.scope).streaming = True
         body: Events | str = ""

@@ -1,8 +1,8 @@
 // The dashboard: one stream of snapshots, drawn into the page as it stands. Nothing is kept, nothing is sent.
 import { emptySparkline, lines, number, sparkline } from "./ops_charts.js";
-import { History, SPAN_SECONDS, sum } from "./ops_history.js";
+import { History, sum } from "./ops_history.js";
 
-const RETRY_MS = 5000;
+const RETRY_SECONDS = 5;
 const SILENCE_MS = 10000;
 const element = (id) => document.getElementById(id);
 const seconds = () => performance.now() / 1000;
@@ -117,8 +117,8 @@ function showCharts() {
   const now = history.points.at(-1).at;
   const ago = history.points.map((point) => now - point.at);
   const of = (read) => history.points.map(read);
-  const draw = (id, series) => {
-    lines(element(id).querySelector("figure > svg"), series, ago, SPAN_SECONDS);
+  const draw = (id, series, least) => {
+    lines(element(id).querySelector("figure > svg"), series, ago, history.span(), least);
     const newest = series.map(({ name, values }) => [name, number(values.at(-1))]);
     for (const [name, text] of newest) element(id).querySelector(`[data-value="${name}"]`).textContent = text;
     put(`${id}-values`, newest.map((pair) => pair.join(": ")).join(", "));
@@ -128,7 +128,7 @@ function showCharts() {
     { name: "bad", values: of((point) => point.errorRate) },
   ]);
   draw("latency-chart", ["p50", "p95", "p99"].map((name) => ({ name, values: of((point) => point.latency[name]) })));
-  draw("queue-chart", [{ name: "depth", area: true, values: of((point) => point.queued) }]);
+  draw("queue-chart", [{ name: "depth", area: true, values: of((point) => point.queued) }], 2);
 }
 
 function showSignUps({ business, mail }) {
@@ -226,15 +226,18 @@ function listen() {
 // Browsers do not come back by themselves after an answer that is no stream: find out why.
 async function refused() {
   disconnect();
-  let status = 0;
+  let answer = null;
   try {
-    ({ status } = await fetch("/ops/events", { method: "HEAD", cache: "no-store" }));
+    answer = await fetch("/ops/events", { method: "HEAD", cache: "no-store" });
   } catch {
     // told below
   }
-  if (status === 401) location.assign("/ops/session");
-  tell("trouble", status === 503 ? "Too many dashboards are open. Trying again…" : "No answer. Trying again…");
-  feed.retry = setTimeout(connect, RETRY_MS);
+  if (answer?.status === 401) location.assign("/ops/session");
+  const wait = Number(answer?.headers.get("Retry-After")) || RETRY_SECONDS;
+  if (answer?.status !== 503) tell("trouble", "No answer. Trying again…");
+  else if (wait > 1) tell("trouble", "Too many dashboards are open. Trying again…");
+  else tell("waiting", "Connecting…"); // that worker is about to end
+  feed.retry = setTimeout(connect, wait * 1000);
 }
 
 function disconnect() {

@@ -13,7 +13,6 @@ function shape(name, attributes, text) {
 
 // The next "round" number at or above the highest value: 1, 2 or 5 times a power of ten.
 function ceiling(highest) {
-  if (!(highest > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(highest));
   return power * [1, 2, 5, 10].find((factor) => highest <= factor * power * 1.0001);
 }
@@ -33,11 +32,12 @@ export function number(value, digits = 1) {
   return value.toLocaleString("en", { maximumFractionDigits: value >= 100 ? 0 : digits });
 }
 
-// series: [{name, area?, values}], each value or null at the same moments; seconds: how long ago each moment was.
-export function lines(svg, series, seconds, span) {
+// series: [{name, area?, values}], each value or null at the same moments; seconds: how long ago each moment was;
+// least: the lowest top of the axis, 2 where halves make no sense.
+export function lines(svg, series, seconds, span, least = 1) {
   const width = svg.clientWidth || 300;
   const height = svg.clientHeight || 140;
-  const top = ceiling(Math.max(0, ...series.flatMap((each) => each.values.map((value) => value ?? 0))));
+  const top = ceiling(Math.max(least, ...series.flatMap((each) => each.values.map((value) => value ?? 0))));
   const x = (ago) => width - 4 - (Math.min(ago, span) / span) * (width - 4 - LEFT);
   const y = (value) => height - BOTTOM - (value / top) * (height - TOP - BOTTOM);
   const shapes = [];

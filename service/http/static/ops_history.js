@@ -1,5 +1,6 @@
 // The last minutes of snapshots, and what can only be told from several of them: rates, and latencies of right now.
-export const SPAN_SECONDS = 300;
+const SPAN_SECONDS = 300;
+const SPANS = [60, 120, SPAN_SECONDS]; // a young page shows a shorter time
 const RATE_SECONDS = 6; // long enough to even out that workers report once a second, short enough to feel live
 const LATENCY_SECONDS = 30;
 
@@ -24,6 +25,11 @@ export class History {
     point.latency = latency(this.#before(LATENCY_SECONDS).buckets, point.buckets);
     point.routeRates = new Map([...routes].map(([route]) => [route, rate(before, point, (each) => each.routes.get(route) ?? 0)]));
     return point;
+  }
+
+  span() {
+    const age = this.points.at(-1).at - this.points[0].at;
+    return SPANS.find((span) => age <= span) ?? SPAN_SECONDS;
   }
 
   // The oldest point of the last so many seconds; the newest one itself while it is alone.
