@@ -1,0 +1,112 @@
+"""Sixteen at once on one address under ENUMERATION=strict: one holds it, none is refused, none waits in a circle."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+import trio
+
+from actors.domain.mail import MailKind
+from actors.ports import IdempotencyClaim, KeyTaken, Registered
+from tests.contracts.shadow_stores import PostgresShadowStore
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+    from actors.ports import NewAccount
+    from tests.contracts.conftest import People
+
+CROWD = 16
+KEY = "ada@example.com"
+
+
+@pytest.fixture
+async def store(database_url: str) -> AsyncIterator[PostgresShadowStore]:
+    """Open a store with four connections."""
+    async with PostgresShadowStore.open(database_url) as store:
+        assert isinstance(store, PostgresShadowStore)
+        yield store
+
+
+async def at_once(work: Sequence[Callable[[], Awaitable[object]]]) -> None:
+    """Start all of it together and wait for the last."""
+    async with trio.open_nursery() as nursery:
+        for call in work:
+            nursery.start_soon(call)
+
+
+def strangers(people: People) -> list[NewAccount]:
+    """Return registrations with as many passwords."""
+    return [people.registering(hashed=b"$2b$12$%d" % number) for number in range(CROWD)]
+
+
+async def kinds(store: PostgresShadowStore, new: Sequence[NewAccount]) -> list[MailKind | None]:
+    """Return what their mails are, sorted."""
+    return sorted([await store.kind(one.mail_id) for one in new], key=str)
+
+
+async def test_of_sixteen_registrations_one_holds_the_address(store: PostgresShadowStore, people: People) -> None:
+    """All of them stand; one owes a code, one the day's notice, and the rest nothing."""
+    new = strangers(people)
+    await at_once([partial(store.registrations.enter, [one]) for one in new])
+    (rows,) = await store.registrations.find_all([KEY])
+    assert {row.id for row in rows} == {one.id for one in new}
+    assert await kinds(store, new) == [MailKind.CODE, MailKind.NOTICE, *[MailKind.SILENT] * (CROWD - 2)]
+
+
+async def test_of_sixteen_registrations_with_one_password_one_is_made(
+    store: PostgresShadowStore, people: People
+) -> None:
+    """The others hear of the same one, in one batch as in several."""
+    new = [people.registering() for _ in range(CROWD)]
+    heard: list[Registered] = []
+
+    async def enter(some: Sequence[NewAccount]) -> None:
+        heard.extend(await store.registrations.enter(some))
+
+    await at_once([partial(enter, new[start : start + 4]) for start in range(0, CROWD, 4)])
+    assert len({one.id for one in heard}) == 1
+    assert len(await store.registrations.find_all([KEY])) == 1
+
+
+async def test_of_sixteen_resends_for_a_vacant_address_one_takes_it(store: PostgresShadowStore, people: People) -> None:
+    """Each of them is answered; the address has one holder and sends one code."""
+    new = strangers(people)
+    await store.registrations.enter(new)
+    (holder,) = await store.accounts.find([KEY])
+    assert holder is not None
+    await store.post()
+    await store.wait(70)
+    (rows,) = await store.registrations.find_all([KEY])
+    codes = [people.resending(row, hashed=row.password_hash) for row in rows]
+    await at_once([partial(store.codes.issue, [code]) for code in codes])
+    sent = [await store.kind(code.mail_id) for code in codes]
+    assert sent.count(MailKind.CODE) == 1
+    assert sent.count(None) == 0
+
+
+async def test_batches_over_many_addresses_do_not_wait_in_a_circle(store: PostgresShadowStore, people: People) -> None:
+    """Addresses are taken in one order, whatever the order of the batch."""
+    several = [type(people)(f"{name}@example.com") for name in ("a", "b", "c", "d")]
+    batches = [
+        [one.registering(hashed=b"$2b$12$%d" % number) for one in (several if number % 2 else reversed(several))]
+        for number in range(CROWD)
+    ]
+    await at_once([partial(store.registrations.enter, batch) for batch in batches])
+    for one in several:
+        (rows,) = await store.registrations.find_all([one.email])
+        assert len(rows) == CROWD
+
+
+async def test_a_key_is_bound_to_a_shadow_as_to_an_account(store: PostgresShadowStore, people: People) -> None:
+    """Its repeats hear of the same registration, within the transaction that made it."""
+    await store.registrations.enter([people.registering()])
+    claim = IdempotencyClaim(b"d" * 32, uuid4())
+    assert await store.keys.claim(claim, b"body") is None
+    new = people.registering(hashed=b"$2b$12$other", idempotency=claim)
+    (registered,) = await store.registrations.enter([new])
+    taken = await store.keys.claim(IdempotencyClaim(claim.digest, uuid4()), b"body")
+    assert taken == KeyTaken(same_body=True, registered=Registered(new.id, new.registration, registered.created_at))
