@@ -36,12 +36,13 @@ SAMPLE_CODE = "0" * 6
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A mail in one language; `html` is None where there is no such template."""
+    """A mail in one language; `html` is None where there is no such template, `code` where it carries none."""
 
     locale: str
     subject: str
     text: str = field(repr=False)
     html: str | None = field(repr=False)
+    code: str | None = field(default=None, repr=False)
 
 
 class Wording:
@@ -81,7 +82,7 @@ class Wording:
         name = f"{kind}.{locale}.html"
         html = self._rendered(name, facts) if name in self._html else None
         subject = " ".join(head.removeprefix(SUBJECT).split())
-        return Written(locale, subject, text.strip("\n") + "\n", html)
+        return Written(locale, subject, text.strip("\n") + "\n", html, code)
 
     def of(self, mail: ClaimedMail, code: str | None) -> Written:
         """Write a claimed mail."""

@@ -53,8 +53,9 @@ def run(settings: Settings, servers: Servers, tracing: Opening = untraced) -> No
     postman = open_postman(settings, servers.mail_url)
     keyring = Keyring(code_keys(settings), settings.code_digits)
     writer = logs.configure(settings, "mail")
+    options = {"use_uvloop": settings.loop != "asyncio"}  # Taskiq knows no other loop than asyncio's
     try:
-        anyio.run(_work, settings, servers, keyring, postman, tracing, backend="asyncio")
+        anyio.run(_work, settings, servers, keyring, postman, tracing, backend="asyncio", backend_options=options)
     finally:
         writer.stop()
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from actors.domain.code import CodeId
 from actors.domain.mail import ClaimedMail, MailKind, Rejected
 from service.mailer.envelope import Envelopes, NoAddress, Sender, ascii_address, message
-from service.mailer.wording import Wording
+from service.mailer.wording import Wording, Written
 from service.settings import BadSettings, Settings
 
 CODE = "012345"
@@ -44,7 +44,7 @@ def body(parsed: EmailMessage, form: str) -> str:
     """Return one body of a parsed mail."""
     part = parsed.get_body((form,))
     assert part is not None
-    return str(part.get_content())
+    return str(part.get_content()).replace("\r\n", "\n")
 
 
 def test_a_mail_has_what_mail_servers_look_for() -> None:
@@ -76,6 +76,34 @@ def test_an_english_text_travels_as_it_is_and_german_in_ascii() -> None:
         assert raw.isascii()
         assert max(map(len, raw.split(b"\r\n"))) <= 998
     assert "Zu spät?" in body(sent(replace(MAIL, locale="de")), "plain")
+
+
+@given(code=st.from_regex(r"[0-9]{4,10}", fullmatch=True), locale=st.sampled_from(["en", "de"]))
+def test_every_code_is_set_into_the_shared_form_as_if_it_had_been_written_there(code: str, locale: str) -> None:
+    """Mails of one wording are assembled once; what a reader decodes is the wording with this very code."""
+    envelope = ENVELOPES.fill(replace(MAIL, locale=locale), code)
+    parsed = email.message_from_bytes(message(envelope), policy=default)
+    assert isinstance(parsed, EmailMessage)
+    assert body(parsed, "plain") == envelope.written.text
+    assert body(parsed, "html").rstrip() == (envelope.written.html or "").rstrip()
+
+
+def test_digits_that_look_like_the_sample_are_left_alone() -> None:
+    """A wording that holds the sample's digits itself is assembled anew for each mail."""
+    written = Written("en", "Subject", "call 9472063185\n\n012345\n", "<p>9472063185 012345</p>\n", "012345")
+    envelope = replace(ENVELOPES.fill(MAIL, CODE), written=written)
+    parsed = email.message_from_bytes(message(envelope), policy=default)
+    assert isinstance(parsed, EmailMessage)
+    assert body(parsed, "plain") == written.text
+    assert body(parsed, "html") == written.html
+
+
+@pytest.mark.parametrize("length", [1, 57, 58, 59, 60, 64])
+def test_a_recipient_of_any_length_is_one_header(length: int) -> None:
+    """Long addresses stand on a line of their own, as RFC 5322 allows, and are read whole."""
+    recipient = "a" * length + "@" + "b" * 60 + "." + "c" * 60 + ".example"
+    raw = message(ENVELOPES.fill(replace(MAIL, recipient=recipient), CODE))
+    assert str(email.message_from_bytes(raw, policy=default)["To"]) == recipient
 
 
 def test_the_message_id_stays_over_retries_and_changes_with_the_code() -> None:
