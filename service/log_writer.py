@@ -13,16 +13,17 @@ if TYPE_CHECKING:
 
 CAPACITY = 10_000  # lines, about 2 MB: ten seconds of a busy worker
 PIPE_BUF = 4096  # the system writes so many bytes to a pipe in one piece: lines of several workers never mix
+GATHER_SECONDS = 0.05  # of lines for one write: to wake the thread for each costs more than all the rest of the line
 FAREWELL_SECONDS = 2.0  # a reader that is stalled when the process ends is waited for no longer
 
 
 class LogWriter:
     """A bounded queue of lines and the thread that writes them, of one process.
 
-    `write` never blocks: without room the line is dropped and counted, and the count is told in a line of its own
-    as soon as there is room again. Without a thread (`threaded=False`, for a process that forks) a line is written
-    at once if the descriptor can take it and dropped if not. After a fork the child makes a writer of its own;
-    there the parent's does nothing.
+    `write` never blocks, and its line leaves GATHER_SECONDS later. Without room it is dropped and counted, and the
+    count is told in a line of its own as soon as there is room again. Without a thread (`threaded=False`, for a
+    process that forks) a line is written at once if the descriptor can take it and dropped if not. After a fork the
+    child makes a writer of its own; there the parent's does nothing.
     """
 
     def __init__(self, descriptor: int, dropped_line: Callable[[int], str], *, threaded: bool = True) -> None:
@@ -31,7 +32,7 @@ class LogWriter:
         self._pid = os.getpid()
         self._lines: deque[bytes] = deque()
         self._changed = threading.Condition(threading.Lock())
-        self._stopping = False
+        self._stopping = self._idle = False
         self._untold = 0
         self.dropped = 0
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True) if threaded else None
@@ -51,7 +52,9 @@ class LogWriter:
                 self._drop(1)
                 return
             self._lines.append(data)
-            self._changed.notify()
+            if self._idle:
+                self._idle = False
+                self._changed.notify()
 
     def stop(self) -> None:
         """Write what is queued, for a moment at most; later lines are dropped. May be called twice."""
@@ -74,8 +77,8 @@ class LogWriter:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._lines and not self._stopping:
-                    self._changed.wait()
+                if not self._lines:
+                    self._rest()
                 if not self._lines and not self._untold:
                     return
                 untold, self._untold = self._untold, 0
@@ -86,6 +89,13 @@ class LogWriter:
                     self._untold += untold
                     if self._stopping:
                         return
+
+    def _rest(self) -> None:
+        """Wait for a line, then a little for others, or for the end; holds the lock but while it waits."""
+        self._idle = True
+        self._changed.wait_for(lambda: self._lines or self._stopping)
+        self._idle = False
+        self._changed.wait_for(lambda: self._stopping, GATHER_SECONDS)
 
     def _batch(self, untold: int) -> tuple[bytes, int]:
         """Take whole lines of at most PIPE_BUF bytes together, led by the news of lines that were lost."""
