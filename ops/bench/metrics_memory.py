@@ -38,9 +38,8 @@ if TYPE_CHECKING:
     from service.embedded.launcher import ServerProcess
 
 STATUSES = (200, 200, 200, 200, 401, 429, 503)
-MACHINERY = Machinery(
-    {f"level|{number}": 1.0 for number in range(40)}, {f"counter|{number}": 1.0 for number in range(60)}
-)
+LEVELS, COUNTERS = 40, 60  # of the machinery, about as many as a worker has
+MACHINERY = Machinery({f"level|{n}": 1.0 for n in range(LEVELS)}, {f"counter|{n}": 1.0 for n in range(COUNTERS)})
 KILLED = 0.1  # of the workers that end do so without a word
 SHOWN = (1, 2, 4, 8, 12, 16, 20, 24)  # hours
 OLDER = "UPDATE metrics_workers SET seen_at = seen_at - interval '1 minute' WHERE worker <> ''"
@@ -99,11 +98,10 @@ class Day:
         self.now += SLICE_SECONDS
 
     def _observations(self, count: int) -> list[tuple[str, int, float]]:
-        seen, routes, took = [], self._routes, self._took
-        for place in range(self._place, self._place + count):
-            seen.append((routes[place % len(routes)], STATUSES[place % len(STATUSES)], took[place % len(took)]))
+        places = range(self._place, self._place + count)
         self._place += count
-        return seen
+        routes, took = self._routes, self._took
+        return [(routes[n % len(routes)], STATUSES[n % len(STATUSES)], took[n % len(took)]) for n in places]
 
     def live(self) -> set[str]:
         """Return the names of the workers that run."""
@@ -147,9 +145,7 @@ async def run(options: argparse.Namespace, redis_url: str, database_url: str) ->
         day = Day(quick, ledger, options)
         empty = redis_sizes(client)[2]
         print(f"empty Redis: {empty:.2f} MB used")
-        print(
-            f"{'hour':>4}{'observations':>14}{'workers so far':>16}{'keys':>7}{'keys MB':>9}{'used MB':>9}  PostgreSQL"
-        )
+        print(f"{'hour':>4}{'observations':>14}{'workers so far':>16}{'keys':>7}{'keys MB':>9}{'used MB':>9}  ledger")
         minutes, begun = options.hours * 60, process_time()
         for minute in range(1, minutes + 1):
             await day.minute(options.observations * minute // minutes - day.counted)
