@@ -101,10 +101,10 @@ class PasswordHasher(Actor):
         return max(0, ahead + self._busy - self._threads + 1) * self._seconds / self._threads
 
     def admit(self, message: Ask[Any], ahead: int) -> None:  # noqa: ARG002 - one kind waits like the other
-        """Refuse at once what would wait too long."""
+        """Refuse at once what would wait too long, until the queue has room again: not until it has run dry."""
         wait = self.expected_wait(ahead)
         if wait > LONGEST_WAIT_SECONDS:
-            raise NotAccepted(retry_after=wait)
+            raise NotAccepted(retry_after=wait - LONGEST_WAIT_SECONDS)
 
     async def handle(self, letters: Sequence[Letter]) -> None:
         """Hash or check the one letter of the batch."""

@@ -71,7 +71,8 @@ def check_media(types: Sequence[str], codings: Sequence[str]) -> None:
     media, options = parse_options_header(types[0]) if len(types) == 1 else ("", {})
     if media.lower() != "application/json":
         raise UnsupportedMedia("Send the body as application/json.")
-    if options.get("charset", "utf-8").lower() not in {"utf-8", "utf8"}:
+    unread = "charset" in types[0].lower() and "charset" not in options
+    if unread or options.get("charset", "utf-8").lower() not in {"utf-8", "utf8"}:
         raise UnsupportedMedia("Send the body in UTF-8.")
 
 

@@ -28,10 +28,10 @@ def rate_limit_headers(readings: Iterable[Reading], now: float) -> dict[str, str
     closest = limits[0]
     return {
         "RateLimit-Policy": ", ".join(f'"{it.rule.name}";q={it.rule.limit};w={it.rule.seconds}' for it in limits),
-        "RateLimit": ", ".join(f'"{it.rule.name}";r={it.remaining};t={ceil(it.reset_seconds)}' for it in limits),
+        "RateLimit": ", ".join(f'"{it.rule.name}";r={it.remaining};t={_whole(it.reset_seconds)}' for it in limits),
         "X-RateLimit-Limit": str(closest.rule.limit),
         "X-RateLimit-Remaining": str(closest.remaining),
-        "X-RateLimit-Reset": str(ceil(now + closest.reset_seconds)),
+        "X-RateLimit-Reset": str(_whole(now + closest.reset_seconds)),
     }
 
 
@@ -47,3 +47,8 @@ def _one_of_each_name(limits: Iterable[Reading]) -> list[Reading]:
     for limit in limits:
         by_name.setdefault(limit.rule.name, limit)
     return list(by_name.values())
+
+
+def _whole(seconds: float) -> int:
+    """Round up, but for the microsecond by which a window is longer than its name says."""
+    return ceil(seconds - 1e-3)

@@ -107,6 +107,7 @@ def test_what_json_allows_is_read(raw: bytes, value: object) -> None:
         (["application/json", "application/json"], []),
         (["application/json; charset=latin-1"], []),
         (["application/json; charset=utf-16"], []),
+        (["application/json; charset=\u00ff"], []),
         (["application/x-www-form-urlencoded"], []),
         (["application/jsonp"], []),
         (["application/json"], ["gzip"]),

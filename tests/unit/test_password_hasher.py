@@ -103,7 +103,7 @@ async def test_who_would_wait_too_long_is_refused_at_once(autojump_clock: MockCl
     assert len(waits) + len(refused) == 20
     assert len(waits) >= 5
     assert max(waits) <= LONGEST_WAIT_SECONDS
-    assert min(refused) > LONGEST_WAIT_SECONDS
+    assert 0 < min(refused) <= 1  # then the queue has room again, and has not run dry
     assert address.statistics().turned_away == len(refused)
 
 
