@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from loguru import logger
@@ -29,14 +30,7 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 SERVER_GRACE_SECONDS = 15.0  # for a last checkpoint; killed later, they recover at the next start
-GUIDE = """\
-Vestibule runs on {address}
-  sign-up page   {address}/
-  API            {address}/docs
-  mails          {address}/dev/mail
-  metrics        {address}/metrics
-Stop it with Ctrl-C.
-"""
+PAGES = {"sign-up page": "/", "API": "/docs", "mails": "/dev/mail", "dashboard": "/ops", "metrics": "/metrics"}
 
 
 def up(_words: argparse.Namespace) -> int:
@@ -69,7 +63,7 @@ def up(_words: argparse.Namespace) -> int:
                 posts,
                 listener,
                 trial=vestibule(*TRIAL, "--migrate"),
-                announce=_guide,
+                announce=partial(_guide, settings),
                 claim=claim,
                 taken=taken,
             )
@@ -123,8 +117,11 @@ def _url(settings: Settings, name: str) -> str | None:
     return None if secret is None else str(secret.get_secret_value())
 
 
-def _guide(address: str) -> None:
-    guide = GUIDE if address.startswith("http") else "Vestibule runs on {address}\nStop it with Ctrl-C.\n"
-    with suppress(OSError):  # nobody has to read it
-        sys.stdout.write(guide.format(address=address))
+def _guide(settings: Settings, address: str) -> None:
+    """Tell a person what there is to open; nobody has to read it."""
+    caught = settings.mail_url is None
+    pages = [(name, path) for name, path in PAGES.items() if address.startswith("http") and (caught or name != "mails")]
+    lines = [f"Vestibule runs on {address}", *(f"  {name:13}{address}{path}" for name, path in pages)]
+    with suppress(OSError):
+        sys.stdout.write("\n".join([*lines, "Stop it with Ctrl-C.\n"]))
         sys.stdout.flush()
