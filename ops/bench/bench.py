@@ -22,7 +22,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from client import Answer, Connection, Load, closed_loop, probe
-from machine import Ceiling, bcrypt_ceiling, cpu_seconds, processes, pss_megabytes
+from machine import Ceiling, bcrypt_ceiling, cpu_seconds, free_ports, processes, pss_megabytes
 from report import Row, show
 
 from service.embedded.caught_mails import KEPT, list_mails
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
     Ask = Callable[[Connection, int], Awaitable[Answer]]
 
-HOST, PORT, BARE_PORT = "127.0.0.1", 18080, 18081
+HOST = "127.0.0.1"
+PORT = free_ports(2)
+BARE_PORT = PORT + 1
 PASSWORD = "correct horse battery staple"  # noqa: S105 - of accounts that live for a minute
 WARM_UP = 20  # registrations: the pools are filled, and the mail worker has been imported
 START_SECONDS, MAILS_SECONDS = 30.0, 60.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,25 @@ class Ceiling:
 
     rate: float
     cpu_seconds: float
+
+
+def free_ports(count: int, lowest: int = 18_000, highest: int = 20_000) -> int:
+    """Return the first of `count` ports in a row that nobody listens on; a bench must not measure somebody else."""
+    start = lowest + os.getpid() % (highest - lowest)
+    for first in (*range(start, highest - count), *range(lowest, start)):
+        if all(_free(first + place) for place in range(count)):
+            return first
+    raise SystemExit(f"no {count} ports in a row are free between {lowest} and {highest}")
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 def bcrypt_ceiling(cost: int, seconds: float) -> Ceiling:

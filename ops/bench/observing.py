@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 
 from bench import HOST, answering, running
 from client import Answer, Connection, closed_loop
-from machine import cpu_seconds
+from machine import cpu_seconds, free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-PORT, CONNECTIONS, WARM_UP = 18090, 8, 500
+PORT, CONNECTIONS, WARM_UP = free_ports(4), 8, 500
 NOBODY = "http://127.0.0.1:1"  # takes no traces: what is measured is making them
 KINDS: dict[str, Mapping[str, str]] = {
     "log ERROR": {"VESTIBULE_LOG_LEVEL": "ERROR"},
