@@ -7,6 +7,7 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from time import perf_counter, process_time
 
@@ -27,7 +28,7 @@ class Ceiling:
 def free_ports(count: int, lowest: int = 18_000, highest: int = 20_000) -> int:
     """Return the first of `count` ports in a row that nobody listens on; a bench must not measure somebody else."""
     start = lowest + os.getpid() % (highest - lowest)
-    for first in (*range(start, highest - count), *range(lowest, start)):
+    for first in chain(range(start, highest - count), range(lowest, start)):
         if all(_free(first + place) for place in range(count)):
             return first
     raise SystemExit(f"no {count} ports in a row are free between {lowest} and {highest}")
