@@ -28,7 +28,7 @@ ORDER BY m.created_at DESC, m.id LIMIT %(limit)s
 # A code with too little life left is replaced when the mail is claimed.
 REPLAYABLE: Final = """
 SELECT m.id FROM mails m JOIN users u ON u.id = m.user_id AND u.code_id = m.code_id
-WHERE m.id = ANY(%(ids)s) AND m.state IN ('dead', 'accepted') AND u.activated_at IS NULL
+WHERE m.id = ANY(%(ids)s) AND m.kind = 'code' AND m.state IN ('dead', 'accepted') AND u.activated_at IS NULL
   AND u.code_attempts < %(attempts)s
 """
 REPLAY: Final = (
