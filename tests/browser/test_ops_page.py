@@ -3,19 +3,21 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.chromium import sign_in
+from tests.browser.chromium import Watch, context_of, sign_in
 from tests.browser.place import TOKEN
 from tests.faults.under_test import wait_for
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Locator, Page
+    from playwright.sync_api import Browser, Locator, Page
 
     from tests.browser.place import Place
 
 UPDATE_MS = 6000  # a reading every two seconds, of figures that may be two seconds old
+AWAY_MS = 25_000  # without Redis the levels of other workers come with their checkpoints
 
 
 def count_of(tab: Page, step: str) -> Locator:
@@ -185,3 +187,36 @@ def test_too_many_dashboards_are_told_so(tab: Page, developers: Place) -> None:
     expect(tab.get_by_role("status")).to_contain_text("Too many dashboards")
     tab.unroute("**/ops/events")
     expect(tab.get_by_role("status")).to_have_text("Live", timeout=10_000)
+
+
+def test_a_server_that_is_away_is_told_and_forgotten_when_it_is_back(tab: Page, developers: Place) -> None:
+    """A stalled Redis becomes a note and a server that is away, while the figures go on."""
+    opened(tab, developers)
+    (redis,) = (each for each in psutil.Process(developers.instance.pid).children() if "valkey" in each.name())
+    redis.suspend()
+    try:
+        note = tab.get_by_role("region", name="Notes")
+        expect(note).to_contain_text("Redis is away", timeout=2 * UPDATE_MS)
+        state = tab.locator("#breakers").get_by_role("row").filter(has_text="redis")
+        expect(state).to_contain_text("away", timeout=AWAY_MS)
+        expect(tab.locator("#breakers-word")).to_have_text("away: redis")
+        expect(tab.get_by_role("status")).to_have_text("Live")
+    finally:
+        redis.resume()
+    expect(note).to_be_hidden(timeout=2 * UPDATE_MS)
+    expect(tab.locator("#breakers-word")).to_have_text("all servers answer", timeout=AWAY_MS)
+
+
+def test_the_watch_sees_what_it_is_there_for(launched: Browser, developers: Place) -> None:
+    """A page that asked another host, or broke the policy, would not go unnoticed."""
+    watch = Watch()
+    context = context_of(launched, watch)
+    page = context.new_page()
+    page.goto(developers.url)
+    page.evaluate("document.body.setAttribute('style', 'color: red')")
+    page.evaluate("new Image().src = 'http://elsewhere.test/pixel'")
+    assert len([text for text in watch.complaints if "Content Security Policy" in text]) == 2
+    page.goto("data:text/html,<p>elsewhere")
+    page.evaluate("fetch('http://elsewhere.test/', {mode: 'no-cors'}).catch(() => 0)")
+    assert "elsewhere.test" in watch.hosts
+    context.close()
