@@ -5,17 +5,19 @@ The key follows the IETF draft of the Idempotency-Key header field, narrowed to 
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import anyio
 
 from actors.domain.errors import IdempotencyKeyInvalid, IdempotencyKeyReused, RequestInProgress
-from actors.kit.mailbox import AnswerLost
+from actors.kit.mailbox import AnswerLost, MachineError
 from actors.ports import IdempotencyClaim, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from typing import NoReturn
 
     from actors.domain.code import Keyring
     from actors.domain.email_address import EmailAddress
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 LONGEST_KEY = 64
 WAIT_SECONDS = 5.0  # for the first request with the same key
 LOOK_SECONDS = 0.1
+RELEASE_SECONDS = 0.5  # between tries to give keys back to a database that is away: its return should find them free
+OWED_KEPT = 1024  # of an outage's first moment; what is forgotten ends by itself
 
 
 class Idempotency:
@@ -34,6 +38,21 @@ class Idempotency:
     def __init__(self, keys: IdempotencyKeys, keyring: Keyring) -> None:
         self._keys = keys
         self._keyring = keyring
+        self._owed: deque[IdempotencyClaim] = deque(maxlen=OWED_KEPT)
+        self._owing = anyio.Event()
+
+    async def releasing(self) -> NoReturn:
+        """Run until cancelled, in a task of the owner: give back the keys that an outage made us keep."""
+        while True:
+            await self._owing.wait()
+            self._owing = anyio.Event()
+            while self._owed:
+                claim = self._owed.popleft()
+                try:
+                    await self._keys.release(claim)
+                except MachineError:
+                    self._owed.appendleft(claim)
+                    await anyio.sleep(RELEASE_SECONDS)
 
     async def once(
         self,
@@ -73,7 +92,8 @@ class Idempotency:
             while True:
                 try:
                     taken = await self._keys.claim(claim, body)
-                except AnswerLost:  # the claim may stand until it ends by itself; nothing else was done
+                except AnswerLost:  # the claim may stand; nothing else was done
+                    self._owe(claim)
                     raise StoreUnavailable from None
                 if taken is None:
                     return None
@@ -87,5 +107,9 @@ class Idempotency:
     async def _release(self, claim: IdempotencyClaim) -> None:
         try:
             await self._keys.release(claim)
-        except (StoreUnavailable, AnswerLost):
-            return  # the claim ends by itself
+        except MachineError:
+            self._owe(claim)
+
+    def _owe(self, claim: IdempotencyClaim) -> None:
+        self._owed.append(claim)
+        self._owing.set()

@@ -127,6 +127,8 @@ async def running(
         aside.start_soon(_forgetting, idempotency_keys, registrations)
 
         ring = Keyring(keys, settings.code_digits)
+        idempotency = Idempotency(idempotency_keys, ring)
+        aside.start_soon(idempotency.releasing)
         rules = Rules(
             keyring=ring,
             attempts=settings.code_attempts,
@@ -143,7 +145,7 @@ async def running(
             registry=registry,
             issuer=issuer,
             access=access,
-            idempotency=Idempotency(idempotency_keys, ring),
+            idempotency=idempotency,
             errands=errands,
             rules=rules,
             shadows=shadows,

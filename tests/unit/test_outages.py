@@ -12,14 +12,15 @@ import trio.testing
 from actors.code_issuer import CodeIssuer, Issue, Redeem
 from actors.domain.code import CodeId, Keyring
 from actors.domain.email_address import EmailAddress
+from actors.domain.errors import RequestInProgress
 from actors.domain.password import Password
 from actors.forms import Form
 from actors.idempotency import Idempotency
 from actors.kit.mailbox import AnswerLost, Letter
-from actors.ports import IdempotencyClaim, NewAccount, NewCode, Redemption, StoreUnavailable
+from actors.ports import IdempotencyClaim, KeyTaken, NewAccount, NewCode, Redemption, Registered, StoreUnavailable
 from actors.user_registry import Find, Register, UserRegistry
 from tests.fakes.accounts import FakeAccounts
-from tests.fakes.clock import FakeClock
+from tests.fakes.clock import NOON, FakeClock
 from tests.fakes.flows import FakeWakeups
 from tests.fakes.idempotency import FakeIdempotencyKeys
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 ADA = EmailAddress("ada@example.com", "ada@example.com")
 CODE = CodeId("k1", UUID(int=7))
+DONE = Registered(UUID(int=1), UUID(int=2), NOON)
 ACCOUNT = NewAccount(uuid4(), uuid4(), ADA, b"hash", "en", CODE, uuid4())
 
 
@@ -63,12 +65,17 @@ class Cut(FakeAccounts):
 
 
 class CutKeys(FakeIdempotencyKeys):
-    """Keys whose claims lose their answer."""
+    """Keys whose first claim loses its answer."""
 
-    async def claim(self, claim: IdempotencyClaim, body_digest: bytes) -> NoReturn:
-        """Take the claim and lose its answer."""
-        await super().claim(claim, body_digest)
-        raise AnswerLost
+    cut = False
+
+    async def claim(self, claim: IdempotencyClaim, body_digest: bytes) -> KeyTaken | None:
+        """Take the claim and lose the answer, once."""
+        taken = await super().claim(claim, body_digest)
+        if not self.cut:
+            self.cut = True
+            raise AnswerLost
+        return taken
 
 
 async def heard(actor: Actor, *messages: Ask[object]) -> list[type[Exception]]:
@@ -98,13 +105,48 @@ async def test_a_lost_redeem_says_nothing_about_resends_in_its_batch() -> None:
     assert await heard(CodeIssuer(Cut(), FakeWakeups()), redeem, issue) == [AnswerLost, StoreUnavailable]
 
 
-async def test_a_lost_claim_of_a_key_is_no_lost_registration() -> None:
-    """Nothing was registered, and the answer says so."""
-    keys = Idempotency(CutKeys(FakeClock()), Keyring({"k1": b"1" * 32}))
+class Registrar:
+    """Registers over a key, and is away at first when it is told so."""
 
-    async def work(_claim: IdempotencyClaim | None) -> NoReturn:
-        raise AssertionError("nobody may register without the key")
+    def __init__(self, keys: FakeIdempotencyKeys, *, away: bool = False) -> None:
+        self.away = away
+        self.idempotency = Idempotency(keys, Keyring({"k1": b"1" * 32}))
 
-    form = Form("ada@example.com", "correct horse", "en", "key-1")
-    with pytest.raises(StoreUnavailable):
-        await keys.once(form, ADA, Password.typed("correct horse"), work)
+    async def register(self) -> Registered:
+        """Register once more with the same key and body."""
+        form = Form("ada@example.com", "correct horse", "en", "key-1")
+        return await self.idempotency.once(form, ADA, Password.typed("correct horse"), self._work)
+
+    async def _work(self, _claim: IdempotencyClaim | None) -> Registered:
+        await trio.lowlevel.checkpoint()
+        if self.away:
+            raise StoreUnavailable
+        return DONE
+
+
+async def test_a_lost_claim_of_a_key_is_no_lost_registration(autojump_clock: object) -> None:
+    """Nothing was registered, the answer says so, and the key is free for the repeat."""
+    registrar = Registrar(CutKeys(FakeClock()))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(registrar.idempotency.releasing)
+        with pytest.raises(StoreUnavailable):
+            await registrar.register()
+        assert await registrar.register() == DONE
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_key_is_given_back_when_the_outage_ends(autojump_clock: object) -> None:
+    """Whoever heard that nothing was done can repeat at once, and need not wait until the claim ends by itself."""
+    keys = FakeIdempotencyKeys(FakeClock())
+    registrar = Registrar(keys, away=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(registrar.idempotency.releasing)
+        keys.deaf = StoreUnavailable()
+        with pytest.raises(StoreUnavailable):
+            await registrar.register()
+        with pytest.raises(RequestInProgress):
+            await registrar.register()
+        keys.deaf, registrar.away = None, False
+        with trio.fail_after(1):
+            assert await registrar.register() == DONE
+        nursery.cancel_scope.cancel()
