@@ -185,6 +185,11 @@ def told(**figures: object) -> None:
     sys.stdout.write("measured " + " ".join(f"{name}={value}" for name, value in shown.items()) + "\n")
 
 
+def passes(seconds: float) -> None:
+    """Let time pass."""
+    threading.Event().wait(seconds)
+
+
 def at_once(number: int, work: Callable[[], Answer]) -> list[Answer]:
     """Return the answers of so many calls at the same time."""
     answers: list[Answer] = []

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from service.adapters.postgres_migrations import migrate
-from tests.faults.outage import at_once, load, new, told
+from tests.faults.outage import at_once, load, new, passes, told
 from tests.faults.under_test import patience, wait_for
 
 if TYPE_CHECKING:
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 AWAY_SECONDS = 2.0  # within which every answer comes while PostgreSQL is away
 BACK_SECONDS = 3.0  # within which everything works again after its return
+CROWD = 24  # registrations at the same time: none may wait for another one's time-out
+KEY_SECONDS = 22.0  # a key whose answer was lost is free again after 15 s, and its repeat waits for 5 s at a time
 OUTAGES = pytest.mark.parametrize("lasts", [1.0, 5.0])  # shorter and longer than a pool's own tries go on
+LONG = 5.0
+BY_NAME = "SELECT split_part(email_key, '@', 1), count(m.id) FROM users u JOIN mails m ON m.user_id = u.id GROUP BY 1"
 
 
 def outage(service: Site, fault: str, begin: Callable[[], None], end: Callable[[], None], lasts: float) -> None:
@@ -26,7 +30,7 @@ def outage(service: Site, fault: str, begin: Callable[[], None], end: Callable[[
     begin()
     try:
         until = time.monotonic() + lasts
-        first = at_once(8, lambda: clients.register(new()))
+        first = at_once(CROWD, lambda: clients.register(new()))
         later: list[Answer] = []
         while time.monotonic() < until or len(later) < 3:
             later += refused(clients, waiting)
@@ -71,16 +75,14 @@ def test_stopped(service: Site, lasts: float) -> None:
     outage(service, "stopped", service.postgres.stall, service.postgres.resume, lasts)
 
 
-@OUTAGES
-def test_refusing(service: Site, lasts: float) -> None:
+def test_refusing(service: Site) -> None:
     """PostgreSQL's port is closed and its connections are cut."""
-    outage(service, "refusing", service.database.refuse, service.database.accept, lasts)
+    outage(service, "refusing", service.database.refuse, service.database.accept, LONG)
 
 
-@OUTAGES
-def test_half_open(service: Site, lasts: float) -> None:
+def test_half_open(service: Site) -> None:
     """The network swallows what is said, then forgets the connections: nobody hangs on one of them."""
-    outage(service, "half-open", service.database.hold, lambda: service.database.flow(forget=True), lasts)
+    outage(service, "half-open", service.database.hold, lambda: service.database.flow(forget=True), LONG)
 
 
 def test_restarted(service: Site) -> None:
@@ -95,6 +97,38 @@ def test_restarted(service: Site) -> None:
     slowest = max(answer.seconds for answer in answers)
     told(fault="postgres restarted", took=took, requests=len(answers), slowest=slowest)
     assert [answer for answer in answers if answer.status != 201] == []
+
+
+@pytest.mark.slow
+def test_stopped_in_the_middle(service: Site) -> None:
+    """Whoever hears 503 in the middle of a registration and repeats it with the same key has one account, one mail."""
+    heard: dict[str, Answer] = {}
+
+    def register() -> Answer:
+        name = new()
+        heard[name] = service.clients.register(name, Idempotency_Key=name)
+        return heard[name]
+
+    with load(register, clients=8) as answers:
+        for rounds in range(1, 6):
+            wait_for(lambda rounds=rounds: len(answers) > 40 * rounds, "load")  # type: ignore[misc]
+            service.postgres.stall()
+            passes(1.8)
+            service.postgres.resume()
+    assert {answer.status for answer in heard.values()} <= {201, 503}
+    caught = [name for name, answer in heard.items() if answer.status == 503 and answer.seconds > 0.2]
+    began, again = time.monotonic(), 0
+    for name in caught:
+        while (answer := service.clients.register(name, Idempotency_Key=name)).status != 201:
+            assert answer.error in {"RequestInProgress", "StoreUnavailable"}, answer
+            assert time.monotonic() - began < patience(KEY_SECONDS)
+            again += 1
+    rows = dict(service.postgres.query(BY_NAME))
+    created = [name for name, answer in heard.items() if answer.status == 201]
+    assert {rows[name] for name in [*created, *caught]} == {1}
+    unknown = sum(answer.error == "OutcomeUnknown" for answer in heard.values())
+    seconds = time.monotonic() - began
+    told(fault="postgres stopped in the middle", caught=len(caught), unknown=unknown, repeats=again, known=seconds)
 
 
 def test_wiped(service: Site) -> None:
