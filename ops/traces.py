@@ -42,6 +42,7 @@ DULL = (
     "messaging.operation",
     "messaging.system",
     "messaging.dest",
+    "error.type",
 )
 MILLION = 1_000_000
 
