@@ -77,7 +77,8 @@ class OpsSession:
 
     def cookie(self, value: str, *, lifetime: int = LIFETIME_SECONDS) -> str:
         """Return the Set-Cookie header that hands a value to the current client; `lifetime` 0 takes it back."""
-        https = request.scheme == "https" or request.headers.get("X-Forwarded-Proto", "").lower() == "https"
+        told = request.headers.get("X-Forwarded-Proto", "").partition(",")[0].strip().lower()
+        https = "https" in {request.scheme, told}
         secure = "; Secure" if self._secure or https else ""  # who forges the header gets the stricter cookie
         return f"{COOKIE}={value}; Path={PATH}; Max-Age={lifetime}; HttpOnly; SameSite=Strict{secure}"
 
