@@ -7,10 +7,11 @@ any size that come in one piece; h11 takes a bare LF for a line's end, which not
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import h11
+from hypercorn.events import Closed
 from hypercorn.protocol.h11 import H11Protocol
 from loguru import logger
 
@@ -21,6 +22,9 @@ from service.http.errors import HeadersTooLarge, MalformedRequest
 from service.http.json_gate import MOST_BYTES
 from service.http.problem_answers import MEDIA, answer_to
 
+if TYPE_CHECKING:
+    from hypercorn.events import Event
+
 HEAD_END = re.compile(rb"\n\r?\n")
 BARE_LF = re.compile(rb"(?<!\r)\n")
 MOST_HEAD_BYTES = MOST_HEADER_BYTES + 4096  # with the separators, which the edge does not count
@@ -28,10 +32,28 @@ TOO_LARGE = 431
 
 
 class StrictConnection(h11.Connection):
-    """h11's server side, without the heads that it lets through."""
+    """h11's server side, without the heads that it lets through.
+
+    What comes after a connection's last request is dropped (RFC 9112, 9.6). h11 calls it an error, and Hypercorn would
+    cut off the last answer for it.
+    """
+
+    over = False  # the peer is gone
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether what comes can still be a request."""
+        return not self.over and self.their_state is not h11.MUST_CLOSE
+
+    def receive_data(self, data: bytes) -> None:
+        """Take what came, unless nothing more is wanted."""
+        if self.wants_more:
+            super().receive_data(data)
 
     def next_event(self) -> Any:  # noqa: ANN401 - as h11 has it
         """Return the next event; raises RemoteProtocolError for a head with a bare LF, or too large a one."""
+        if not self.wants_more:
+            return h11.NEED_DATA
         if self.their_state is h11.IDLE:
             self._check_head()
         return super().next_event()
@@ -52,7 +74,15 @@ class OneProtocol(H11Protocol):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:  # noqa: ANN401 - Hypercorn's own
         super().__init__(*arguments, **named)
-        self.connection = StrictConnection(h11.SERVER, self.config.h11_max_incomplete_size)
+        self.connection: StrictConnection = StrictConnection(h11.SERVER, self.config.h11_max_incomplete_size)
+
+    async def handle(self, event: Event) -> None:
+        """Take what came; with the peer's end nothing waits any longer for its next request's turn."""
+        if isinstance(event, Closed):
+            self.connection.over = True
+        await super().handle(event)
+        if self.connection.over:
+            await self.can_read.set()
 
     async def _check_protocol(self, event: h11.Request) -> None:
         pass
@@ -65,7 +95,7 @@ class OneProtocol(H11Protocol):
                 method=request.method, target=request.target, headers=plain, http_version=request.http_version
             )
         lengths = [value for name, value in request.headers if name == b"content-length"]
-        if isinstance(self.connection, h11.Connection) and any(int(value) > MOST_BYTES for value in lengths):
+        if any(int(value) > MOST_BYTES for value in lengths):
             self.connection.client_is_waiting_for_100_continue = False
         await super()._create_stream(request)
 

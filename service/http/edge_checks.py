@@ -23,6 +23,8 @@ def check(scope: MutableMapping[str, Any]) -> None:
     _check_size(scope)
     if scope["type"] != "http":  # there are no WebSockets here
         raise UnknownPath
+    if not scope["http_version"].startswith("1."):
+        raise MalformedRequest("The request is not HTTP/1.1.")
     if scope["method"] == "CONNECT":
         raise MethodRefused(METHODS)
     names = {name.lower() for name, _ in scope["headers"]}
