@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import socket
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
@@ -15,9 +14,10 @@ import hypercorn.trio
 from loguru import logger
 
 from service import logs
-from service.children import BEAT, DRAIN, READY, RETIRE, STOP, SUCCESSOR
+from service.children import DRAIN, READY, RETIRE, STOP, SUCCESSOR
 from service.ending import ENDING
 from service.hypercorn_worker import KEEP_ALIVE_SECONDS, WorkerConfig, harden
+from service.pulse import beat, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from service.settings import Settings
 
-BEAT_SECONDS = 1.0
 ACCEPT_SECONDS = 0.1  # connections that the kernel has taken for us are still served after the order to stop
 LINGER_SECONDS = 0.2  # a request that is on its way over an idle connection still gets its answer
 LEAVE_SECONDS = KEEP_ALIVE_SECONDS + 0.5  # a replaced worker's idle connections end by themselves meanwhile
@@ -90,14 +89,14 @@ class Worker:
         """Serve; returns when everything that was accepted has been answered and all actors have drained."""
         self._channel.settimeout(0)
         async with anyio.create_task_group() as group:
-            group.start_soon(self._beat)
+            group.start_soon(beat, self._channel)
             group.start_soon(self._obey)
             group.start_soon(self._obey_signals)
             async with self._build() as (app, draining):
                 self._draining = draining
                 limit = self._settings.max_requests
                 limit += random.randint(0, limit // 10)  # noqa: S311 - workers must not all be replaced at once
-                counted = Counted(app, limit, lambda: self._tell(SUCCESSOR), self._ending)
+                counted = Counted(app, limit, lambda: tell(self._channel, SUCCESSOR), self._ending)
                 async with anyio.create_task_group() as serving:
                     serving.start_soon(self._serve, counted)
             group.cancel_scope.cancel()
@@ -106,15 +105,6 @@ class Worker:
         """Run Hypercorn, in a task of its own: its task group leaves a mark of cancellation on the one it ran in."""
         serve = hypercorn.trio.serve if self._settings.loop == "trio" else hypercorn.asyncio.serve
         await serve(cast("Any", app), self._config, shutdown_trigger=self._until_told)
-
-    def _tell(self, word: bytes) -> None:
-        with suppress(OSError):  # a full or closed channel: the master is busy, or gone and we learn it by reading
-            self._channel.send(word)
-
-    async def _beat(self) -> None:
-        while True:
-            self._tell(BEAT)
-            await anyio.sleep(BEAT_SECONDS)
 
     async def _obey(self) -> None:
         """Follow the master's orders; the end of the channel is the end of the master, and ours."""
@@ -152,7 +142,7 @@ class Worker:
 
     async def _until_told(self) -> None:
         """Hypercorn calls it once it accepts, and stops when it returns: here is the whole way out."""
-        self._tell(READY)
+        tell(self._channel, READY)
         await self._leave.wait()
         self._config.closing = True
         await anyio.sleep(ACCEPT_SECONDS)

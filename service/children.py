@@ -22,14 +22,14 @@ FREE_TRIES = 2  # a kill, and a second one at once, are no loop
 FIRST_DELAY = 0.2
 LONGEST_DELAY = 15.0  # someone mends the cause meanwhile and should not have to wait longer than this
 
-# What passes between the master and an API worker, one byte each.
+# What passes between the master and a worker, one byte each.
 READY, BEAT, SUCCESSOR = b"R", b".", b"S"  # from the worker
-DRAIN, RETIRE, STOP = b"d", b"r", b"s"  # from the master
+DRAIN, RETIRE, STOP = b"d", b"r", b"s"  # from the master, to an API worker
 
 
 @dataclass(slots=True, eq=False)
 class Child:
-    """A running process of ours; `channel` is there for API workers only."""
+    """A running process of ours; `channel` is there for workers, and those that `obey` take orders over it."""
 
     name: str
     pid: int
@@ -38,10 +38,11 @@ class Child:
     channel: socket.socket | None = None
     ready: bool = False
     deadline: float | None = None
+    obeys: bool = False
 
     def tell(self, order: bytes) -> None:
         """Send one order; a worker that is gone or does not read loses it, its deadline settles the rest."""
-        if self.channel is not None:
+        if self.obeys and self.channel is not None:
             with suppress(OSError):
                 self.channel.send(order)
 
@@ -78,8 +79,9 @@ class Pace:
 class Post:
     """One process to keep running: how to start it, and when it stops relative to the others.
 
-    Posts of a lower tier stop first. `ends` is the signal that asks for a stop (API workers are asked over their
-    channel), `grace` the seconds that they get for it. `renew` posts are replaced when new code or settings arrive.
+    Posts of a lower tier stop first. `ends` is the signal that asks for a stop (children that obey are asked over
+    their channel), `grace` the seconds that they get for it. `renew` posts are replaced when new code
+    or settings arrive; nobody is told that all is ready before an `awaited` post is.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Post:
     grace: float
     ends: int = signal.SIGTERM
     renew: bool = True
+    awaited: bool = True
     pace: Pace = field(default_factory=Pace)
     child: Child | None = None
     successor: Child | None = None
@@ -96,10 +99,10 @@ class Post:
     def stop(self, child: Child, now: float, order: bytes = STOP) -> None:
         """Ask one child of this post to end, and set the time at which it will be made to."""
         child.deadline = now + self.grace
-        if child.channel is None:
-            child.signal(self.ends)
-        else:
+        if child.obeys and child.channel is not None:
             child.tell(order)
+        else:
+            child.signal(self.ends)
 
 
 def fork(body: Callable[[], int]) -> int:

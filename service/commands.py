@@ -70,14 +70,16 @@ def serve(_words: argparse.Namespace) -> int:
     tracing = choose(os.environ)
     logs.configure(settings, "master", threaded=False)
     servers = resolve(settings)
-    with starting(taken):
+    with starting(taken) as terminal:
         if taken is None:
             look(database_url=servers.database_url, redis_url=servers.redis_url)
             migrated(servers.database_url)
         listener = listener_for(settings, taken)
         posts = api_posts(settings, listener, api(settings, servers, code_keys(settings), tracing))
     with pid_file(settings.data_dir):
-        return supervise(settings, posts, listener, trial=vestibule(*TRIAL), announce=_serving, taken=taken)
+        return supervise(
+            settings, posts, listener, trial=vestibule(*TRIAL), announce=_serving, terminal=terminal, taken=taken
+        )
 
 
 def api(
@@ -101,6 +103,7 @@ def api(
 def worker(words: argparse.Namespace) -> int:
     """Run one mail worker; under a master its servers may be away for a while."""
     from service.mailer.worker import run  # noqa: PLC0415 - as above
+    from service.pulse import inherited  # noqa: PLC0415 - as above
     from service.reachable import look, migrated  # noqa: PLC0415 - as above
     from service.servers import resolve  # noqa: PLC0415 - as above
 
@@ -110,7 +113,7 @@ def worker(words: argparse.Namespace) -> int:
     if not words.supervised:
         look(database_url=servers.database_url, redis_url=servers.redis_url, mail_url=servers.mail_url)
         migrated(servers.database_url)
-    run(settings, servers, tracing)
+    run(settings, servers, tracing, inherited(os.environ))
     return 0
 
 

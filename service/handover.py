@@ -1,4 +1,4 @@
-"""Carries listening socket, claim and running children through the master's exec of its own new code."""
+"""Carries listening socket, claim, terminal and running children through the master's exec of its own new code."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Handover:
     bind: str
     listener: socket.socket
     claim: int | None = None
+    terminal: int | None = None
     children: list[Child] = field(default_factory=list)
 
 
@@ -39,9 +40,11 @@ def take(environment: MutableMapping[str, str]) -> Handover | None:
         return None
     now = time.monotonic()
     children = [_child(one, now) for one in told["children"]]
-    if told["claim"] is not None:
-        os.set_inheritable(told["claim"], False)  # noqa: FBT003 - the library's signature
-    return Handover(told["bind"], _socket(told["listener"]), told["claim"], children)
+    claim, terminal = told["claim"], told.get("terminal")
+    for descriptor in (claim, terminal):
+        if descriptor is not None:
+            os.set_inheritable(descriptor, False)  # noqa: FBT003 - the library's signature
+    return Handover(told["bind"], _socket(told["listener"]), claim, terminal, children)
 
 
 def execute(handover: Handover, argv: Sequence[str]) -> NoReturn:
@@ -51,6 +54,7 @@ def execute(handover: Handover, argv: Sequence[str]) -> NoReturn:
         "bind": handover.bind,
         "listener": handover.listener.fileno(),
         "claim": handover.claim,
+        "terminal": handover.terminal,
         "children": [
             {
                 "name": child.name,
@@ -59,12 +63,13 @@ def execute(handover: Handover, argv: Sequence[str]) -> NoReturn:
                 "channel": None if child.channel is None else child.channel.fileno(),
                 "leaving": child.deadline is not None,
                 "ready": child.ready,
+                "obeys": child.obeys,
             }
             for child in handover.children
         ],
     }
     kept = [handover.listener.fileno(), *(child.channel.fileno() for child in handover.children if child.channel)]
-    kept += [] if handover.claim is None else [handover.claim]
+    kept += [descriptor for descriptor in (handover.claim, handover.terminal) if descriptor is not None]
     for descriptor in kept:
         os.set_inheritable(descriptor, True)  # noqa: FBT003 - the library's signature
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
@@ -87,4 +92,5 @@ def _child(told: dict[str, Any], now: float) -> Child:
     channel = None if told["channel"] is None else _socket(told["channel"])
     child = Child(told["name"], told["pid"], now - told["age"], now, channel, told["ready"])
     child.deadline = now if told["leaving"] else None
+    child.obeys = told.get("obeys", channel is not None)
     return child

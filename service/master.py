@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from service.children import Child, Post
+    from service.terminal import Terminal
 
 TRIAL_SECONDS = 120.0  # a migration may wait a minute for another one
 TICK = 0.2  # the clock of time-outs and of delayed starts; signals and messages wake the master at once
@@ -46,7 +47,8 @@ class Master:
     """Runs posts until SIGTERM or SIGINT; `run` returns the exit code after the last child has ended.
 
     SIGHUP tries the new code and takes it, through `renewal`; the listening socket and the children go with it.
-    `announce` is called once, when every post has a child that is ready.
+    With the `terminal` lost it is a stop as well.
+    `announce` is called once, when every awaited post has a child that is ready.
     """
 
     def __init__(  # noqa: PLR0913 - what a master needs; half of it by name
@@ -57,6 +59,7 @@ class Master:
         *,
         drain: float,
         announce: Callable[[], None],
+        terminal: Terminal,
         strangers: Sequence[Child] = (),
     ) -> None:
         self._selector = selectors.DefaultSelector()
@@ -65,6 +68,7 @@ class Master:
         self._renewal = renewal
         self._drain = drain
         self._announce: Callable[[], None] | None = announce
+        self._terminal = terminal
         self._trial: int | None = None
         self._trial_ends = 0.0
         self._again = False  # asked to reload while a trial was running
@@ -82,7 +86,15 @@ class Master:
             signal.signal(number, lambda *_: None)
         self._selector.register(self._inward, selectors.EVENT_READ, self._signalled)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        try:
+            self._keep()
+        finally:
+            signal.set_wakeup_fd(-1)  # a late signal must not be written to what our sockets' numbers mean then
+        return 0
+
+    def _keep(self) -> None:
         while not self._stopped(time.monotonic()):
+            self._terminal.look()
             self._roster.fill(time.monotonic())
             for key, _ in self._selector.select(TICK):
                 key.data()
@@ -93,13 +105,12 @@ class Master:
             if self._announce is not None and self._closes_at is None and self._roster.complete():
                 announce, self._announce = self._announce, None
                 announce()
-        return 0
 
     def _signalled(self) -> None:
         for number in self._inward.recv(4096):
-            if number == signal.SIGHUP:
+            if number == signal.SIGHUP and not self._terminal.look():
                 self._reload()
-            elif number in {signal.SIGTERM, signal.SIGINT} and self._closes_at is None:
+            elif number != signal.SIGCHLD and self._closes_at is None:
                 self._closes_at = time.monotonic() + self._drain
                 logger.info("stopping", signal=signal.Signals(number).name, drain_seconds=self._drain)
                 self._roster.drain()

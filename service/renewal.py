@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from service.children import Child
+    from service.terminal import Terminal
 
 REFUSAL_BYTES = 1000  # a trial says one line
 
@@ -24,10 +25,11 @@ REFUSAL_BYTES = 1000  # a trial says one line
 class Renewal:
     """Takes the command line of a trial, and what has to survive besides the children."""
 
-    def __init__(self, trial: Sequence[str], bind: str, claim: int | None) -> None:
+    def __init__(self, trial: Sequence[str], bind: str, claim: int | None, terminal: Terminal) -> None:
         self._trial = trial  # a whole command line
         self._bind = bind
         self._claim = claim
+        self._terminal = terminal
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - kept for the life of the master
 
     def check(self) -> int:
@@ -53,6 +55,6 @@ class Renewal:
         """Execute this program anew in this process; returns, after a line in the log, only if that is impossible."""
         try:
             argv = [sys.executable, *sys.orig_argv[1:]]
-            execute(Handover(self._bind, listener, self._claim, list(children)), argv)
+            execute(Handover(self._bind, listener, self._claim, self._terminal.descriptor, list(children)), argv)
         except OSError as error:
             logger.error("reload failed, the old code goes on", reason=error.strerror)

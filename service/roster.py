@@ -48,9 +48,9 @@ class Roster:
         yield from (child for _, child in self._leaving)
 
     def complete(self) -> bool:
-        """Return whether every post has a child that is ready, and none is about to be replaced."""
+        """Return whether every post has its child, ready where it is awaited, and none is about to be replaced."""
         settled = not self._rolling and all(post.successor is None for post in self._posts)
-        return settled and all(post.child is not None and post.child.ready for post in self._posts)
+        return settled and all(post.child and (post.child.ready or not post.awaited) for post in self._posts)
 
     def fill(self, now: float) -> None:
         """Start what is missing and due, and the next successor if none is on its way."""
@@ -67,7 +67,9 @@ class Roster:
                 continue  # whoever is started next is new anyway
             if post.due <= now:
                 post.successor = self._start(post)
-                if post.successor is not None and post.successor.channel is None:
+                if post.successor is None:
+                    self._rolling.append(post)
+                elif post.successor.channel is None:
                     self._succeed(post)
                 return
             self._rolling.append(post)
@@ -77,7 +79,6 @@ class Roster:
             child = post.start()
         except Exception as error:  # noqa: BLE001 - a machine out of memory or disk must not take the master down
             post.due = time.monotonic() + post.pace.fell(0.0)
-            self._rolling.append(post)
             logger.error("cannot start", child=post.name, reason=f"{type(error).__name__}: {error}")
             return None
         self._watch(child)

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from loguru import logger
 
 from service.asgi import LEAVE_SECONDS, serve_worker
-from service.children import Child, Post, fork
+from service.children import Child, Post, command, fork
 from service.listener import CannotStart, address_of, forget, open_listener
 from service.master import Master
+from service.pulse import lend
 from service.renewal import Renewal
+from service.terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -32,15 +34,18 @@ SPARE_SECONDS = 5.0  # beyond the grace: actors drain, metrics are flushed
 
 
 @contextmanager
-def starting(taken: Handover | None) -> Iterator[None]:
-    """Until the master runs, SIGTERM ends the start as Ctrl-C does, by KeyboardInterrupt, and SIGHUP is ignored.
+def starting(taken: Handover | None) -> Iterator[Terminal]:
+    """Until the master runs, SIGTERM and a terminal that closes end the start as Ctrl-C does, by KeyboardInterrupt.
 
-    After a reload all signals wait until the master listens to them.
+    Gives the terminal that we were started on. After a reload all signals wait until the master listens to them.
     """
-    if taken is None:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    yield
+    if taken is not None:
+        yield Terminal(taken.terminal)
+        return
+    terminal = Terminal.controlling()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, terminal.interrupt)
+    yield terminal
 
 
 def listener_for(settings: Settings, taken: Handover | None) -> socket.socket:
@@ -78,6 +83,7 @@ def supervise(  # noqa: PLR0913 - what differs between the commands, by name
     *,
     trial: Sequence[str],
     announce: Callable[[str], None],
+    terminal: Terminal,
     claim: int | None = None,
     taken: Handover | None = None,
 ) -> int:
@@ -97,9 +103,10 @@ def supervise(  # noqa: PLR0913 - what differs between the commands, by name
     master = Master(
         posts,
         listener,
-        Renewal(trial, settings.bind, claim),
+        Renewal(trial, settings.bind, claim, terminal),
         drain=settings.drain_seconds,
         announce=(lambda: announce(address_of(listener))) if taken is None else (lambda: logger.info("reloaded")),
+        terminal=terminal,
         strangers=strangers,
     )
     gc.collect()
@@ -108,14 +115,30 @@ def supervise(  # noqa: PLR0913 - what differs between the commands, by name
 
 
 def _fork_worker(name: str, settings: Settings, listener: socket.socket, build: Callable[[str], Build]) -> Child:
+    def body(channel: socket.socket) -> int:
+        _keep_only(listener.fileno(), channel.fileno())
+        return serve_worker(settings, name, listener, channel, build(name))
+
+    child = _with_channel(name, body)
+    child.obeys = True
+    return child
+
+
+def execute_worker(name: str, argv: Sequence[str]) -> Child:
+    """Start a command that beats over the channel that it inherits (`pulse.inherited`); signals tell it to end."""
+    become = command(argv)
+
+    def body(channel: socket.socket) -> int:
+        lend(channel, os.environ)
+        return become()
+
+    return _with_channel(name, body)
+
+
+def _with_channel(name: str, body: Callable[[socket.socket], int]) -> Child:
     ours, theirs = socket.socketpair()
-
-    def body() -> int:
-        _keep_only(listener.fileno(), theirs.fileno())
-        return serve_worker(settings, name, listener, theirs, build(name))
-
     try:
-        pid = fork(body)
+        pid = fork(lambda: body(theirs))
     except BaseException:
         ours.close()
         raise

@@ -13,13 +13,13 @@ from loguru import logger
 
 from service import handover, logs
 from service.adapters.postgres_migrations import migrate
-from service.children import Child, Post, command, fork, vestibule
+from service.children import Child, Post, vestibule
 from service.commands import TRIAL, api, checked
 from service.embedded import data_dir, launcher
 from service.pid_file import pid_file
 from service.reachable import look
 from service.servers import announce, code_keys, embedded, gather, withdraw
-from service.supervise import MAIL, SERVERS, api_posts, listener_for, starting, supervise
+from service.supervise import MAIL, SERVERS, api_posts, execute_worker, listener_for, starting, supervise
 from service.tracing.choice import choose
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from service.embedded.launcher import ServerProcess
     from service.settings import Settings
 
+AGAIN_SECONDS = 0.1  # for the remains of a killed server: the master looks after others, and comes back
 SERVER_GRACE_SECONDS = 15.0  # for a last checkpoint; killed later, they recover at the next start
 PAGES = {"sign-up page": "/", "API": "/docs", "mails": "/dev/mail", "dashboard": "/ops", "metrics": "/metrics"}
 
@@ -39,7 +40,7 @@ def up(_words: argparse.Namespace) -> int:
     settings = checked()
     tracing = choose(os.environ)
     logs.configure(settings, "master", threaded=False)
-    with starting(taken), ExitStack() as undo:
+    with starting(taken) as terminal, ExitStack() as undo:
         claim = _claim(settings, taken)
         listener = listener_for(settings, taken)
         servers = embedded(settings)
@@ -64,6 +65,7 @@ def up(_words: argparse.Namespace) -> int:
                 listener,
                 trial=vestibule(*TRIAL, "--migrate"),
                 announce=partial(_guide, settings),
+                terminal=terminal,
                 claim=claim,
                 taken=taken,
             )
@@ -78,7 +80,7 @@ def _claim(settings: Settings, taken: handover.Handover | None) -> int:
 def _start(servers: Sequence[ServerProcess], posts: Sequence[Post], undo: ExitStack) -> None:
     """Start the servers; what was started is stopped again, in the reverse order, if a later step fails."""
     for server, post in zip(servers, posts, strict=True):
-        post.child = post.start()
+        post.child = _started(server, server.start())
         undo.callback(_stop_if_running, post, server)
 
 
@@ -96,20 +98,19 @@ def _stop_if_running(post: Post, server: ServerProcess) -> None:
 
 def _server_post(server: ServerProcess, tier: int) -> Post:
     def start() -> Child:
-        pid, now = server.start(), time.monotonic()
-        return Child(server.name, pid, now, now, ready=True)
+        return _started(server, server.start(AGAIN_SECONDS))
 
     return Post(server.name, tier, start, SERVER_GRACE_SECONDS, ends=server.stop_signal, renew=False)
 
 
+def _started(server: ServerProcess, pid: int) -> Child:
+    now = time.monotonic()
+    return Child(server.name, pid, now, now, ready=True)
+
+
 def _mail_post(number: int, settings: Settings) -> Post:
-    name = f"mail-{number}"
-
-    def start() -> Child:
-        now = time.monotonic()
-        return Child(name, fork(command(vestibule("worker", "--supervised"))), now, now)
-
-    return Post(name, MAIL, start, settings.grace_seconds)
+    name, words = f"mail-{number}", vestibule("worker", "--supervised")
+    return Post(name, MAIL, lambda: execute_worker(name, words), settings.grace_seconds, awaited=False)
 
 
 def _url(settings: Settings, name: str) -> str | None:

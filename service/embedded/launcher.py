@@ -67,10 +67,13 @@ class ServerProcess(ABC):
             said = self.log.read_bytes()[self._log_begins :]
         return last_words(said.decode(errors="replace")) or f"see {self.log}"
 
-    def start(self) -> int:
-        """Start it and return its pid; raises BadEnvironment. From the main thread: it dies with the caller's."""
+    def start(self, patience: float = LOCK_PATIENCE) -> int:
+        """Start it and return its pid; raises BadEnvironment. From the main thread: it dies with the caller's.
+
+        What a killed server has left is ended, and waited for so many seconds.
+        """
         self.data_dir = folders.ensure(self.data_dir)
-        lock = self._lock()
+        lock = self._lock(patience)
         try:
             with one_line(self.data_dir):
                 output = self._open_log()
@@ -106,10 +109,10 @@ class ServerProcess(ABC):
             os.ftruncate(descriptor, 0)
         return descriptor
 
-    def _lock(self) -> int:
+    def _lock(self, patience: float) -> int:
         with one_line(self.data_dir):
             lock = os.open(self.data_dir / f"{self.name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        deadline = time.monotonic() + LOCK_PATIENCE
+        deadline = time.monotonic() + patience
         while not folders.locked(lock):
             if time.monotonic() > deadline:
                 os.close(lock)

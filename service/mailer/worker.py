@@ -24,6 +24,7 @@ from service.adapters.postgres_outbox import PostgresOutbox
 from service.mailer.broker import Listener, wakeup_broker
 from service.mailer.postman import open_postman
 from service.mailer.tasks import register
+from service.pulse import beating
 from service.servers import code_keys
 from service.traceparent import trace_id
 from service.tracing.tracing import untraced
@@ -44,18 +45,21 @@ SENDS = 16  # at once: mail servers take half a second and more for a mail, this
 CHANCE = random.SystemRandom().random
 
 
-def run(settings: Settings, servers: Servers, tracing: Opening = untraced) -> None:
+def run(
+    settings: Settings, servers: Servers, tracing: Opening = untraced, channel: socket.socket | None = None
+) -> None:
     """Deliver owed mails until SIGTERM or SIGINT, then finish the sends that run, within the grace, and return.
 
-    Outlives the absence of every server. Raises BadSettings, before anything is opened, for settings that could
-    make no mail.
+    Outlives the absence of every server, and beats over the channel to its master. Raises BadSettings, before
+    anything is opened, for settings that could make no mail.
     """
     postman = open_postman(settings, servers.mail_url)
     keyring = Keyring(code_keys(settings), settings.code_digits)
     writer = logs.configure(settings, "mail")
     options = {"use_uvloop": settings.loop != "asyncio"}  # Taskiq knows no other loop than asyncio's
     try:
-        anyio.run(_work, settings, servers, keyring, postman, tracing, backend="asyncio", backend_options=options)
+        work = partial(_work, settings, servers, keyring, postman, tracing)
+        anyio.run(beating, channel, work, backend="asyncio", backend_options=options)
     finally:
         writer.stop()
 

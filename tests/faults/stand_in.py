@@ -1,7 +1,8 @@
 """A service without servers, under the real master and the real worker: `python stand_in.py vestibule serve`.
 
-GET / answers with the worker's pid and the version, /slow after 2 s, /readyz with 503 while draining; /stuck blocks
-the loop and /crash fails what runs beside the app. `check` among the arguments plays the trial of a reload.
+GET / answers with the worker's pid and the version, /slow once the file `go` is there, /readyz with 503 while draining;
+/stuck blocks the loop and /crash fails what runs beside the app. `check` among the arguments plays the trial of a
+reload. No worker gets ready while the version is `slow`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from service import logs
 from service.children import Child, Post, command, fork
 from service.handover import take
 from service.settings import BadSettings, read
-from service.supervise import MAIL, api_posts, listener_for, supervise
+from service.supervise import MAIL, api_posts, listener_for, starting, supervise
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -29,13 +30,17 @@ if TYPE_CHECKING:
     Send = Callable[[Message], Awaitable[None]]
 
 
+FOLDER = Path(os.environ["STAND_IN_FOLDER"])  # where tests leave their wishes
+LOOK_SECONDS = 0.02
+
+
 class App:
     """The smallest ASGI app that shows what the tests need to see."""
 
     def __init__(self) -> None:
         self.draining = False
         self.crashed = anyio.Event()
-        self.version = Path(os.environ["STAND_IN_VERSION"]).read_text(encoding="utf-8").strip()
+        self.version = _version()
 
     def drain(self) -> None:
         """Answer 503 to /readyz from now on."""
@@ -49,7 +54,8 @@ class App:
         status = 200
         match scope["path"]:
             case "/slow":
-                await anyio.sleep(2)
+                _say("slow")
+                await _until(FOLDER.joinpath("go").exists)
             case "/readyz":
                 status = 503 if self.draining else 200
             case "/stuck":
@@ -60,6 +66,15 @@ class App:
         headers = [(b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+
+def _version() -> str:
+    return FOLDER.joinpath("version").read_text(encoding="utf-8").strip()
+
+
+async def _until(true: Callable[[], bool]) -> None:
+    while not true():  # noqa: ASYNC110 - a file of another process tells no event
+        await anyio.sleep(LOOK_SECONDS)
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:
@@ -80,6 +95,7 @@ def build(_name: str) -> Callable[[], Any]:
 
     @asynccontextmanager
     async def context() -> AsyncIterator[tuple[App, Callable[[], None]]]:
+        await _until(lambda: _version() != "slow")
         app = App()
         if app.version == "broken":
             raise RuntimeError(app.version)
@@ -113,7 +129,8 @@ def main() -> int:
         return 0
     taken = take(os.environ)
     logs.configure(settings, "master", threaded=False)
-    listener = listener_for(settings, taken)
+    with starting(taken) as terminal:
+        listener = listener_for(settings, taken)
     posts = api_posts(settings, listener, build)
     if "sleeper" in sys.argv:
         posts.append(sleeper())
@@ -123,6 +140,7 @@ def main() -> int:
         listener,
         trial=[sys.executable, __file__, "check"],
         announce=lambda address: _say(f"ready {address}"),
+        terminal=terminal,
         taken=taken,
     )
 

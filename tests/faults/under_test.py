@@ -68,7 +68,7 @@ def running(folder: Path, port: int, *arguments: str, loop: str = "uvloop", **se
     version.write_text("v1", encoding="utf-8")
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("VESTIBULE_")},
-        "STAND_IN_VERSION": str(version),
+        "STAND_IN_FOLDER": str(folder),
         "VESTIBULE_BIND": f"127.0.0.1:{port}",
         "VESTIBULE_WORKERS": "2",
         "VESTIBULE_LOOP": loop,
