@@ -28,14 +28,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skipif(CHROMIUM is None, reason=MISSING))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def developers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """Give a service as on a developer's machine, under uvloop."""
     with open_place(tmp_path_factory.mktemp("open")) as place:
         yield place
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """Give a service with an operators' token and a mail server, under trio."""
     with guarded_place(tmp_path_factory.mktemp("guarded"), "trio") as place:

@@ -96,6 +96,18 @@ def test_the_token_opens_a_session_that_scripts_cannot_read(tab: Page, guarded: 
     assert tab.context.cookies() == []
 
 
+def test_signing_in_needs_no_script(launched: Browser, guarded: Place) -> None:
+    """The form works by itself: the browser sends it, follows to the dashboard, and can sign out again."""
+    context = context_of(launched, java_script_enabled=False)
+    page = context.new_page()
+    sign_in(page, guarded.url, TOKEN)
+    expect(page.get_by_role("heading", name="Routes")).to_be_visible()
+    page.get_by_role("button", name="Sign out").click()
+    page.wait_for_url(f"{guarded.url}/ops/session")
+    assert context.cookies() == []
+    context.close()
+
+
 def test_a_wrong_token_is_refused_and_cannot_be_tried_for_long(tab: Page, guarded: Place) -> None:
     """The sentence stands at the field; after as many wrong ones as the limit allows, even the right one must wait."""
     tab.context.clear_cookies()
