@@ -63,6 +63,13 @@ async def test_one_line_of_log_per_answer(app: Quart, lines: list[dict[str, Any]
     assert line == {"template": "request", "request_id": "mine", "route": "POST /api/v1/users/register", "status": 201}
 
 
+async def test_the_line_names_the_callers_trace(app: Quart, lines: list[dict[str, Any]]) -> None:
+    """With a trace context of the caller the line has the trace id, with traces off too."""
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    await call(app, "GET", "/livez", [(b"traceparent", f"00-{trace}-00f067aa0ba902b7-01".encode())])
+    assert [line["trace_id"] for line in lines] == [trace]
+
+
 async def test_a_crash_is_logged_without_its_text(
     app: Quart, service: FakeService, lines: list[dict[str, Any]]
 ) -> None:
