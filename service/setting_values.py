@@ -131,6 +131,13 @@ def sender(text: str) -> str:
     return text
 
 
+def token(text: str) -> SecretStr:
+    """Read a secret that a Bearer header can carry (RFC 6750): visible ASCII, no blanks; raises ValueError."""
+    if not all("!" <= character <= "~" for character in text):
+        raise ValueError("must be visible ASCII characters without blanks; make one with: openssl rand -hex 24")
+    return SecretStr(text)
+
+
 def is_loopback(bind: str) -> bool:
     """Whether only this machine can reach the listener; a name other than `localhost` may lead anywhere."""
     host = bind.rpartition(":")[0].strip("[]")
@@ -174,6 +181,7 @@ Origins = Annotated[tuple[str, ...], of_text(origins)]
 CodeLimits = Annotated[tuple[Rule, ...], of_text(rules)]
 Bind = Annotated[str, of_text(listener)]
 Sender = Annotated[str, of_text(sender)]
+Token = Annotated[SecretStr, of_text(token)]
 WebAddress = Annotated[str, of_text(web_address)]
 DatabaseUrl = Annotated[SecretStr, server_url("postgresql", "postgres")]
 RedisUrl = Annotated[SecretStr, server_url("redis", "rediss", "unix")]

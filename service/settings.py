@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from actors.domain.windows import Rule
 from service.setting_values import (
@@ -20,6 +20,7 @@ from service.setting_values import (
     Origins,
     RedisUrl,
     Sender,
+    Token,
     WebAddress,
     is_loopback,
     limit,
@@ -83,7 +84,7 @@ class Settings(BaseModel):
     trusted_proxies: Networks = ()
     cors_origins: Origins = ()
     enumeration: Literal["open", "strict"] = "open"
-    ops_token: SecretStr | None = None
+    ops_token: Token | None = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "text"] = "json"
 

@@ -140,3 +140,11 @@ def test_a_servers_url_is_known_by_its_scheme(name: str, schemes: str, text: str
     line = fault(**{name: text})
     assert schemes in line
     assert SECRET not in line
+
+
+@pytest.mark.parametrize("token", ["two words", "tab\there", "sch\u00f6n", "line\nbreak"])
+def test_a_token_that_no_bearer_header_can_carry_is_refused_unshown(token: str) -> None:
+    """Nobody could ever present it; the line tells how to make one and does not repeat it."""
+    line = fault(OPS_TOKEN=token)
+    assert line.startswith("VESTIBULE_OPS_TOKEN: must be visible ASCII")
+    assert token not in line
