@@ -56,14 +56,17 @@ CREATE FUNCTION take_address(
 DECLARE
     shared shared_addresses;
     holder users;
+    vacant boolean;
+    room boolean;
     owed text := 'silent';
 BEGIN
     SELECT * INTO shared FROM shared_addresses a WHERE a.email_key = address;
     SELECT * INTO holder FROM users u WHERE u.email_key = address FOR UPDATE;
-    IF (holder.id IS NULL OR holder.id = taker OR is_vacant(holder, attempts, now()))
-       AND codes_free_at(shared.codes_sent, limits, seconds) <= now() THEN
+    vacant := is_vacant(holder, attempts, now());  -- both are found out whatever the other says: it takes the same time
+    room := codes_free_at(shared.codes_sent, limits, seconds) <= now();
+    IF room AND (holder.id IS NULL OR holder.id = taker OR vacant) THEN
         owed := 'code';
-    ELSIF telling AND holder.id IS DISTINCT FROM taker AND NOT is_vacant(holder, attempts, now())
+    ELSIF telling AND holder.id IS DISTINCT FROM taker AND NOT vacant
           AND coalesce(shared.noticed_at <= now() - interval '1 day', true) THEN
         owed := 'notice';
     END IF;
