@@ -36,6 +36,7 @@ def outage(service: Site, fault: str, begin: Callable[[], None], end: Callable[[
             later += refused(clients, waiting)
             assert clients.ask("GET", "/livez").status == 200
             assert clients.ask("GET", "/readyz").status == 503
+            assert clients.ask("GET", "/api/v1/health").body["status"] == "down"
     finally:
         end()
     for answer in [*first, *later]:
