@@ -53,8 +53,10 @@ def test_a_request_that_is_served_is_not_ended_for_its_place(tmp_path: Path) -> 
     """Only idle connections make room."""
     with few_files(), running(tmp_path, PORTS["uvloop"] + 2) as service, ExitStack() as crowd:
         busy = [crowd.enter_context(talk(service.port, get("/slow"))) for _ in range(10)]
+        wait_for(lambda: service.said().count("slow") == 10, "all of them are being served")
         for _ in range(200):
             crowd.enter_context(talk(service.port))
+        (tmp_path / "go").touch()
         assert [one.hear().status for one in busy] == [200] * 10
 
 
