@@ -69,7 +69,7 @@ def test_other_errors_are_answers() -> None:
     assert not b.is_open
 
 
-async def test_a_good_probe_closes_it(autojump_clock: MockClock) -> None:  # noqa: ARG001 - sleeps cost nothing
+async def test_a_good_probe_closes_it(autojump_clock: MockClock) -> None:
     """Calls pass again after the first good probe, and the watcher is told of both changes."""
     b = breaker()
     probes: list[float] = []
@@ -95,7 +95,7 @@ async def test_a_good_probe_closes_it(autojump_clock: MockClock) -> None:  # noq
     assert pauses == pytest.approx([0.2, 0.4, 0.8, *[LONGEST_PAUSE_SECONDS] * 4])
 
 
-async def test_it_opens_again_after_it_closed(autojump_clock: MockClock) -> None:  # noqa: ARG001 - as above
+async def test_it_opens_again_after_it_closed(autojump_clock: MockClock) -> None:
     """A second outage is stopped, counted and ended as the first; refusals before the first are forgotten."""
     b = breaker()
 
@@ -117,7 +117,7 @@ async def test_it_opens_again_after_it_closed(autojump_clock: MockClock) -> None
         aside.cancel_scope.cancel()
 
 
-async def test_a_call_from_before_an_outage_opens_nothing_after_it(autojump_clock: MockClock) -> None:  # noqa: ARG001
+async def test_a_call_from_before_an_outage_opens_nothing_after_it(autojump_clock: MockClock) -> None:
     """A slow call's failure that arrives after the server is back counts for nothing."""
     b = breaker()
 
@@ -143,7 +143,7 @@ async def test_a_call_from_before_an_outage_opens_nothing_after_it(autojump_cloc
         aside.cancel_scope.cancel()
 
 
-async def test_a_probe_that_breaks_is_a_bug(autojump_clock: MockClock) -> None:  # noqa: ARG001 - as above
+async def test_a_probe_that_breaks_is_a_bug(autojump_clock: MockClock) -> None:
     """An error that the breaker does not know is raised by the prober and not taken for an outage."""
     b = breaker()
 

@@ -54,7 +54,7 @@ async def limiter(windows: FakeWindows, decisions: Decisions | None = None) -> A
         yield address
 
 
-async def test_it_answers_what_the_windows_decide(autojump_clock: MockClock) -> None:  # noqa: ARG001 - it leaps over the hour
+async def test_it_answers_what_the_windows_decide(autojump_clock: MockClock) -> None:
     """Three are admitted, the fourth is told to wait, and after that wait it is admitted."""
     async with limiter(FakeWindows(anyio.current_time)) as address:
         for _ in range(3):
