@@ -19,8 +19,10 @@ import psycopg
 from service.embedded.postgres import EmbeddedPostgres
 from tests.faults.chaos_clients import Crowd
 from tests.faults.chaos_monkey import SIGNS, MailServer, Monkey
-from tests.faults.outage import SETTINGS, Clients, free_port, running_up
+from tests.faults.clients import Clients
+from tests.faults.outage import SETTINGS, running_up
 from tests.faults.under_test import wait_for
+from tests.servers.ports import free_ports
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -68,8 +70,8 @@ def run(seed: int, registrations: int, seconds: float, folder: Path) -> Report:
     with ExitStack() as stack:
         enter = stack.enter_context
         mails, output, data = folder / "mails", folder / "output", folder / "data"
-        mail = enter(MailServer(free_port(), mails))
-        port = free_port()
+        mail = enter(MailServer(free_ports(1), mails))
+        port = free_ports(1)
         own = {"BIND": f"127.0.0.1:{port}", "DATA_DIR": str(data), "MAIL_URL": mail.url, "MAIL_WORKERS": "2"}
         service = enter(running_up(SETTINGS | OWN | own, output))
         wait_for(lambda: "runs on" in output.read_text(encoding="utf-8") or service.poll() is not None, "start", 30.0)

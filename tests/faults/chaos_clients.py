@@ -13,7 +13,7 @@ from uuid import uuid4
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.faults.outage import Answer, Clients
+    from tests.faults.clients import Answer, Clients
 
 REGISTRARS, ACTIVATORS = 24, 6
 PATIENCE_SECONDS = 90.0  # a client gives up then; no outage of a run lasts so long

@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-import base64
-import http.client
-import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from itertools import count
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import psutil
 
+from tests.faults.clients import Clients, new
 from tests.faults.under_test import patience, wait_for
 from tests.servers.own_postgres import OwnPostgres
 from tests.servers.own_redis import OwnRedis
+from tests.servers.ports import free_ports
 from tests.servers.proxy import Proxy
 from tests.servers.smtp import SmtpServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-PORTS = range(27000, 27900)
-SECRET = "correct horse battery"
+    from tests.faults.clients import Answer
+
 CODE = re.compile(r"^(\d{6})$", re.MULTILINE)
-NAMES = count(1)
 STEADY = 16  # registrations in a row that show that every worker is well: each takes one now and then
 SETTINGS = {
     "BCRYPT_COST": "4",
@@ -42,68 +38,6 @@ SETTINGS = {
     "RESEND_COOLDOWN_SECONDS": "0",
     "LOG_LEVEL": "INFO",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One answer: what it says and how long it took; status 0 is no answer at all."""
-
-    status: int
-    seconds: float
-    headers: dict[str, str] = field(default_factory=dict)
-    body: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def error(self) -> str:
-        """The problem's code."""
-        return str(self.body.get("error", ""))
-
-
-@dataclass
-class Clients:
-    """Asks one service, each call over a connection of its own."""
-
-    port: int
-    timeout: float = 15.0
-
-    def ask(self, method: str, path: str, body: object = None, **headers: str) -> Answer:
-        """Ask once, from an address that nobody else has, and never raise."""
-        began, number = time.monotonic(), next(NAMES)
-        source = (f"127.{1 + number // 62500 % 250}.{1 + number // 250 % 250}.{1 + number % 250}", 0)
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.timeout, source_address=source)
-        content = None if body is None else json.dumps(body)
-        sent = {"Content-Type": "application/json"} if body is not None else {}
-        try:
-            connection.request(method, path, content, sent | {k.replace("_", "-"): v for k, v in headers.items()})
-            got = connection.getresponse()
-            raw, head = got.read(), {name.lower(): value for name, value in got.getheaders()}
-            is_json = "json" in head.get("content-type", "")
-            return Answer(got.status, time.monotonic() - began, head, json.loads(raw) if is_json else {})
-        except (OSError, http.client.HTTPException):
-            return Answer(0, time.monotonic() - began)
-        finally:
-            connection.close()
-
-    def register(self, name: str, **headers: str) -> Answer:
-        """Register NAME@example.com."""
-        body = {"email": f"{name}@example.com", "password": SECRET}
-        return self.ask("POST", "/api/v1/users/register", body, **headers)
-
-    def activate(self, name: str, code: str) -> Answer:
-        """Activate it."""
-        return self.ask("POST", "/api/v1/users/activate", {"activation_code": code}, **_basic(name))
-
-    def resend(self, name: str) -> Answer:
-        """Ask for another code."""
-        return self.ask("POST", "/api/v1/users/resend", **_basic(name))
-
-    def activation(self, name: str) -> Answer:
-        """Ask where the registration stands."""
-        return self.ask("GET", "/api/v1/users/activation", **_basic(name))
-
-    def ready(self) -> bool:
-        """Return whether /readyz answers 200."""
-        return self.ask("GET", "/readyz").status == 200
 
 
 @dataclass
@@ -174,11 +108,6 @@ def children(master: int) -> list[tuple[int, str]]:
     return found
 
 
-def new() -> str:
-    """Return a name that nobody has."""
-    return f"p{os.getpid()}-{next(NAMES)}"
-
-
 def told(**figures: object) -> None:
     """Print what was measured, for the table in docs/operations.md (`pytest -rP` shows it)."""
     shown = {name: f"{value:.2f}" if isinstance(value, float) else value for name, value in figures.items()}
@@ -235,7 +164,7 @@ def site(folder: Path, **settings: str) -> Iterator[Site]:
             enter(Proxy(Path(urlsplit(redis.url).path))),
             enter(Proxy(smtp.port)),
         )
-        port, output = free_port(), folder / "output"
+        port, output = free_ports(1), folder / "output"
         own = (
             SETTINGS
             | settings
@@ -277,21 +206,7 @@ def running_up(settings: dict[str, str], output: Path) -> Iterator[subprocess.Po
                 process.wait(10)
 
 
-def free_port() -> int:
-    """Return a port below those that the kernel gives to clients, which nobody listens on now."""
-    for port in range(PORTS[os.getpid() % len(PORTS)], 27999):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return port
-    raise AssertionError("no port is free")
-
-
 def _short(folder: Path, name: str) -> Path:
     made = folder / name
     made.mkdir()
     return made
-
-
-def _basic(name: str) -> dict[str, str]:
-    return {"Authorization": "Basic " + base64.b64encode(f"{name}@example.com:{SECRET}".encode()).decode()}

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from tests.faults.outage import new, passes, site, told
+from tests.faults.clients import new
+from tests.faults.outage import passes, site, told
 from tests.faults.under_test import patience, wait_for
 
 if TYPE_CHECKING:

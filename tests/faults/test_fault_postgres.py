@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from service.adapters.postgres_migrations import migrate
-from tests.faults.outage import at_once, load, new, passes, told
+from tests.faults.clients import new
+from tests.faults.outage import at_once, load, passes, told
 from tests.faults.under_test import patience, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.faults.outage import Answer, Clients, Site
+    from tests.faults.clients import Answer, Clients
+    from tests.faults.outage import Site
 
 AWAY_SECONDS = 2.0  # within which every answer comes while PostgreSQL is away
 BACK_SECONDS = 3.0  # within which everything works again after its return

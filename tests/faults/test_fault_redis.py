@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import redis
 
-from tests.faults.outage import load, new, told
+from tests.faults.clients import new
+from tests.faults.outage import load, told
 from tests.faults.under_test import patience, wait_for
 
 if TYPE_CHECKING:
