@@ -133,6 +133,7 @@ class Guard:
     """Ends a connection that failed, that does not take its answer, or that is idle when its place is needed."""
 
     config: Any
+    idle_task: Any
 
     async def run(self) -> None:
         """Serve the connection to its end, which is never an exception but for a cancellation."""
@@ -149,6 +150,10 @@ class Guard:
         if isinstance(event, Updated):
             self.config.used(self, idle=event.idle)
         await super().protocol_send(event)  # type: ignore[misc]  # as above
+
+    async def _read_data(self) -> None:
+        await super()._read_data()  # type: ignore[misc]  # as above
+        await self.idle_task.stop()  # the peer has left, and its next request is not waited for
 
     if TYPE_CHECKING:
 

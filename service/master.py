@@ -94,7 +94,7 @@ class Master:
 
     def _keep(self) -> None:
         while not self._stopped(time.monotonic()):
-            self._terminal.look()
+            self._terminal.look(time.monotonic())
             self._roster.fill(time.monotonic())
             for key, _ in self._selector.select(TICK):
                 key.data()
@@ -108,7 +108,7 @@ class Master:
 
     def _signalled(self) -> None:
         for number in self._inward.recv(4096):
-            if number == signal.SIGHUP and not self._terminal.look():
+            if number == signal.SIGHUP and not self._terminal.look(time.monotonic()):
                 self._reload()
             elif number != signal.SIGCHLD and self._closes_at is None:
                 self._closes_at = time.monotonic() + self._drain

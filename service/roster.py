@@ -171,7 +171,7 @@ class Roster:
             if late or silent:
                 logger.error("killed", child=child.name, pid=child.pid, reason="too late" if late else "silent")
                 child.kill()
-                child.deadline = now + STALL_SECONDS  # nothing but a stuck kernel needs it again
+                child.heard, child.deadline = now, now + STALL_SECONDS  # nothing but a stuck kernel needs it again
 
     def drain(self) -> None:
         """Tell everyone that the end is near, while they go on."""

@@ -32,7 +32,7 @@ class Terminal:
         except OSError:
             return cls(None)
 
-    def look(self) -> bool:
+    def look(self, now: float) -> bool:
         """Return whether the terminal has been lost a moment ago; call it now and then, so that moments are noticed."""
         if self.descriptor is None:
             return False
@@ -40,7 +40,6 @@ class Terminal:
         hung.register(self.descriptor, 0)  # nothing but the hang-up, which cannot be masked
         if not hung.poll(0):
             return False
-        now = time.monotonic()
         self._lost_at = now if self._lost_at is None else self._lost_at
         if now - self._lost_at <= FRESH_SECONDS:
             return True
@@ -50,5 +49,5 @@ class Terminal:
 
     def interrupt(self, *_: object) -> None:
         """Handle a SIGHUP during the start: raise KeyboardInterrupt if the terminal is lost, else do nothing."""
-        if self.look():
+        if self.look(time.monotonic()):
             raise KeyboardInterrupt

@@ -1,8 +1,8 @@
 """A service without servers, under the real master and the real worker: `python stand_in.py vestibule serve`.
 
-GET / answers with the worker's pid and the version, /slow once the file `go` is there, /readyz with 503 while draining;
-/stuck blocks the loop and /crash fails what runs beside the app. `check` among the arguments plays the trial of a
-reload. No worker gets ready while the version is `slow`.
+GET / answers with the worker's pid and the version, /late after a moment, /slow once the file `go` is there, /readyz
+with 503 while draining; /stuck blocks the loop and /crash fails what runs beside the app. No worker gets ready
+while the version is `slow`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import anyio
 from service import logs
 from service.children import Child, Post, command, fork
 from service.handover import take
-from service.settings import BadSettings, read
+from service.settings import read
 from service.supervise import MAIL, api_posts, listener_for, starting, supervise
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(os.environ["STAND_IN_FOLDER"])  # where tests leave their wishes
 LOOK_SECONDS = 0.02
+LATE_SECONDS = 0.2
 
 
 class App:
@@ -54,8 +55,10 @@ class App:
         status = 200
         match scope["path"]:
             case "/slow":
-                _say("slow")
+                _say(f"slow {os.getpid()}")
                 await _until(FOLDER.joinpath("go").exists)
+            case "/late":
+                await anyio.sleep(LATE_SECONDS)
             case "/readyz":
                 status = 503 if self.draining else 200
             case "/stuck":
@@ -108,37 +111,36 @@ def build(_name: str) -> Callable[[], Any]:
     return context
 
 
-def sleeper() -> Post:
-    """Return a post for a command that does nothing for long."""
+COMMANDS = {  # that do nothing for long; the stubborn one does not end when it is asked to
+    "sleeper": ["sleep", "1000"],
+    "stubborn": ["sh", "-c", "trap '' TERM; while :; do sleep 1000; done"],
+}
+
+
+def post(name: str) -> Post:
+    """Return a post for a command that may take a second to end."""
 
     def start() -> Child:
         now = time.monotonic()
-        return Child("sleeper", fork(command(["sleep", "1000"])), now, now)
+        return Child(name, fork(command(COMMANDS[name])), now, now)
 
-    return Post("sleeper", MAIL, start, grace=5.0)
+    return Post(name, MAIL, start, grace=1.0)
 
 
 def main() -> int:
-    """Play `serve`, or the trial."""
-    try:
-        settings = read(os.environ)
-    except BadSettings as error:
-        sys.stderr.write(f"vestibule: {error}\n")
-        return 2
-    if "check" in sys.argv:
-        return 0
+    """Play `serve`."""
+    settings = read(os.environ)
     taken = take(os.environ)
     logs.configure(settings, "master", threaded=False)
     with starting(taken) as terminal:
         listener = listener_for(settings, taken)
     posts = api_posts(settings, listener, build)
-    if "sleeper" in sys.argv:
-        posts.append(sleeper())
+    posts += [post(name) for name in COMMANDS if name in sys.argv]
     return supervise(
         settings,
         posts,
         listener,
-        trial=[sys.executable, __file__, "check"],
+        trial=[sys.executable, os.fspath(Path(__file__).with_name("stand_in_trial.py"))],
         announce=lambda address: _say(f"ready {address}"),
         terminal=terminal,
         taken=taken,

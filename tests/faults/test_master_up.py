@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import http.client
 import os
 import re
@@ -21,7 +22,6 @@ from tests.servers.ports import free_ports
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PORT = free_ports(12)
 ROLES = {
     "postgres": re.compile(r"/bin/postgres "),
     "redis": re.compile(r"valkey|redis-server"),
@@ -64,6 +64,10 @@ class Up:
         """Return the pids of the API workers."""
         return {one.pid for one in self.children() if "vestibule up" in " ".join(_words(one))}
 
+    def mail_workers(self) -> set[int]:
+        """Return the pids of the mail workers."""
+        return {one.pid for one in self.children() if "vestibule worker" in " ".join(_words(one))}
+
     def ready(self) -> bool:
         """Return whether /readyz answers 200."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=3)
@@ -102,19 +106,52 @@ def up(data_dir: Path, port: int) -> Iterator[Up]:
         process.wait(10)
 
 
-def test_servers_and_workers_that_are_killed_are_back_within_five_seconds(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """Give an `up`; a test heals what it hurts, and Ctrl-C must still end it in order."""
+    with up(tmp_path_factory.mktemp("up"), free_ports(1)) as running:
+        yield running
+        running.process.send_signal(signal.SIGINT)
+        assert running.process.wait(15) == 0
+
+
+def test_servers_and_workers_that_are_killed_are_back_within_five_seconds(one: Up) -> None:
     """Kill -9 of each child in turn: another takes its place and the service is ready again."""
-    with up(tmp_path, PORT) as one:
-        for role in ROLES:
-            old = one.child(role)
-            assert old, role
-            os.kill(old, signal.SIGKILL)
-            wait_for(lambda role=role, old=old: one.child(role) not in {0, old} and one.ready(), f"{role} is back", 5.0)  # type: ignore[misc]
+    for role in ROLES:
+        old = one.child(role)
+        assert old, role
+        os.kill(old, signal.SIGKILL)
+        wait_for(lambda role=role, old=old: one.child(role) not in {0, old} and one.ready(), f"{role} is back", 5.0)  # type: ignore[misc]
+
+
+def test_a_mail_worker_that_hangs_is_replaced(one: Up) -> None:
+    """SIGSTOP of the mail worker: it misses its beats, is killed and replaced within 10 s."""
+    old = one.child("mail worker")
+    wait_for(lambda: f'"pid":{old}}}' in one.output.read_text(encoding="utf-8"), "it has started")
+    os.kill(old, signal.SIGSTOP)
+    wait_for(lambda: one.child("mail worker") not in {0, old}, "another mail worker", 10.0)
+    assert '"reason":"silent"' in one.output.read_text(encoding="utf-8")
+
+
+def test_a_server_that_cannot_start_yet_holds_nobody_up(one: Up) -> None:
+    """The remains of a killed server are in its way for a while: a worker that is killed meanwhile is back in 2 s."""
+    postgres, worker = one.child("postgres"), min(one.workers())
+    with _suspended(one.process.pid), (one.data_dir / "postgres.lock").open("rb+") as lock:
+        os.kill(postgres, signal.SIGKILL)
+        wait_for(lambda: _locked(lock.fileno()), "its last process is gone")
+        os.kill(worker, signal.SIGKILL)
+        os.kill(one.process.pid, signal.SIGCONT)
+        wait_for(lambda: worker not in one.workers() and len(one.workers()) == 2, "another worker", 2.0)
+        began = time.monotonic()
+        wait_for(lambda: time.monotonic() - began > 1.0, "the lock is held for a while")
+        assert not one.child("postgres")
+    wait_for(lambda: one.child("postgres") and one.ready(), "PostgreSQL is back", 5.0)
 
 
 def test_a_stop_is_orderly_and_the_next_start_takes_less_than_five_seconds(tmp_path: Path) -> None:
     """SIGTERM ends API, mail, Redis, Postgres in that order with code 0 and leaves no file that speaks of a master."""
-    with up(tmp_path, PORT + 1) as one:
+    port = free_ports(1)
+    with up(tmp_path, port) as one:
         family = [child.pid for child in psutil.Process(one.process.pid).children(recursive=True)]
         one.process.terminate()
         assert one.process.wait(15) == 0
@@ -124,50 +161,48 @@ def test_a_stop_is_orderly_and_the_next_start_takes_less_than_five_seconds(tmp_p
         assert not (tmp_path / "vestibule.pid").exists()
         assert not (tmp_path / "servers.json").exists()
     began = time.monotonic()
-    with up(tmp_path, PORT + 1):
+    with up(tmp_path, port):
         assert time.monotonic() - began < patience(5.0)
 
 
 def test_nothing_survives_a_killed_master_and_the_next_start_works(tmp_path: Path) -> None:
     """Kill -9 of the master takes everything with it within 5 s, and leaves nothing that is in the way."""
-    with up(tmp_path, PORT + 2) as one:
+    port = free_ports(1)
+    with up(tmp_path, port) as one:
         family = [child.pid for child in psutil.Process(one.process.pid).children(recursive=True)]
         os.kill(one.process.pid, signal.SIGKILL)
         one.process.wait(5)
         wait_for(lambda: not any(alive(pid) for pid in family), "all are gone", 5.0)
-    with up(tmp_path, PORT + 2) as again:
+    with up(tmp_path, port) as again:
         assert again.ready()
 
 
-def test_reload_renews_the_workers_and_leaves_the_servers_alone(tmp_path: Path) -> None:
+def test_reload_renews_the_workers_and_leaves_the_servers_alone(one: Up) -> None:
     """`vestibule reload` replaces API and mail workers under the same master, and the service is ready throughout."""
-    with up(tmp_path, PORT + 3) as one:
-        workers, mail = one.workers(), one.child("mail worker")
-        servers = [one.child(role) for role in ("postgres", "redis", "catcher")]
-        asked = one.run("reload")
-        assert asked.returncode == 0, asked.stderr
-        wait_for(lambda: one.ready() and not workers & one.workers() and len(one.workers()) == 2, "new workers", 30)
-        wait_for(lambda: one.child("mail worker") not in {0, mail}, "a new mail worker", 20)
-        assert [one.child(role) for role in ("postgres", "redis", "catcher")] == servers
-        one.process.send_signal(signal.SIGINT)
-        assert one.process.wait(15) == 0
+    workers, mail = one.workers(), one.child("mail worker")
+    servers = [one.child(role) for role in ("postgres", "redis", "catcher")]
+    asked = one.run("reload")
+    assert asked.returncode == 0, asked.stderr
+    wait_for(lambda: one.ready() and not workers & one.workers() and len(one.workers()) == 2, "new workers", 30)
+    wait_for(lambda: mail not in one.mail_workers() and len(one.mail_workers()) == 1, "a new mail worker", 20)
+    assert [one.child(role) for role in ("postgres", "redis", "catcher")] == servers
 
 
-def test_other_commands_join_a_running_up_and_a_second_up_is_refused(tmp_path: Path) -> None:
+def test_other_commands_join_a_running_up_and_a_second_up_is_refused(one: Up) -> None:
     """Migrations and API workers find the servers of the `up` in DATA_DIR; another `up` there ends with one line."""
-    with up(tmp_path, PORT + 4) as one:
-        second = one.run("up", port=PORT + 5)
+    port = free_ports(1)
+    joined = subprocess.Popen(command("serve"), env=environment(one.data_dir, port), stdout=subprocess.DEVNULL)
+    guest = Up(one.data_dir, port, joined, one.output)
+    try:
+        second = one.run("up", port=port)
         assert (second.returncode, second.stderr.count("\n")) == (1, 1)
         assert one.run("migrate").stdout == "nothing to do\n"
-        joined = subprocess.Popen(command("serve"), env=environment(tmp_path, PORT + 5), stdout=subprocess.DEVNULL)
-        guest = Up(tmp_path, PORT + 5, joined, one.output)
-        try:
-            wait_for(guest.ready, "the guest is ready")
-            assert int((tmp_path / "vestibule.pid").read_text(encoding="ascii")) == one.process.pid
-        finally:
-            joined.terminate()
-            assert joined.wait(15) == 0
-        assert one.ready()
+        wait_for(guest.ready, "the guest is ready")
+        assert int((one.data_dir / "vestibule.pid").read_text(encoding="ascii")) == one.process.pid
+    finally:
+        joined.terminate()
+        assert joined.wait(15) == 0
+    assert one.ready()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -175,13 +210,31 @@ def test_a_signal_in_the_middle_of_the_start_ends_it_without_a_trace(tmp_path: P
     """Whoever changes their mind at once is left with no process and no traceback."""
     output = tmp_path / "output"
     with output.open("wb") as sink:
-        process = subprocess.Popen(command("up"), env=environment(tmp_path, PORT + 6), stdout=sink, stderr=sink)
+        process = subprocess.Popen(command("up"), env=environment(tmp_path, free_ports(1)), stdout=sink, stderr=sink)
     wait_for((tmp_path / "postgres.lock").exists, "the first server is being started")
     family = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
     process.send_signal(number)
     assert process.wait(20) == 0
     wait_for(lambda: not any(alive(pid) for pid in family), "all are gone", 5.0)
     assert "Traceback" not in output.read_text(encoding="utf-8")
+
+
+@contextmanager
+def _suspended(pid: int) -> Iterator[None]:
+    """Let a process pause; it goes on at the end at the latest."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _words(process: psutil.Process) -> list[str]:

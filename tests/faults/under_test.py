@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 PROGRAM = Path(__file__).with_name("stand_in.py")
 LOOK_SECONDS = 0.02
@@ -31,6 +31,11 @@ class Running:
     process: subprocess.Popen[bytes]
     output: Path
     version: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where the stand-in looks for a test's wishes."""
+        return self.version.parent
 
     @property
     def master(self) -> psutil.Process:
@@ -56,16 +61,34 @@ class Running:
         finally:
             connection.close()
 
+    def asked(self, told: int = 0) -> int:
+        """Wait for a request for something slow, in what was said after so many characters; return its worker."""
+        wait_for(lambda: "\nslow " in self.said()[told:], "it is under way")
+        return int(self.said()[told:].partition("\nslow ")[2].split()[0])
+
     def hang_up(self) -> None:
         """Ask for a reload."""
         os.kill(self.process.pid, signal.SIGHUP)
 
 
 @contextmanager
-def running(folder: Path, port: int, *arguments: str, loop: str = "uvloop", **settings: str) -> Iterator[Running]:
-    """Run the stand-in until the body ends, ready at its beginning; nothing of it is left afterwards."""
+def running(  # noqa: PLR0913 - by name
+    folder: Path,
+    port: int,
+    *arguments: str,
+    loop: str = "uvloop",
+    ready: bool = True,
+    before: Sequence[str] = (),
+    stdin: int = subprocess.DEVNULL,
+    **settings: str,
+) -> Iterator[Running]:
+    """Run the stand-in until the body ends, ready at its beginning; nothing of it is left afterwards.
+
+    `before` is a command that becomes the one behind it, like nohup; `stdin` may be a terminal.
+    """
     version, output = folder / "version", folder / "output"
-    version.write_text("v1", encoding="utf-8")
+    if not version.exists():
+        version.write_text("v1", encoding="utf-8")
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("VESTIBULE_")},
         "STAND_IN_FOLDER": str(folder),
@@ -75,12 +98,15 @@ def running(folder: Path, port: int, *arguments: str, loop: str = "uvloop", **se
         **settings,
     }
     environment = {name: value for name, value in environment.items() if value}
-    command = [sys.executable, str(PROGRAM), "vestibule", "serve", *arguments]
+    command = [*before, sys.executable, str(PROGRAM), "vestibule", "serve", *arguments]
     with output.open("wb") as sink:
-        process = subprocess.Popen(command, env=environment, stdout=sink, stderr=sink, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=environment, stdin=stdin, stdout=sink, stderr=sink, start_new_session=True
+        )
     service = Running(port, process, output, version)
     try:
-        wait_for(lambda: "ready http" in service.said(), "the service is ready")
+        if ready:
+            wait_for(lambda: "ready http" in service.said(), "the service is ready")
         yield service
     finally:
         descendants = [service.master, *service.master.children(recursive=True)] if process.poll() is None else []

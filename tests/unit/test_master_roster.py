@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from service.children import READY, Child, Post, command, fork
+from service.roster import STALL_SECONDS, START_SECONDS, Roster
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NOBODY = 2**22 + 1  # no process has this pid
+
+
+@pytest.mark.parametrize(("ready", "patience"), [(True, STALL_SECONDS), (False, START_SECONDS)])
+def test_a_silent_child_is_killed(ready: bool, patience: float) -> None:  # noqa: FBT001 - a parameter of the test
+    """One that was ready is given up sooner than one that still starts; neither before its time."""
+    ours, theirs = socket.socketpair()
+    now = time.monotonic()
+    child = Child("one", fork(command(["sleep", "1000"])), now, now, ours, ready)
+    roster = Roster([Post("one", 0, lambda: child, 1.0)], selectors.DefaultSelector())
+    with ours, theirs:
+        roster.fill(now)
+        roster.kill_overdue(now + patience - 0.1)
+        assert os.waitpid(child.pid, os.WNOHANG) == (0, 0)
+        roster.kill_overdue(now + patience + 0.1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1]) == -signal.SIGKILL
+
+
+def test_a_post_whose_start_failed_during_a_reload_gets_one_child() -> None:
+    """The second try fills the post; it is no successor and nothing is started beside it."""
+    selector = selectors.DefaultSelector()
+    ours, theirs = socket.socketpair()
+    tries: list[float] = []
+
+    def flaky() -> Child:
+        tries.append(time.monotonic())
+        if len(tries) == 1:
+            raise OSError("no room")
+        return Child("flaky", NOBODY, tries[-1], tries[-1])
+
+    def steady(channel: socket.socket | None = None) -> Child:
+        return Child("steady", NOBODY + 1, 0.0, 0.0, channel, obeys=True)
+
+    posts = [
+        Post("steady", 0, lambda: steady(ours), 1.0, child=steady()),
+        Post("flaky", 0, flaky, 1.0),
+    ]
+    roster = Roster(posts, selector)
+    with ours, theirs:
+        roster.fill(time.monotonic())
+        roster.fill(time.monotonic())
+        assert len(tries) == 2
+        theirs.send(READY)
+        for key, _ in selector.select(1.0):
+            call: Callable[[], None] = key.data
+            call()
+        for _ in range(3):
+            roster.fill(time.monotonic())
+        assert posts[0].successor is None
+        assert len(tries) == 2
