@@ -70,6 +70,11 @@ bench *arguments: _venv
 chaos *arguments: _venv
     @exec {{ python }} -m tests.faults.chaos "$@"
 
+# Give the service and its readers 50,000 generated inputs, on both loops, and count: some minutes
+[no-exit-message]
+fuzz *arguments: _venv
+    @exec {{ python }} -m tests.fuzz.fuzz "$@"
+
 # Show the metrics of a running service: just metrics --watch
 [no-exit-message]
 metrics *arguments: _venv

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 MOST_HEADER_BYTES = 16 * 1024  # of the request target and all headers: Basic auth and a token need one
 MOST_HEADERS = 100
 BREAKS = re.compile(rb"[\r\n\0]")  # servers refuse them; ours might not always be the same server
-HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")  # RFC 9112, 3.2: what cannot be one is no request
+HOST = re.compile(  # what a host cannot be called (RFC 1123, 2.1) is no request's Host (RFC 9112, 3.2)
+    rb"(?:(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?|\[[0-9A-Fa-f:.]+\])?(?::[0-9]{0,5})?"
+)
 METHODS = ("GET", "HEAD", "OPTIONS", "POST")
 
 

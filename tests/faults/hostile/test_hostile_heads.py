@@ -18,6 +18,8 @@ REFUSED = {
     "no Host": LINE + b"\r\n",
     "two Hosts": LINE + HOST_LINE * 2 + b"\r\n",
     "a Host that is none": LINE + b"Host: a b/c?d\r\n\r\n",
+    "a Host with an empty label": LINE + b"Host: a..b\r\n\r\n",
+    "a Host with a label of 64": LINE + b"Host: " + b"a" * 64 + b".com\r\n\r\n",
     "bare LF": b"GET /livez HTTP/1.1\nHost: localhost\n\n",
     "bare LF in one header": LINE + HOST_LINE + b"X-A: a\nX-B: b\r\n\r\n",
     "bare CR in a header": LINE + HOST_LINE + b"X-A: a\rb\r\n\r\n",

@@ -1,0 +1,145 @@
+"""Two hundred registrations at once, at the everyday cost of a hash: bounded, told so at once, and in nobody's way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import statistics
+import time
+from base64 import b64encode
+from collections import defaultdict
+from dataclasses import dataclass, field
+from secrets import token_hex
+from typing import TYPE_CHECKING, Final
+
+import psutil
+import pytest
+
+from service.embedded.caught_mails import list_mails
+from tests.e2e.instance import running
+from tests.faults.hostile.conftest import OFF, unharmed, workers
+from tests.faults.hostile.raw import HOST, LIVEZ, PASSWORD, REGISTER, register
+from tests.faults.under_test import patience, wait_for
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.e2e.instance import Instance
+
+CROWD: Final = 200
+SECONDS: Final = 12.0
+OWNERS: Final = 5
+SETTINGS: Final = {
+    **dict.fromkeys((*OFF, "CODE_LIMITS"), "off"), "BCRYPT_COST": "12", "CODE_TTL_SECONDS": "600",
+}  # fmt: skip
+CODE_LINE: Final = re.compile(r"^\s*(\d{6})\s*$", re.MULTILINE)
+RETRY: Final = re.compile(rb"retry-after: (\d+)", re.IGNORECASE)
+LENGTH: Final = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
+
+
+@dataclass
+class Seen:
+    """How long answers took, by what was asked and their status."""
+
+    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    most_memory: int = 0
+
+    def p99(self, what: str) -> float:
+        """Return the 99th percentile."""
+        return statistics.quantiles(self.seconds[what], n=100)[98]
+
+
+class Connection:
+    """One kept connection that notes what it hears."""
+
+    def __init__(self, port: int, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.port, self.seen, self.reader, self.writer = port, seen, reader, writer
+
+    @classmethod
+    async def open(cls, port: int, seen: Seen) -> Connection:
+        """Connect."""
+        return cls(port, seen, *await asyncio.open_connection(HOST, port))
+
+    async def ask(self, what: str, request: bytes) -> tuple[int, int]:
+        """Return the status and the seconds after which to try again."""
+        began = time.perf_counter()
+        self.writer.write(request)
+        head = await self.reader.readuntil(b"\r\n\r\n")
+        length, wait = LENGTH.search(head), RETRY.search(head)
+        await self.reader.readexactly(int(length[1]) if length else 0)
+        self.seen.seconds[f"{what} {head[9:12].decode()}"].append(time.perf_counter() - began)
+        return int(head[9:12]), int(wait[1]) if wait else 0
+
+
+async def one_of_the_crowd(connection: Connection, until: float) -> None:
+    """Register again and again; wait as told when there is no room."""
+    while time.perf_counter() < until:
+        status, wait = await connection.ask("register", register(f"{token_hex(8)}@example.com"))
+        assert status in {201, 503}
+        assert (status == 503) == (wait > 0)
+        await asyncio.sleep(wait)
+
+
+async def bystander(connection: Connection, until: float, pids: list[int]) -> None:
+    """Ask for nothing in particular, and look at the memory."""
+    while time.perf_counter() < until:
+        assert (await connection.ask("livez", LIVEZ))[0] == 200
+        memory = sum(psutil.Process(pid).memory_info().rss for pid in pids)
+        connection.seen.most_memory = max(connection.seen.most_memory, memory)
+        await asyncio.sleep(0.02)
+
+
+async def owner(connection: Connection, email: str, code: str) -> None:
+    """Activate, in the middle of it."""
+    basic = b64encode(f"{email}:{PASSWORD}".encode())
+    body = json.dumps({"code": code}).encode()
+    head = REGISTER.replace(b"/register", b"/activate") + b"Authorization: Basic " + basic
+    request = head + f"\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    assert (await connection.ask("activate", request))[0] == 200
+
+
+async def flood(house: Instance, codes: dict[str, str]) -> Seen:
+    """Let the crowd come, and owners and a bystander into it."""
+    seen = Seen()
+    until = time.perf_counter() + SECONDS
+    async with asyncio.TaskGroup() as group:
+        for _ in range(2):
+            connection = await Connection.open(house.port, seen)
+            group.create_task(bystander(connection, until, workers(house)))
+        for _ in range(CROWD):
+            group.create_task(one_of_the_crowd(await Connection.open(house.port, seen), until))
+        for email, code in codes.items():
+            await asyncio.sleep(1.5)
+            group.create_task(owner(await Connection.open(house.port, seen), email, code))
+    return seen
+
+
+async def registered(house: Instance) -> list[str]:
+    """Register the owners, and let each worker hash once."""
+    emails = [f"{token_hex(8)}@example.com" for _ in range(OWNERS)]
+    for email in emails:
+        connection = await Connection.open(house.port, Seen())
+        assert (await connection.ask("register", register(email)))[0] == 201
+    return emails
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loop", ["uvloop", "trio"])
+def test_a_flood_of_registrations_is_turned_away_at_once(tmp_path: Path, loop: str) -> None:
+    """Who finds no room hears it before anything is hashed, memory stays flat, and owners activate meanwhile."""
+    with running(tmp_path, loop, SETTINGS) as house, unharmed(house):
+        emails = asyncio.run(registered(house))
+        mails = house.data_dir / "mails"
+        wait_for(lambda: {mail.to for mail in list_mails(mails, OWNERS)} >= set(emails), "the owners' mails")
+        found = {mail.to: CODE_LINE.search(mail.text) for mail in list_mails(mails, OWNERS)}
+        before = sum(psutil.Process(pid).memory_info().rss for pid in workers(house))
+        seen = asyncio.run(flood(house, {email: code[1] for email, code in found.items() if code}))
+        print(*(f"{w}: {len(s)}, p99 {sorted(s)[int(len(s) * 0.99)] * 1000:.0f} ms" for w, s in seen.seconds.items()))  # noqa: T201
+        assert len(seen.seconds["register 503"]) > CROWD // 2
+        assert statistics.median(seen.seconds["register 503"]) < patience(0.1)
+        assert seen.p99("livez 200") < patience(0.1)
+        assert max(seen.seconds["activate 200"]) < patience(2.0)
+        assert len(seen.seconds["activate 200"]) == OWNERS
+        assert max(seen.seconds["register 201"]) < patience(5.0)
+        assert seen.most_memory - before < 60 * 2**20
