@@ -103,8 +103,14 @@ def test_a_reload_follows_the_number_of_workers_and_the_address(tmp_path: Path) 
     workers, bind, port = tmp_path / "workers", tmp_path / "bind", free_ports(2)
     workers.write_text("2", encoding="utf-8")
     bind.write_text(f"127.0.0.1:{port}", encoding="utf-8")
-    files = {"VESTIBULE_WORKERS_FILE": str(workers), "VESTIBULE_BIND_FILE": str(bind)}
-    with running(tmp_path, port, VESTIBULE_WORKERS="", VESTIBULE_BIND="", **files) as service:
+    with running(
+        tmp_path,
+        port,
+        VESTIBULE_WORKERS="",
+        VESTIBULE_WORKERS_FILE=str(workers),
+        VESTIBULE_BIND="",
+        VESTIBULE_BIND_FILE=str(bind),
+    ) as service:
         workers.write_text("3", encoding="utf-8")
         service.hang_up()
         wait_for(lambda: len(service.workers()) == 3 and service.get()[0] == 200, "three workers")
