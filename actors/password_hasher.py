@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 WorkT = TypeVar("WorkT")
 
 LONGEST_WAIT_SECONDS = 2.0  # a person waits so long for a form, and a client's time-out is longer
-SMOOTHING = 0.2  # of the running mean of a hash' duration
+FORGETTING = 0.2  # of a slow hash, with each quicker one: a machine that got busy is noticed at once, not by and by
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,5 +159,4 @@ class PasswordHasher(Actor):
         finally:
             self._busy -= 1
             took = anyio.current_time() - begun
-            mean = self._seconds + (took - self._seconds) * (SMOOTHING if self._seconds else 1)
-            self._seconds = max(mean, self._least_seconds)
+            self._seconds = max(took, self._seconds - (self._seconds - took) * FORGETTING, self._least_seconds)
