@@ -72,21 +72,28 @@ class Connection:
         return int(head[9:12]), int(wait[1]) if wait else 0
 
 
-async def one_of_the_crowd(connection: Connection, until: float) -> None:
-    """Register again and again; wait as told when there is no room."""
+async def one_of_the_crowd(port: int, seen: Seen, until: float) -> None:
+    """Register again and again; wait as told when there is no room, and come back over a new connection."""
     while time.perf_counter() < until:
+        connection = await Connection.open(port, seen)
         status, wait = await connection.ask("register", register(f"{token_hex(8)}@example.com"))
+        connection.writer.close()
         assert status in {201, 503}
         assert (status == 503) == (wait > 0)
         await asyncio.sleep(wait)
 
 
-async def bystander(connection: Connection, until: float, pids: list[int]) -> None:
-    """Ask for nothing in particular, and look at the memory."""
+async def weigh(seen: Seen, until: float, pids: list[int]) -> None:
+    """Look at the workers' memory, now and then."""
+    while time.perf_counter() < until:
+        seen.most_memory = max(seen.most_memory, sum(psutil.Process(pid).memory_info().rss for pid in pids))
+        await asyncio.sleep(0.5)
+
+
+async def bystander(connection: Connection, until: float) -> None:
+    """Ask for nothing in particular."""
     while time.perf_counter() < until:
         assert (await connection.ask("livez", LIVEZ))[0] == 200
-        memory = sum(psutil.Process(pid).memory_info().rss for pid in pids)
-        connection.seen.most_memory = max(connection.seen.most_memory, memory)
         await asyncio.sleep(0.02)
 
 
@@ -104,11 +111,12 @@ async def flood(house: Instance, codes: dict[str, str]) -> Seen:
     seen = Seen()
     until = time.perf_counter() + SECONDS
     async with asyncio.TaskGroup() as group:
+        group.create_task(weigh(seen, until, workers(house)))
         for _ in range(2):
             connection = await Connection.open(house.port, seen)
-            group.create_task(bystander(connection, until, workers(house)))
+            group.create_task(bystander(connection, until))
         for _ in range(CROWD):
-            group.create_task(one_of_the_crowd(await Connection.open(house.port, seen), until))
+            group.create_task(one_of_the_crowd(house.port, seen, until))
         for email, code in codes.items():
             await asyncio.sleep(1.5)
             group.create_task(owner(await Connection.open(house.port, seen), email, code))
