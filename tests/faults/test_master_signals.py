@@ -75,9 +75,10 @@ def test_a_reload_under_load_brings_new_code_without_a_failed_request(stand_in: 
         stand_in.version.write_text("v2", encoding="utf-8")
         stand_in.hang_up()
         wait_for(lambda: not set(before) & set(stand_in.workers()) and len(stand_in.workers()) == 2, "new workers", 30)
-        seen.bodies.clear()
         answered = seen.answers
-        wait_for(lambda: seen.answers > answered + 50, "load")
+        wait_for(lambda: seen.answers > answered + 50, "the last answers of the old ones are counted")
+        seen.bodies.clear()
+        wait_for(lambda: seen.answers > answered + 100, "load")
         assert all(body.endswith("v2") for body in seen.bodies)
         assert seen.failures == []
         assert stand_in.process.poll() is None
