@@ -9,7 +9,8 @@ from anyio.from_thread import start_blocking_portal
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from tests.contracts.guessing import CODES_A_DAY, CODES_AN_HOUR, DAY, MemoryDesk, PostgresDesk, Siege
+from tests.contracts.desks import MemoryDesk, PostgresDesk
+from tests.contracts.guessing import CODES_A_DAY, CODES_AN_HOUR, DAY, Siege
 from tests.fakes.accounts import DEFAULTS
 
 if TYPE_CHECKING:
