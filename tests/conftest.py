@@ -37,7 +37,12 @@ DROP = "DROP DATABASE {} WITH (FORCE)"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let a worker of pytest-xdist, and with it its servers, end when the run is killed."""
+    """Let a worker of pytest-xdist, and with it its servers, end when the run is killed.
+
+    A run in the background of a script ignores SIGINT, and so would every program that a test starts and interrupts.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(config, "workerinput"):
         die_with(os.getppid(), signal.SIGKILL)
 
