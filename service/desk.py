@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -21,6 +20,7 @@ from service.adapters.postgres import Postgres
 from service.adapters.postgres_codes import CodePolicy
 from service.adapters.postgres_desk import PostgresDesk
 from service.embedded.errors import BadEnvironment
+from service.moments import moment
 from service.servers import code_keys, resolve
 from service.settings import read
 
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 ResultT = TypeVar("ResultT")
 
-UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-SINCE = re.compile(r"(\d{1,6})([smhd])")
 NOTHING_FOUND = 1  # exit code: the words were right, and nothing matched
 MOST_REPLAYED = 10_000  # in one call; a repeat takes the next ones
 
@@ -45,7 +43,7 @@ class WrongWords(BadEnvironment):
 
 def mail_list(words: argparse.Namespace) -> int:
     """Print the newest mails: id, state, attempts, times, recipient, reason; never a code."""
-    since = None if words.since is None else moment(words.since)
+    since = _since(words.since)
     mails = _at_the_desk(lambda desk, _: desk.mails(state=words.state, since=since, limit=words.limit))
     if words.json:
         _print(_json([asdict(mail) for mail in mails]))
@@ -67,7 +65,7 @@ def mail_replay(words: argparse.Namespace) -> int:
     """Queue mails again: the one named, or all dead ones (`--dead`), since some time (`--since`)."""
     if bool(words.id) == words.dead:
         raise WrongWords("name either one mail's id or --dead")
-    since = None if words.since is None else moment(words.since)
+    since = _since(words.since)
 
     async def replay(desk: PostgresDesk, _: Settings) -> list[UUID]:
         dead = await desk.mails(state="dead", since=since, limit=MOST_REPLAYED) if words.dead else []
@@ -114,15 +112,11 @@ def user_delete(words: argparse.Namespace) -> int:
     return _done(_at_the_desk(lambda desk, _: desk.delete(key)), "deleted", "no account has this address")
 
 
-def moment(text: str) -> datetime:
-    """Read `90s`, `30m`, `2h` or `1d` ago, or an RFC 3339 time; raises WrongWords."""
-    if ago := SINCE.fullmatch(text):
-        return datetime.now(UTC) - timedelta(**{UNITS[ago[2]]: int(ago[1])})
+def _since(text: str | None) -> datetime | None:
     try:
-        parsed = datetime.fromisoformat(text)
-    except ValueError:
-        raise WrongWords("--since takes 90s, 30m, 2h, 1d or a time like 2026-01-31T12:00:00Z") from None
-    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+        return None if text is None else moment(text)
+    except ValueError as error:
+        raise WrongWords(f"--since {error}") from None
 
 
 def _at_the_desk(work: Callable[[PostgresDesk, Settings], Awaitable[ResultT]]) -> ResultT:

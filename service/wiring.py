@@ -32,6 +32,7 @@ from service.adapters.email_addresses import EmailAddresses
 from service.adapters.postgres import Postgres
 from service.adapters.postgres_accounts import PostgresAccounts
 from service.adapters.postgres_codes import CodePolicy, PostgresCodes
+from service.adapters.postgres_desk import PostgresDesk
 from service.adapters.postgres_idempotency import PostgresIdempotencyKeys
 from service.adapters.postgres_metrics import PostgresMetrics
 from service.adapters.postgres_shadows import PostgresShadowCodes, PostgresShadows
@@ -70,6 +71,7 @@ class Service:
     supervisor: Supervisor
     health: Surroundings
     reader: MetricsReader
+    desk: PostgresDesk
 
 
 def limits(settings: Settings) -> Limits:
@@ -152,7 +154,7 @@ async def running(
         )
         health = Surroundings(postgres, redis)
         reader = Reader(tally, quick, ledger, ledger)
-        yield Service(signup, metrics, limiter, supervisor, health, reader)
+        yield Service(signup, metrics, limiter, supervisor, health, reader, PostgresDesk(postgres, policy))
 
 
 async def _forgetting(keys: PostgresIdempotencyKeys, registrations: PostgresShadows) -> None:

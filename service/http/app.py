@@ -18,6 +18,7 @@ from service.http.json_gate import MOST_BYTES
 from service.http.metrics import MetricsCalls
 from service.http.openapi import document
 from service.http.ops_access import OpsAccess
+from service.http.ops_mails import OpsMails
 from service.http.ops_page import OpsPages
 from service.http.pages import Pages
 from service.http.problem_answers import MEDIA, answer_to
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from actors.metrics_ports import MetricsReader
     from actors.signup import SignUp
     from service.http.health import Health
+    from service.http.ops_mails import MailDesk
     from service.settings import Settings
 
 
@@ -59,6 +61,11 @@ class Service(Protocol):
         ...
 
     @property
+    def desk(self) -> MailDesk:
+        """The operator's hand on the mail queue."""
+        ...
+
+    @property
     def health(self) -> Health:
         """What can be asked about the surroundings."""
         ...
@@ -71,6 +78,7 @@ def table(settings: Settings, service: Service, visits: Visits, users: Users) ->
     metrics = MetricsCalls(service.reader)
     pages = Pages(settings, release, cache(lambda: document(routes, release)))
     ops = OpsPages(settings, service, visits, release)
+    mails = OpsMails(service.desk)
     routes = (
         Route("POST", "/api/v1/users/register", users.register),
         Route("POST", "/api/v1/users/activate", users.activate),
@@ -88,6 +96,9 @@ def table(settings: Settings, service: Service, visits: Visits, users: Users) ->
         Route("GET", "/", pages.home),
         Route("GET", "/problems/<slug>", pages.problem),
         Route("GET", "/static/<name>", StaticFiles().static_file),
+        Route("GET", "/api/v1/ops/mails", mails.mail_queue),
+        Route("GET", "/api/v1/ops/mails/<mail_id>", mails.owed_mail),
+        Route("POST", "/api/v1/ops/mails/replay", mails.replay),
         Route("GET", "/ops", ops.dashboard),
         Route("GET", "/ops/events", ops.events),
         Route("GET", "/ops/session", ops.sign_in_page),

@@ -133,6 +133,43 @@ class NoReader:
         raise StoreUnavailable
 
 
+@dataclass(frozen=True, slots=True)
+class ScriptedMail:
+    """A mail as the desk gives it."""
+
+    id: UUID
+    state: str = "dead"
+    kind: str = "code"
+    attempts: int = 1
+    created_at: datetime = datetime(2026, 1, 31, tzinfo=UTC)
+    due_at: datetime = datetime(2026, 1, 31, tzinfo=UTC)
+    accepted_at: datetime | None = None
+    reason: str | None = "550 at RCPT"
+    to: str = "ada@example.com"
+    locale: str = "en"
+
+
+class ScriptedDesk:
+    """A desk with the mails that a test lays on it; `asked` and `replayed` keep what it was asked for."""
+
+    def __init__(self) -> None:
+        self.lying: list[ScriptedMail] = []
+        self.asked: list[tuple[str | None, datetime | None, int]] = []
+        self.replayed: list[tuple[list[UUID], bool]] = []
+
+    async def mails(
+        self, *, mail_id: UUID | None = None, state: str | None = None, since: datetime | None = None, limit: int = 100
+    ) -> list[ScriptedMail]:
+        """Return what lies there and matches."""
+        self.asked.append((state, since, limit))
+        return [mail for mail in self.lying if (mail_id is None or mail.id == mail_id) and state in {None, mail.state}]
+
+    async def replay(self, mail_ids: Sequence[UUID], *, dry_run: bool) -> list[UUID]:
+        """Replay whatever is named."""
+        self.replayed.append((list(mail_ids), dry_run))
+        return list(mail_ids)
+
+
 class FakeService:
     """All that the application needs, in memory."""
 
@@ -140,6 +177,7 @@ class FakeService:
         self.signup = ScriptedSignUp()
         self.health = ScriptedHealth()
         self.reader = NoReader()
+        self.desk = ScriptedDesk()
         self._mailbox = Mailbox(1000)
         self.metrics = Address(self._mailbox)
 
