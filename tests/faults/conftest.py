@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.faults.outage import site
-from tests.faults.under_test import running
+from tests.faults.under_test import running, wait_for
 from tests.servers.ports import free_ports
 
 if TYPE_CHECKING:
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from tests.faults.outage import Site
     from tests.faults.under_test import Running
+
+WORKERS = 2
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +34,8 @@ def stand_in(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     cost.write_text("12", encoding="utf-8")
     port, loop = free_ports(1), str(request.param)
     with running(folder, port, "sleeper", loop=loop, VESTIBULE_BCRYPT_COST_FILE=str(cost)) as one:
+        # Until it is executed the sleeper is a fork with the master's command line, as the workers are.
+        wait_for(lambda: len(one.workers()) == WORKERS, "its workers are told from its sleeper")
         yield one
         one.process.terminate()
         assert one.process.wait(15) == 0
