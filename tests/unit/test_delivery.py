@@ -220,3 +220,39 @@ async def test_a_mail_that_breaks_the_program_is_deferred_and_told() -> None:
     assert (delivered.outcome, row.reason) == (Outcome.DEFERRED, "internal ZeroDivisionError")
     assert isinstance(delivered.error, ZeroDivisionError)
     assert "ada@" not in repr(delivered)
+
+
+async def test_a_lease_that_could_not_be_renewed_once_is_renewed_the_next_time(autojump_clock: object) -> None:
+    """The database may be back before the lease ends: the send goes on."""
+    _ = autojump_clock
+
+    class Absent(MemoryOutbox):
+        missed = 0
+
+        async def extend(self, mail: ClaimedMail) -> bool:
+            if self.missed == 0:
+                self.missed += 1
+                raise StoreUnavailable
+            return await super().extend(mail)
+
+    async def stall(_: ClaimedMail) -> None:
+        await anyio.sleep(12)
+
+    outbox, postman = Absent(), ScriptedPostman([stall])
+    row = outbox.owe(code_id())
+    [mail] = await outbox.claim([row.id])
+    delivered = await delivery(outbox, postman).deliver(mail)
+    assert (delivered.outcome, row.state, outbox.missed) == (Outcome.ACCEPTED, MailState.ACCEPTED, 1)
+
+
+async def test_an_acceptance_whose_claim_is_lost_is_somebody_elses_to_write() -> None:
+    """The mail left, and another worker has it by now: it will say when the minute starts."""
+
+    async def overtaken(_: ClaimedMail) -> None:
+        row.fence += 1
+
+    outbox, postman = MemoryOutbox(), ScriptedPostman([overtaken])
+    row = outbox.owe(code_id())
+    [mail] = await outbox.claim([row.id])
+    delivered = await delivery(outbox, postman).deliver(mail)
+    assert (delivered.outcome, row.state) == (Outcome.LOST, MailState.SENDING)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import pkgutil
 import sys
 from pathlib import Path
 
 import pytest
+
+import actors
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,3 +54,9 @@ def test_modules_stay_short(folder: str) -> None:
     most = 600 if folder == "tests" else 250
     for path in modules(folder):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= most, path
+
+
+@pytest.mark.parametrize("name", sorted(module.name for module in pkgutil.walk_packages(actors.__path__, "actors.")))
+def test_every_module_of_the_actors_can_be_imported_by_itself(name: str) -> None:
+    """Those that only hold Protocols are read by type checkers alone, and must be sound all the same."""
+    assert importlib.import_module(name).__doc__

@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import bcrypt
 import pytest
+import trio
 
 from actors.domain.code import Keyring
 from actors.domain.errors import AlreadyActivated, InvalidCredentials, WrongCode
@@ -127,3 +128,23 @@ def test_salts_differ_by_address_and_stay_the_same() -> None:
     assert keyring.salt(KEY) == rotated.salt(KEY)
     assert keyring.salt(KEY) != keyring.salt(f"{uuid4().hex}@example.com")
     assert len(keyring.salt(KEY)) == 16
+
+
+async def test_of_parallel_activations_of_one_registration_one_succeeds(strict: Flows) -> None:
+    """The others look the registration up once more and hear that it is active."""
+    eve = {"email": "eve@example.com"}
+    await strict.signup.register(visit(), form(**eve))
+    code = await strict.code("eve@example.com")
+    heard: list[str] = []
+
+    async def activate() -> None:
+        try:
+            await strict.signup.activate(visit(), credentials(**eve), code)
+            heard.append("activated")
+        except AlreadyActivated:
+            heard.append("already")
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(activate)
+    assert (heard.count("activated"), heard.count("already")) == (1, 7)
