@@ -9,6 +9,7 @@ import socket
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
+import anyio.lowlevel
 import hypercorn.asyncio
 import hypercorn.trio
 from loguru import logger
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 ACCEPT_SECONDS = 0.1  # connections that the kernel has taken for us are still served after the order to stop
+SETTLE_TURNS = 20  # of the loop: a connection accepted in the last one is counted some turns later
 LINGER_SECONDS = 0.2  # a request that is on its way over an idle connection still gets its answer
 LEAVE_SECONDS = KEEP_ALIVE_SECONDS + 0.5  # a replaced worker's idle connections end by themselves meanwhile
 
@@ -147,6 +149,8 @@ class Worker:
         self._config.closing = True
         await anyio.sleep(ACCEPT_SECONDS)
         self._accept_no_more()
+        for _ in range(SETTLE_TURNS):
+            await anyio.lowlevel.checkpoint()
         with self._patience:
             await self._config.until_empty()
 
