@@ -32,7 +32,7 @@ def test_a_terminal_that_is_closed_during_the_start_ends_it(tmp_path: Path) -> N
     """Whoever closes the terminal before the service is ready is left with nothing either."""
     (tmp_path / "version").write_text("slow", encoding="utf-8")
     with _on_terminal(tmp_path, ready=False) as (service, close):
-        wait_for(lambda: len(service.workers()) == 2, "the workers are being started")
+        wait_for(lambda: len(service.master.children()) == 2, "the workers are being started")
         close()
         wait_for(lambda: '"signal":"SIGHUP"' in service.said(), "the order to stop")
         service.version.write_text("v1", encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 PROGRAM = Path(__file__).with_name("stand_in.py")
 LOOK_SECONDS = 0.02
+STARTED = re.compile(r'"message":"started".*"child":"api-\d+","pid":(\d+)')
 
 
 @dataclass
@@ -43,9 +45,9 @@ class Running:
         return psutil.Process(self.process.pid)
 
     def workers(self) -> list[int]:
-        """Return the pids of the API workers: the master's forks, which share its command line."""
-        mine = self.master.cmdline()
-        return sorted(child.pid for child in self.master.children() if _cmdline(child) == mine)
+        """Return the pids of the API workers that were ready and still run, by the master's own word."""
+        told = {int(pid) for pid in STARTED.findall(self.said())}
+        return sorted(told & {child.pid for child in self.master.children() if alive(child.pid)})
 
     def said(self) -> str:
         """Return what the service has printed so far."""
@@ -150,8 +152,8 @@ class Load:
 
 
 @contextmanager
-def load(port: int, clients: int = 4, pause: float = 0.005) -> Iterator[Load]:
-    """Ask all the time over kept-alive connections while the body runs.
+def load(port: int, clients: int = 4, pause: float = 0.005, *, kept: bool = True) -> Iterator[Load]:
+    """Ask all the time while the body runs, over kept-alive connections or, not `kept`, over a new one each time.
 
     The client is a strict one: it sends its next request unless it was told `Connection: close`, and never repeats.
     """
@@ -164,6 +166,8 @@ def load(port: int, clients: int = 4, pause: float = 0.005) -> Iterator[Load]:
                 connection.request("GET", "/")
                 answer = connection.getresponse()
                 body = answer.read().decode()
+                if not kept:
+                    connection.close()
                 with guard:
                     seen.answers += 1
                     seen.bodies.add(body)
@@ -184,10 +188,3 @@ def load(port: int, clients: int = 4, pause: float = 0.005) -> Iterator[Load]:
         stop.set()
         for thread in threads:
             thread.join()
-
-
-def _cmdline(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return []
