@@ -8,7 +8,6 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-import pytest
 import redis
 
 from service.embedded.postgres import EmbeddedPostgres
