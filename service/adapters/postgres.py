@@ -16,7 +16,7 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequest
 from actors.kit.mailbox import AnswerLost
 from actors.ports import StoreUnavailable
 from service.adapters.breaker import Breaker, BreakerOpen
-from service.adapters.postgres_statement import DEADLINE_SECONDS, Stalled, Statement, Unusable
+from service.adapters.postgres_statement import DEADLINE_SECONDS, Locked, Stalled, Statement, Unusable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -32,7 +32,9 @@ GRACE_SECONDS = 0.2  # what the thread may take beyond the deadline to say how f
 CONNECT_SECONDS = 2  # the shortest that libpq knows
 LOOK_SECONDS = 0.05  # between tries to reach a server that went away a moment ago
 CLOSE_SECONDS = 0.1  # for the threads of a pool that was replaced; they end by themselves
+LOCK_SECONDS = 1.2  # longer than the server takes to see a deadlock (1 s), which it then ends itself
 ROLLED_BACK, GOING = "40", "57P"  # SQLSTATE: for another transaction's sake; the server goes down or comes up
+LOCKED = "55P03"  # SQLSTATE: the lock did not come in LOCK_SECONDS
 UNUSABLE = {  # SQLSTATE: it answers, and nothing can be done there until an operator has done something
     "42P01",  # no such table: emptied, or not migrated
     "42703",  # no such column: a migration is missing
@@ -77,7 +79,7 @@ class Postgres:
                 "keepalives_interval": 3,
                 "keepalives_count": 3,
                 "tcp_user_timeout": 5000,
-                "options": f"-c statement_timeout={int(DEADLINE_SECONDS * 1000)} -c lock_timeout=1000",
+                "options": f"-c statement_timeout={DEADLINE_SECONDS}s -c lock_timeout={LOCK_SECONDS}s",
             },
         )
 
@@ -116,7 +118,7 @@ class Postgres:
         try:
             with self._breaker.guard():
                 return await self._in_time(statement)
-        except (BreakerOpen, Stalled):
+        except (BreakerOpen, Stalled, Locked):
             raise (AnswerLost if statement.sent and not reading else StoreUnavailable) from None
 
     async def _in_time(self, statement: Statement) -> list[tuple[Any, ...]]:
@@ -142,12 +144,12 @@ class Postgres:
                 raise Stalled
 
     def _judge(self, error: psycopg.Error, pool: Pool, statement: Statement) -> None:
-        """Return when the statement can be tried again, raise Stalled when the server is no use, else the error."""
+        """Return when the statement can be tried again, raise Stalled when the server is no use, else what it says."""
         state = error.sqlstate or ""
-        if state:
-            statement.sent = False  # the server says that it did nothing
         if state in UNUSABLE:
             raise Unusable from None
+        if state == LOCKED:
+            raise Locked from None
         if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
             raise error
         if not state or state.startswith(GOING):

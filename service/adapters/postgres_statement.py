@@ -27,6 +27,10 @@ class Unusable(Stalled):
     """The server answers, but the database is not ours: not migrated, emptied, read-only."""
 
 
+class Locked(Exception):
+    """Another transaction keeps a lock for too long: nothing was done, and whoever needs other rows is served."""
+
+
 class Statement:
     """One statement on its way through a thread; `sent` says whether the server may have done it."""
 
@@ -45,14 +49,21 @@ class Statement:
 
     @contextmanager
     def on(self, connection: Connection[tuple[Any, ...]], *, sent: bool = True) -> Iterator[None]:
-        """Mark the connection that the body waits for; raises Stalled when nobody waits for the outcome any more."""
+        """Mark the connection that the body waits for; raises Stalled when nobody waits for the outcome any more.
+
+        A body that fails with the server's own words did nothing; what an earlier one may have done stays open.
+        """
         with self._guard:
             if self._given_up:
                 raise Stalled
             self._connection = connection
-            self.sent = self.sent or sent
+            before, self.sent = self.sent, self.sent or sent
         try:
             yield
+        except psycopg.Error as error:
+            if error.sqlstate:
+                self.sent = before
+            raise
         finally:
             with self._guard:
                 self._connection = None

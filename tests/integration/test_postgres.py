@@ -28,6 +28,8 @@ WRITE = "INSERT INTO business_counts (day, worker) VALUES ('2026-01-01', 'test')
 CUT_OTHERS = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname IS NOT NULL"
 )
+BUSY = "INSERT INTO business_counts (day, worker) VALUES ('2026-01-02', 'busy')"
+TOUCH = "INSERT INTO business_counts (day, worker) VALUES ('2026-01-02', 'busy') ON CONFLICT DO NOTHING"
 READ_ONLY = "ALTER DATABASE vestibule SET default_transaction_read_only = on"
 
 
@@ -144,6 +146,31 @@ async def test_a_full_disk_is_an_outage(server: OwnPostgres, proxy: Proxy) -> No
     async with opened(proxy) as postgres:
         with pytest.raises(StoreUnavailable):
             await postgres.run("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = 'disk_full'; END $$")
+
+
+async def test_a_row_in_somebodys_hands_is_nobody_elses_outage(server: OwnPostgres, proxy: Proxy) -> None:
+    """Who waits too long for a lock hears that nothing was done; all others are served meanwhile and after."""
+    async with opened(proxy) as postgres:
+        with psycopg.connect(server.url) as operator:
+            operator.execute(BUSY)
+            with pytest.raises(StoreUnavailable):
+                await postgres.run(TOUCH)
+            await postgres.run(ANSWER)
+        assert postgres.breaker().opened == 0
+
+
+def test_a_refusal_says_nothing_about_the_try_before_it(server: OwnPostgres) -> None:
+    """A try whose connection broke may have been done, whatever the server answers to the next one."""
+    statement = Statement(WRITE)
+    with psycopg.connect(server.url) as connection:
+        with pytest.raises(psycopg.errors.LockNotAvailable), statement.on(connection):
+            raise psycopg.errors.LockNotAvailable
+        assert not statement.sent
+        with pytest.raises(psycopg.OperationalError), statement.on(connection):
+            raise psycopg.OperationalError
+        with pytest.raises(psycopg.errors.LockNotAvailable), statement.on(connection):
+            raise psycopg.errors.LockNotAvailable
+    assert statement.sent
 
 
 async def test_a_statement_that_was_given_up_is_never_sent(server: OwnPostgres) -> None:
