@@ -81,7 +81,7 @@ class Post:
 
     Posts of a lower tier stop first. `ends` is the signal that asks for a stop (children that obey are asked over
     their channel), `grace` the seconds that they get for it. `renew` posts are replaced when new code
-    or settings arrive; nobody is told that all is ready before an `awaited` post is.
+    or settings arrive.
     """
 
     name: str
@@ -90,7 +90,6 @@ class Post:
     grace: float
     ends: int = signal.SIGTERM
     renew: bool = True
-    awaited: bool = True
     pace: Pace = field(default_factory=Pace)
     child: Child | None = None
     successor: Child | None = None

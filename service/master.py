@@ -48,7 +48,7 @@ class Master:
 
     SIGHUP tries the new code and takes it, through `renewal`; the listening socket and the children go with it.
     With the `terminal` lost it is a stop as well.
-    `announce` is called once, when every awaited post has a child that is ready.
+    `announce` is called once, when every post has a child that is ready.
     """
 
     def __init__(  # noqa: PLR0913 - what a master needs; half of it by name

@@ -48,9 +48,9 @@ class Roster:
         yield from (child for _, child in self._leaving)
 
     def complete(self) -> bool:
-        """Return whether every post has its child, ready where it is awaited, and none is about to be replaced."""
+        """Return whether every post has its child, all of them are ready, and none is about to be replaced."""
         settled = not self._rolling and all(post.successor is None for post in self._posts)
-        return settled and all(post.child and (post.child.ready or not post.awaited) for post in self._posts)
+        return settled and all(post.child and post.child.ready for post in self._posts)
 
     def fill(self, now: float) -> None:
         """Start what is missing and due, and the next successor if none is on its way."""

@@ -110,7 +110,7 @@ def _started(server: ServerProcess, pid: int) -> Child:
 
 def _mail_post(number: int, settings: Settings) -> Post:
     name, words = f"mail-{number}", vestibule("worker", "--supervised")
-    return Post(name, MAIL, lambda: execute_worker(name, words), settings.grace_seconds, awaited=False)
+    return Post(name, MAIL, lambda: execute_worker(name, words), settings.grace_seconds)
 
 
 def _url(settings: Settings, name: str) -> str | None:

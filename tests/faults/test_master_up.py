@@ -115,6 +115,13 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         assert running.process.wait(15) == 0
 
 
+def test_it_says_that_it_runs_when_everything_does(one: Up) -> None:
+    """Whoever reads the address can sign up at once: the servers, the API and the mail worker are ready before it."""
+    before = one.output.read_text(encoding="utf-8").partition("runs on")[0]
+    started = re.findall(r'"started".*?"child":"([a-z0-9-]+)"', before)
+    assert sorted(started) == ["api-1", "api-2", "catcher", "mail-1", "postgres", "valkey"]
+
+
 def test_servers_and_workers_that_are_killed_are_back_within_five_seconds(one: Up) -> None:
     """Kill -9 of each child in turn: another takes its place and the service is ready again."""
     for role in ROLES:
