@@ -98,7 +98,8 @@ def basic(email: str, password: str) -> dict[str, str]:
 
 def add_remote_options(parser: argparse.ArgumentParser) -> None:
     """Add `--url` and `--token`, which default to the environment."""
-    parser.add_argument("--url", default=os.environ.get("VESTIBULE_URL", DEFAULT_URL), help="default: VESTIBULE_URL")
+    default = os.environ.get("VESTIBULE_URL", DEFAULT_URL)
+    parser.add_argument("--url", default=default, help=f"default: VESTIBULE_URL, else {DEFAULT_URL}")
     parser.add_argument("--token", help="default: VESTIBULE_OPS_TOKEN, which no list of processes shows")
 
 

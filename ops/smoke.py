@@ -53,9 +53,9 @@ class Canary:
         return answer.milliseconds
 
     def register(self) -> float:
-        """Create the account."""
+        """Create the account; a service that is strict about addresses answers 202."""
         answer = self._remote.post("/api/v1/users/register", {"email": self.email, "password": self._password})
-        _expect(answer, 201)
+        _expect(answer, 201, 202)
         return answer.milliseconds
 
     def code_from_catcher(self) -> tuple[str, float]:
@@ -95,8 +95,8 @@ def code_for(email: str, mails: list[dict[str, Any]]) -> str | None:
     return None
 
 
-def _expect(answer: Answer, status: int) -> None:
-    if answer.status != status:
+def _expect(answer: Answer, *statuses: int) -> None:
+    if answer.status not in statuses:
         raise StepFailed(answer.problem())
 
 

@@ -265,6 +265,13 @@ def test_smoke_walks_the_whole_way_and_times_each_step() -> None:
     assert sent["POST /api/v1/users/register"]["password"] not in ended.stdout
 
 
+def test_smoke_walks_where_addresses_are_kept_secret() -> None:
+    """Under ENUMERATION=strict a registration is answered with 202, which is as good."""
+    with RemoteService(canary_answers(register=[(202, {"is_activated": False})])) as service:
+        ended = run("smoke.py", "--email", "c@example.com", url=service.url)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def test_smoke_asks_for_the_code_where_mails_are_really_sent() -> None:
     """With `--ask` the code is typed and the catcher is left alone."""
     with RemoteService(canary_answers(mail=[(404, {"error": "NotFound"})])) as service:
