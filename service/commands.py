@@ -36,16 +36,19 @@ def guarded(command: Callable[[argparse.Namespace], int], words: argparse.Namesp
     """Run a command and return its exit code; a refusal is one line on stderr, never a traceback."""
     keep_out(os.environ)
     try:
-        return command(words)
+        code = command(words)
+        sys.stdout.flush()
     except BadSettings as refusal:
         return _refuse(refusal, BAD_SETTINGS)
     except (CannotStart, BadEnvironment, MigrationError) as refusal:
         return _refuse(refusal, REFUSED)
     except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what stdout would not take must not fail again at the end
         where = f"{error.filename}: " if error.filename else ""
         return _refuse(f"{where}{error.strerror or type(error).__name__}", REFUSED)
     except KeyboardInterrupt:  # told to stop before anything was accepted: an orderly end
         return 0
+    return code
 
 
 def checked() -> Settings:

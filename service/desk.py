@@ -21,6 +21,7 @@ from service.adapters.postgres_codes import CodePolicy
 from service.adapters.postgres_desk import PostgresDesk
 from service.embedded.errors import BadEnvironment
 from service.moments import moment
+from service.reachable import migrated
 from service.servers import code_keys, resolve
 from service.settings import read
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 ResultT = TypeVar("ResultT")
 
 NOTHING_FOUND = 1  # exit code: the words were right, and nothing matched
-MOST_REPLAYED = 10_000  # in one call; a repeat takes the next ones
+MOST_LISTED, MOST_REPLAYED = 10_000, 10_000  # in one call; a repeated replay takes the next ones
 
 
 class WrongWords(BadEnvironment):
@@ -43,6 +44,8 @@ class WrongWords(BadEnvironment):
 
 def mail_list(words: argparse.Namespace) -> int:
     """Print the newest mails: id, state, attempts, times, recipient, reason; never a code."""
+    if not 1 <= words.limit <= MOST_LISTED:
+        raise WrongWords(f"--limit must be a number from 1 to {MOST_LISTED}")
     since = _since(words.since)
     mails = _at_the_desk(lambda desk, _: desk.mails(state=words.state, since=since, limit=words.limit))
     if words.json:
@@ -122,6 +125,7 @@ def _since(text: str | None) -> datetime | None:
 def _at_the_desk(work: Callable[[PostgresDesk, Settings], Awaitable[ResultT]]) -> ResultT:
     settings = read(os.environ)
     url = resolve(settings).database_url if settings.database_url is None else settings.database_url.get_secret_value()
+    migrated(url)
 
     async def run() -> ResultT:
         async with Postgres.open(url, size=1) as postgres:

@@ -23,7 +23,7 @@ def open_listener(bind: str) -> socket.socket:
     """
     try:
         listener = _unix(Path(bind.removeprefix("unix:"))) if bind.startswith("unix:") else _tcp(bind)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise CannotStart(_explain(bind, error)) from None
     listener.listen(BACKLOG)
     listener.settimeout(0)
@@ -86,8 +86,8 @@ def _remove_if_dead(path: Path) -> None:
             path.unlink()
 
 
-def _explain(bind: str, error: OSError) -> str:
-    if isinstance(error, socket.gaierror):
+def _explain(bind: str, error: OSError | UnicodeError) -> str:
+    if isinstance(error, socket.gaierror | UnicodeError):  # the latter for a label that is empty or too long
         return f"VESTIBULE_BIND={bind}: this host name is not known; use an address of this machine"
     if error.errno == errno.EADDRINUSE:
         port = bind.rpartition(":")[2]

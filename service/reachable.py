@@ -82,3 +82,5 @@ def _mail(url: str) -> None:
         socket.create_connection((host, port), timeout=PATIENCE_SECONDS).close()
     except OSError as error:
         raise CannotStart(f"{host}:{port} cannot be reached: {error.strerror or error}") from None
+    except UnicodeError:  # of the library, for a label that is empty or too long
+        raise CannotStart(f"{host} is no host name") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime  # noqa: TC003 - pydantic reads it
 from typing import TYPE_CHECKING, Annotated, Protocol
 from uuid import UUID
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from quart import Response
 
 MOST = 1000  # mails in one answer
+LIMIT = re.compile(r"[0-9]{1,4}")
 MOST_REPLAYED = 10_000  # in one call; a repeat takes the next ones
 OPERATORS_ONLY = (OpsTokenMissing, OpsTokenRequired)
 
@@ -163,7 +165,7 @@ def _wanted() -> tuple[str | None, datetime | None, int]:
     state, since, limit = query.get("state"), query.get("since"), query.get("limit", "100")
     if state is not None and state not in set(MailState):
         raise InvalidFields([("state", "must be queued, sending, accepted or dead")])
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit) <= MOST):
+    if not (LIMIT.fullmatch(limit) and 1 <= int(limit) <= MOST):
         raise InvalidFields([("limit", f"must be a number from 1 to {MOST}")])
     try:
         return state, None if since is None else moment(since), int(limit)

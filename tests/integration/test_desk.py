@@ -5,6 +5,7 @@ import os
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import anyio
@@ -21,6 +22,9 @@ from service.adapters.postgres_codes import CodePolicy
 from service.adapters.postgres_desk import PostgresDesk
 from service.adapters.postgres_outbox import PostgresOutbox
 from service.moments import moment
+
+if TYPE_CHECKING:
+    from service.embedded.postgres import EmbeddedPostgres
 
 POLICY = CodePolicy(max_age=900, ttl=60, attempts=5, budget=(Rule("codes", 10, 86400),), cooldown=30)
 KEYRING = Keyring({"k1": bytes(32)})
@@ -103,6 +107,24 @@ async def test_the_command_lists_without_code_and_hash(database_url: str, tmp_pa
         assert secret not in mails.stdout + user.stdout
 
 
+@pytest.mark.parametrize(
+    ("words", "named"), [(["mail", "list", "--limit", "-1"], "--limit"), (["user", "show", "a@b.example"], "migrate")]
+)
+async def test_what_the_database_would_refuse_is_one_line(
+    postgres_server: EmbeddedPostgres, tmp_path: Path, words: list[str], named: str
+) -> None:
+    """A number of mails that is none, and a database without tables: no traceback, which may show an address."""
+    environment = os.environ | {
+        "VESTIBULE_DATABASE_URL": postgres_server.url_of("postgres"),
+        "VESTIBULE_DATA_DIR": str(tmp_path),
+    }
+    ended = await anyio.run_process([VESTIBULE, *words], env=environment, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(b"vestibule: ")
+    assert ended.stderr.count(b"\n") == 1
+    assert named in ended.stderr.decode()
+
+
 @pytest.mark.parametrize(("text", "ago"), [("90s", 90), ("30m", 1800), ("2h", 7200), ("1d", 86400)])
 def test_since_takes_durations(text: str, ago: int) -> None:
     """A number and a unit mean so long ago."""
@@ -112,5 +134,6 @@ def test_since_takes_durations(text: str, ago: int) -> None:
 def test_since_takes_times_and_refuses_the_rest() -> None:
     """An RFC 3339 time means itself, UTC where it names no zone; anything else is one line."""
     assert moment("2026-01-31T12:00:00Z") == moment("2026-01-31T12:00:00") == datetime(2026, 1, 31, 12, tzinfo=UTC)
-    with pytest.raises(ValueError, match="must be 90s"):
-        moment("yesterday")
+    for text in ("yesterday", "999999d"):
+        with pytest.raises(ValueError, match="must be 90s"):
+            moment(text)

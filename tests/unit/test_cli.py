@@ -5,16 +5,13 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from service.commands import shown
 from service.settings import Settings, read
 from tests.servers.ports import free_ports
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 PORT = free_ports(12)
 NOBODY = "127.0.0.1:9"  # the discard port: nothing listens there
@@ -104,6 +101,15 @@ def test_every_default_setting_can_be_shown() -> None:
     assert all(isinstance(shown(name, value), str) for name, value in Settings())
 
 
+def test_what_cannot_be_printed_is_a_refusal(tmp_path: Path) -> None:
+    """A full disk behind stdout is one line and exit code 1, not a word of the interpreter's at its end."""
+    environment = {**os.environ, "VESTIBULE_DATA_DIR": str(tmp_path), "PYTHONUNBUFFERED": ""}
+    command = [sys.executable, "-m", "service.cli", "config", "check"]
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        ended = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    refused(Ended(ended.returncode, "", ended.stderr), 1, "space")
+
+
 @pytest.mark.parametrize("word", ["serve", "worker", "migrate"])
 def test_commands_without_servers_say_what_is_missing(tmp_path: Path, word: str) -> None:
     """No URL and no running `up`: one line, and nothing embedded is started in secret."""
@@ -127,6 +133,7 @@ def test_an_unreachable_database_is_named_without_its_password(tmp_path: Path, w
         ("REDIS_URL", "redis://127.0.0.1:hidden/0"),
         ("MAIL_URL", f"smtp://u:hidden@{NOBODY}"),
         ("MAIL_URL", "gopher://hidden"),
+        ("MAIL_URL", "smtp://u:hidden@mail..example.com"),
         ("DATABASE_URL", "mysql://u:hidden@h/d"),
         ("DATABASE_URL", "postgresql://u:hidden@h:x/d"),
         ("DATABASE_URL", "postgresql://u@127.0.0.1/d?nonsense=hidden"),

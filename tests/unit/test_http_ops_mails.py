@@ -32,7 +32,18 @@ async def test_the_queue_is_listed_as_it_was_asked_for() -> None:
     assert service.desk.asked == [("dead", datetime(2026, 1, 31, 12, tzinfo=UTC), 7)]
 
 
-@pytest.mark.parametrize("query", [b"state=lost", b"since=yesterday", b"limit=0", b"limit=9999", b"limit=x"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        b"state=lost",
+        b"since=yesterday",
+        b"limit=0",
+        b"limit=9999",
+        b"limit=x",
+        b"since=999999d",
+        b"limit=" + b"9" * 5000,
+    ],
+)
 async def test_a_query_that_means_nothing_is_a_clear_problem(query: bytes) -> None:
     """It names the field, and asks the desk nothing."""
     service = FakeService()
@@ -62,7 +73,16 @@ async def test_named_mails_and_dead_ones_are_replayed() -> None:
     assert service.desk.replayed == [([UUID(int=5)], False), ([MAIL.id], True)]
 
 
-@pytest.mark.parametrize("fields", [{}, {"ids": [], "dead": True}, {"ids": ["x"]}, {"dead": True, "since": "soon"}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"ids": [], "dead": True},
+        {"ids": ["x"]},
+        {"dead": True, "since": "soon"},
+        {"dead": True, "since": "999999d"},
+    ],
+)
 async def test_a_replay_that_means_nothing_is_a_clear_problem(fields: dict[str, object]) -> None:
     """Neither or both of ids and dead, what is no id, what is no time."""
     service = FakeService()

@@ -19,7 +19,9 @@ def test_a_taken_port_is_named_with_what_to_do() -> None:
     assert "VESTIBULE_BIND" in str(refusal.value)
 
 
-@pytest.mark.parametrize("bind", ["localhost", "127.0.0.1:", "127.0.0.1:x", "nobody.invalid:1", "192.0.2.1:21601"])
+@pytest.mark.parametrize(
+    "bind", ["localhost", "127.0.0.1:", "127.0.0.1:x", "nobody.invalid:1", "a..b:1", "192.0.2.1:21601"]
+)
 def test_an_impossible_address_is_refused_in_one_line(bind: str) -> None:
     """No traceback for what an operator mistypes."""
     with pytest.raises(CannotStart) as refusal:
