@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from service.adapters.postgres_codes import CodePolicy
 
 LEASE_SECONDS = 15  # a killed worker's mails wait so long; a living one renews in time
+GIVEN_UP = f"given up after {OWED_HOURS} h"
 
 # Race: many workers, one mail. SKIP LOCKED gives each due row to one of them and lets the others take other rows; a
-# row under a lease is not due. A mail is needed while its account is pending under that very code.
+# row under a lease is not due. A mail is needed while its account is pending under that very code, and owed for a day:
+# so neither workers that were away nor a mail that kills them go on with it for ever.
 # A shadow's notice goes to whoever holds the address; a silent mail shares the fate of the address' last real one.
 CLAIMED: Final = """, claimed AS (
     UPDATE mails m
@@ -38,7 +40,8 @@ SELECT c.id, c.fence, c.attempts, c.kind, c.user_id, c.code_id,
              AND m.state IN ('accepted', 'dead') AND m.reason IS DISTINCT FROM 'superseded'
            ORDER BY m.created_at DESC LIMIT 1
        ), false) ELSE false END,
-       c.code_id IS NULL OR (u.activated_at IS NULL AND c.code_id = u.code_id AND u.code_attempts < %(attempts)s)
+       c.code_id IS NULL OR (u.activated_at IS NULL AND c.code_id = u.code_id AND u.code_attempts < %(attempts)s),
+       now() < c.created_at + make_interval(hours => %(hours)s)
 FROM claimed c JOIN users u ON u.id = c.user_id ORDER BY c.created_at
 """
 CLAIM: Final = (
@@ -66,11 +69,16 @@ WHERE mails.id = held.id AND mails.fence = held.fence AND state = 'sending'
 """
 
 # Attack: a mail server that is down must not give guesses away: the fresh code inherits the attempts of the old one.
+# The code before, while it lives, is the one that has arrived; the one that is replaced has not.
 FRESHEN: Final = """
 WITH account AS (
     UPDATE users u SET
-        superseded = with_superseded(u.superseded, u.old_code_id),
-        old_code_id = u.code_id, old_code_expires_at = u.code_expires_at, old_code_attempts = u.code_attempts,
+        superseded = with_superseded(
+            u.superseded, CASE WHEN now() < u.old_code_expires_at THEN u.code_id ELSE u.old_code_id END),
+        old_code_id = CASE WHEN now() < u.old_code_expires_at THEN u.old_code_id ELSE u.code_id END,
+        old_code_expires_at = CASE
+            WHEN now() < u.old_code_expires_at THEN u.old_code_expires_at ELSE u.code_expires_at END,
+        old_code_attempts = CASE WHEN now() < u.old_code_expires_at THEN u.old_code_attempts ELSE u.code_attempts END,
         code_id = %(code)s, code_expires_at = now() + make_interval(secs => %(max_age)s)
     FROM mails m
     WHERE m.id = %(id)s AND m.fence = %(fence)s AND m.state = 'sending'
@@ -119,7 +127,13 @@ WITH account AS (
 SELECT id FROM mail UNION SELECT id FROM mails WHERE id = %(id)s AND fence = %(fence)s AND state = 'accepted'
 """
 
-BURIED: Final = """, mail AS (
+DEAD: Final = """
+WITH account AS (
+    UPDATE users u SET code_mail = 'dead' FROM mails m
+    WHERE m.id = %(id)s AND m.fence = %(fence)s AND m.state = 'sending' AND u.id = m.user_id AND u.code_id = m.code_id
+      AND u.activated_at IS NULL
+    RETURNING u.id
+), mail AS (
     UPDATE mails SET state = 'dead', reason = %(reason)s
     WHERE id = %(id)s AND fence = %(fence)s AND state = 'sending' AND (SELECT count(*) FROM account) >= 0
     RETURNING id, kind
@@ -130,16 +144,6 @@ BURIED: Final = """, mail AS (
 )
 SELECT id FROM mail
 """
-DEAD: Final = (
-    """
-WITH account AS (
-    UPDATE users u SET code_mail = 'dead' FROM mails m
-    WHERE m.id = %(id)s AND m.fence = %(fence)s AND m.state = 'sending' AND u.id = m.user_id AND u.code_id = m.code_id
-      AND u.activated_at IS NULL
-    RETURNING u.id
-)"""
-    + BURIED
-)
 DEFERRED: Final = """
 UPDATE mails SET state = 'queued', due_at = now() + make_interval(secs => %(pause)s), reason = %(reason)s
 WHERE id = %(id)s AND fence = %(fence)s AND state = 'sending'
@@ -190,20 +194,23 @@ class PostgresOutbox:
         """Queue it again for `seconds` from now, or bury it when nobody waits any more."""
         parameters = {**_of(mail), "reason": reason, "pause": seconds, "hours": OWED_HOURS}
         if not await self._postgres.run(DEFERRED, parameters):
-            await self.dead(mail, f"given up after {OWED_HOURS} h: {reason}")
+            await self.dead(mail, f"{GIVEN_UP}: {reason}")
 
     async def dead(self, mail: ClaimedMail, reason: str) -> None:
         """Bury it with its reason."""
         await self._postgres.run(DEAD, {**_of(mail), "reason": reason, "worker": self._worker})
 
     def _claim(self) -> dict[str, object]:
-        return {"lease": LEASE_SECONDS, "attempts": self._policy.attempts}
+        return {"lease": LEASE_SECONDS, "attempts": self._policy.attempts, "hours": OWED_HOURS}
 
     async def _claimed(self, rows: Sequence[tuple[Any, ...]]) -> list[ClaimedMail]:
-        unneeded = [(row[0], row[1]) for row in rows if not row[-1]]
+        """Let go of what nobody needs, bury what was owed for too long, and return the others."""
+        unneeded = [(row[0], row[1]) for row in rows if not row[-2]]
         if unneeded:
             await self._withdraw(unneeded)
-        return [_mail_from(row) for row in rows if row[-1]]
+        for mail in [_mail_from(row) for row in rows if row[-2] and not row[-1]]:
+            await self.dead(mail, GIVEN_UP)
+        return [_mail_from(row) for row in rows if row[-2] and row[-1]]
 
     async def _withdraw(self, held: Sequence[tuple[UUID, int]]) -> None:
         ids, fences = [mail_id for mail_id, _ in held], [fence for _, fence in held]
@@ -217,7 +224,7 @@ def _of(mail: ClaimedMail) -> dict[str, object]:
 def _mail_from(row: tuple[Any, ...]) -> ClaimedMail:
     (
         mail_id, fence, attempt, kind, account, code_id, recipient, locale, life_left, created_at, traceparent,
-        doomed, _,
+        doomed, *_,
     ) = row  # fmt: skip
     return ClaimedMail(
         id=mail_id,

@@ -218,6 +218,16 @@ async def test_a_mail_is_owed_for_a_day(mails: Mails) -> None:
     assert await mails.outbox.claim([mail_id]) == []
 
 
+async def test_a_mail_that_was_owed_for_a_day_is_not_sent(mails: Mails) -> None:
+    """Workers that were away for longer bury it; its neighbours leave."""
+    late = await mails.owe()
+    await mails.wait(86_410)
+    mail_id = await mails.owe()
+    assert [mail.id for mail in await mails.outbox.claim_due(2)] == [mail_id]
+    await mails.wait(LATER)
+    assert await mails.outbox.claim([late]) == []
+
+
 async def test_a_dead_mail_stays_dead(mails: Mails) -> None:
     """It is claimed by nobody, ever."""
     mail_id = await mails.owe()

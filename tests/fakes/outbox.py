@@ -140,7 +140,9 @@ class MemoryOutbox:
         for row in rows:
             if not row.needed:
                 self._withdraw(row, row.fence)
-        return [mail for mail in mails if self.rows[mail.id].needed]
+            elif self._now() - row.owed_at >= OWED_HOURS * 3600:
+                row.state, row.reason = MailState.DEAD, "given up"
+        return [mail for mail in mails if self.rows[mail.id].state is MailState.SENDING]
 
     def _due(self, mail_id: UUID) -> bool:
         row = self.rows.get(mail_id)
