@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ ATTRIBUTE = "__operation__"
 class Operation:
     """One call as the description shows it; `success` has the body of each status, or its media type.
 
-    `problems` are its own; those that any call may answer are added for it.
+    `query` has the schema of each parameter, with its description. `problems` are its own; those that any call may
+    answer are added for it.
     """
 
     summary: str
@@ -29,6 +30,7 @@ class Operation:
     access: Access = "public"
     problems: tuple[type[Exception], ...] = ()
     request_headers: tuple[tuple[str, str], ...] = ()
+    query: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     limited: bool = False
 
 

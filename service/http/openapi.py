@@ -131,7 +131,16 @@ def _parameters(route: Route, operation: Operation) -> list[dict[str, object]]:
         {"name": name, "in": "header", "description": description, "schema": TEXT}
         for name, description in operation.request_headers
     ]
-    return [*in_path, *in_headers]
+    in_query = [
+        {
+            "name": name,
+            "in": "query",
+            "description": schema["description"],
+            "schema": {key: value for key, value in schema.items() if key != "description"},
+        }
+        for name, schema in operation.query.items()
+    ]
+    return [*in_path, *in_query, *in_headers]
 
 
 def _successes(operation: Operation) -> dict[str, object]:
@@ -161,6 +170,7 @@ def _headers(names: Iterable[str]) -> dict[str, object]:
 def _problems(operation: Operation) -> dict[str, object]:
     """Describe the problems by status, with an example of each."""
     kinds = [*operation.problems, *(WITH_BODY if operation.body else ()), *ANY_CALL]
+    kinds += [http.InvalidFields] if operation.query else []
     kinds += [RateLimited] if operation.limited else []
     kinds += [http.OpsTokenMissing, http.OpsTokenRequired] if operation.access == "ops" else []
     by_status: dict[int, list[type[Exception]]] = {}

@@ -18,14 +18,28 @@ from service.http.schemas import Sent, Text, View
 from service.moments import moment
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from quart import Response
 
-MOST = 1000  # mails in one answer
+MOST, USUAL = 1000, 100  # mails in one answer
 LIMIT = re.compile(r"[0-9]{1,4}")
 MOST_REPLAYED = 10_000  # in one call; a repeat takes the next ones
 OPERATORS_ONLY = (OpsTokenMissing, OpsTokenRequired)
+NARROWING: Mapping[str, Mapping[str, object]] = {
+    "state": {"description": "Only mails in this state.", "type": "string", "enum": [*MailState]},
+    "since": {
+        "description": "Created since: 90s, 30m, 2h, 1d ago, or a time like 2026-01-31T12:00:00Z.",
+        "type": "string",
+    },
+    "limit": {
+        "description": "At most so many.",
+        "type": "integer",
+        "minimum": 1,
+        "maximum": MOST,
+        "default": USUAL,
+    },
+}
 
 
 class MailEntry(Protocol):
@@ -114,9 +128,10 @@ class OpsMails:
 
     @describes(
         Operation(
-            "List the newest mails of the outbox; `state`, `since` and `limit` narrow it.",
+            "List the newest mails of the outbox.",
             {200: OwedMailsView},
             access="ops",
+            query=NARROWING,
             problems=OPERATORS_ONLY,
         )
     )
@@ -162,7 +177,7 @@ class OpsMails:
 def _wanted() -> tuple[str | None, datetime | None, int]:
     """Read the query; raises InvalidFields, which repeats nothing of it."""
     query = request.args
-    state, since, limit = query.get("state"), query.get("since"), query.get("limit", "100")
+    state, since, limit = query.get("state"), query.get("since"), query.get("limit", str(USUAL))
     if state is not None and state not in set(MailState):
         raise InvalidFields([("state", "must be queued, sending, accepted or dead")])
     if not (LIMIT.fullmatch(limit) and 1 <= int(limit) <= MOST):

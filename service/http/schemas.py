@@ -164,7 +164,13 @@ class ResendView(View):
 class StateView(View):
     """Where a registration stands."""
 
-    state: State
+    state: State = Field(
+        description=(
+            "queued, sending: the mail has yet to leave. accepted, delivered: the code's time runs. "
+            "expired, exhausted, undeliverable: the code is dead, ask for another one or register again. "
+            "activated: nothing is left to do."
+        )
+    )
     code_expires_in: Seconds | None = Field(description="Null until the mail is accepted.")
     attempts_left: int
     resend_in: Seconds

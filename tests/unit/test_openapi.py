@@ -89,6 +89,24 @@ async def test_who_may_call_is_described(app: Quart) -> None:
     assert document["components"]["securitySchemes"]["operator"]["scheme"] == "bearer"
 
 
+async def test_queries_are_described_as_they_are_read(app: Quart) -> None:
+    """Each parameter has a description and a schema, and so has the refusal of a value that breaks it."""
+    call = (await described(app))["paths"]["/api/v1/ops/mails"]["get"]
+    parameters = {each["name"]: each for each in call["parameters"]}
+    assert set(parameters) == {"state", "since", "limit"}
+    assert all(each["in"] == "query" and each["description"] for each in parameters.values())
+    assert parameters["state"]["schema"]["enum"] == ["queued", "sending", "accepted", "dead"]
+    assert parameters["limit"]["schema"]["maximum"] == 1000
+    assert "422" in call["responses"]
+
+
+async def test_states_are_explained(app: Quart) -> None:
+    """What polls a status address reads in the description what each state means."""
+    schemas = (await described(app))["components"]["schemas"]
+    for state in schemas["State"]["enum"]:
+        assert state in schemas["StateView"]["properties"]["state"]["description"]
+
+
 async def test_bodies_are_described_as_they_are_read(app: Quart) -> None:
     """A registration's fields, which of them are required, and that there are no others."""
     document = await described(app)
