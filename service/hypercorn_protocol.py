@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import h11
-from hypercorn.events import Closed
+from hypercorn.events import Closed, RawData
 from hypercorn.protocol.h11 import H11Protocol
 from loguru import logger
 
@@ -24,6 +24,7 @@ from service.http.problem_answers import MEDIA, answer_to
 
 if TYPE_CHECKING:
     from hypercorn.events import Event
+    from hypercorn.typing import H11SendableEvent
 
 HEAD_END = re.compile(rb"\n\r?\n")
 BARE_LF = re.compile(rb"(?<!\r)\n")
@@ -75,6 +76,7 @@ class OneProtocol(H11Protocol):
     def __init__(self, *arguments: Any, **named: Any) -> None:  # noqa: ANN401 - Hypercorn's own
         super().__init__(*arguments, **named)
         self.connection: StrictConnection = StrictConnection(h11.SERVER, self.config.h11_max_incomplete_size)
+        self._head = b""
 
     async def handle(self, event: Event) -> None:
         """Take what came; with the peer's end nothing waits any longer for its next request's turn."""
@@ -98,6 +100,20 @@ class OneProtocol(H11Protocol):
         if any(int(value) > MOST_BYTES for value in lengths):
             self.connection.client_is_waiting_for_100_continue = False
         await super()._create_stream(request)
+
+    async def _send_h11_event(self, event: H11SendableEvent) -> None:
+        """Send what the event makes; a head of a known length leaves with its content: one write costs what two do."""
+        try:
+            data = self.connection.send(event) or b""
+        except h11.LocalProtocolError:
+            if self.connection.their_state is not h11.ERROR:
+                raise
+            return
+        data, self._head = self._head + data, b""
+        if isinstance(event, h11.Response) and any(name == b"content-length" for name, _ in event.headers):
+            self._head = data
+        elif data:
+            await self.send(RawData(data=data))
 
     async def _send_error_response(self, status_code: int) -> None:
         """Answer what is no request, as the edge answers what is none of ours; the connection ends with it."""
