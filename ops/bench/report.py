@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+STAND_IN = "catcher"  # plays the operator's mail server, so what it uses is shown beside the service's sum
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -30,8 +32,11 @@ def show(rows: list[Row], facts: dict[str, object]) -> None:
     for row in rows:
         livez = f"{row.livez_p99_ms:.1f}" if row.livez_p99_ms is not None else "-"
         ceiling = f"{row.of_ceiling:.2f}" if row.of_ceiling is not None else "-"
-        parts = ", ".join(f"{role} {used:.2f}" for role, used in sorted(row.cpu_ms.items()) if round(used, 2))
+        own = {role: used for role, used in sorted(row.cpu_ms.items()) if role != STAND_IN}
+        parts = ", ".join(f"{role} {used:.2f}" for role, used in own.items() if round(used, 2))
+        beside = row.cpu_ms.get(STAND_IN, 0.0)
+        parts += f" + {STAND_IN} {beside:.2f}" if round(beside, 2) else ""
         print(
             f"{row.what:28}{row.connections:5}{row.count:6}{row.rate:8.1f}{row.p50_ms:8.1f}{row.p99_ms:8.1f}"
-            f"{livez:>9}{ceiling:>9}  {sum(row.cpu_ms.values()):.2f} = {parts}  {row.statuses}"
+            f"{livez:>9}{ceiling:>9}  {sum(own.values()):.2f} = {parts}  {row.statuses}"
         )
