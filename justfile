@@ -91,7 +91,7 @@ funnel *arguments: _venv
 smoke *arguments: _venv
     @exec {{ python }} ops/smoke.py "$@"
 
-# Look after the mail queue: just mail list --dead
+# Look after the mail queue: just mail list --state dead
 [no-exit-message]
 mail *arguments: _venv
     @exec .venv/bin/vestibule mail "$@"
