@@ -72,17 +72,17 @@ class Access:
 
     async def welcome(self, visit: Visit) -> None:
         """Turn away a client whose refused registrations fill their window."""
-        await self._admit(visit, _client(self._limits.invalid, visit), count=False)
+        await self._admit(visit, of_client(self._limits.invalid, visit), count=False)
 
     async def refused(self, visit: Visit) -> None:
         """Count a refused registration; a window that is full already stays as it is."""
-        buckets = _client(self._limits.invalid, visit)
+        buckets = of_client(self._limits.invalid, visit)
         if buckets:
             await self._limiter.ask(Admit(buckets))
 
     async def registration(self, visit: Visit, email_key: str) -> Entry:
         """Reserve a registration of this client and a code of this client for this address, both or neither."""
-        client = _client(self._limits.register, visit)
+        client = of_client(self._limits.register, visit)
         code = self._pair(self._limits.codes_client, visit, email_key)
         admission = await self._ask(visit, client + code)
         if admission is not None and admission.admitted:  # the headers tell of registrations until codes are short
@@ -126,7 +126,7 @@ class Access:
         for the client. Nobody at another address can use up a window of this one.
         """
         email_key = self._email_key(credentials.email)
-        guesses = self._pair(self._limits.password, visit, email_key) + _client(self._limits.password_client, visit)
+        guesses = self._pair(self._limits.password, visit, email_key) + of_client(self._limits.password_client, visit)
         await self._admit(visit, guesses, count=False)
         password = Password.typed(credentials.password)
         if self._shadows is not None:
@@ -177,7 +177,8 @@ class Access:
         return admission
 
 
-def _client(rule: Rule | None, visit: Visit) -> tuple[Bucket, ...]:
+def of_client(rule: Rule | None, visit: Visit) -> tuple[Bucket, ...]:
+    """Return a rule's windows for the client: one for each of its networks, none for a limit that is off."""
     if rule is None:
         return ()
     return tuple(Bucket(replace(rule, limit=rule.limit * factor), network) for network, factor in visit.networks)

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
@@ -173,15 +174,19 @@ def serve_worker(
     name: str,
     listener: socket.socket,
     channel: socket.socket,
-    build: Callable[[], AbstractAsyncContextManager[tuple[Any, Callable[[], None]]]],
+    build: Callable[[str, Callable[[], int]], AbstractAsyncContextManager[tuple[Any, Callable[[], None]]]],
 ) -> int:
-    """Serve until told to stop; returns the process' exit code: 0, or 1 after a failure that needs a new process."""
+    """Serve until told to stop; returns the process' exit code: 0, or 1 after a failure that needs a new process.
+
+    `build` is the Worker's, after it is given the name and how to ask for the number of log lines that were lost.
+    """
     writer = logs.configure(settings, name)
     harden()
     backend = "trio" if settings.loop == "trio" else "asyncio"
     options = {} if backend == "trio" else {"use_uvloop": settings.loop == "uvloop"}
     try:
-        anyio.run(_run, settings, listener, channel, build, backend=backend, backend_options=options)
+        within = partial(build, name, lambda: writer.dropped)
+        anyio.run(_run, settings, listener, channel, within, backend=backend, backend_options=options)
     except Exception:  # noqa: BLE001 - told here, and the master starts another
         logger.opt(exception=True).critical("worker failed")
         return 1

@@ -85,20 +85,15 @@ def serve(_words: argparse.Namespace) -> int:
         )
 
 
-def api(
-    settings: Settings, servers: Servers, keys: Mapping[str, bytes], tracing: Opening = untraced
-) -> Callable[[str], Build]:
+def api(settings: Settings, servers: Servers, keys: Mapping[str, bytes], tracing: Opening = untraced) -> Build:
     """Return what builds the app of one worker, with all that it needs imported before the fork."""
     from service.http.app import create_app  # noqa: PLC0415 - as above
     from service.wiring import running  # noqa: PLC0415 - as above
 
-    def build(name: str) -> Build:
-        @asynccontextmanager
-        async def context() -> AsyncIterator[tuple[Any, Callable[[], None]]]:
-            async with tracing(name) as traces, running(settings, servers, name, keys, traces) as service:
-                yield traces.application(create_app(settings, service)), service.health.drain
-
-        return context
+    @asynccontextmanager
+    async def build(name: str, lost_lines: Callable[[], int]) -> AsyncIterator[tuple[Any, Callable[[], None]]]:
+        async with tracing(name) as traces, running(settings, servers, name, keys, traces, lost_lines) as service:
+            yield traces.application(create_app(settings, service)), service.health.drain
 
     return build
 

@@ -1,4 +1,4 @@
-"""How this process' machinery stands, for the metrics: mailboxes, restarts, limits, the pool, the breakers."""
+"""How this process' machinery stands, for the metrics: mailboxes, restarts, limits, pool, breakers, logs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,21 @@ from typing import TYPE_CHECKING
 from actors.metrics_ports import Machinery
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from actors.kit.supervisor import Supervisor
     from actors.rate_limiter import Decisions
     from service.adapters.postgres import Postgres
     from service.adapters.redis_client import Redis
 
 
-def machinery(supervisor: Supervisor, decisions: Decisions, postgres: Postgres, redis: Redis) -> Machinery:
-    """Return the levels of this moment and the counters since the start."""
+COUNTED_ASIDE = ("forwarded_untrusted", "log_lines_dropped")  # shown from the start, as all others are
+
+
+def machinery(
+    supervisor: Supervisor, decisions: Decisions, postgres: Postgres, redis: Redis, aside: Mapping[str, int]
+) -> Machinery:
+    """Return the levels of this moment and the counters since the start; `aside` are those that no part here keeps."""
     levels: dict[str, float] = {
         "breaker_open|postgres": float(postgres.breaker().is_open),
         "breaker_open|redis": float(redis.statistics().is_open),
@@ -23,6 +30,7 @@ def machinery(supervisor: Supervisor, decisions: Decisions, postgres: Postgres, 
         "breaker_opened|postgres": postgres.breaker().opened,
         "breaker_opened|redis": redis.statistics().opened,
         **decisions.counters(),
+        **{name: aside.get(name, 0) for name in COUNTED_ASIDE},
     }
     for post in supervisor.posts():
         mailbox = post.mailbox.statistics()

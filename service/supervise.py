@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from service.handover import Handover
     from service.settings import Settings
 
-    Build = Callable[[], AbstractAsyncContextManager[tuple[Any, Callable[[], None]]]]
+    Build = Callable[[str, Callable[[], int]], AbstractAsyncContextManager[tuple[Any, Callable[[], None]]]]
 
 API, MAIL, SERVERS = range(3)  # the order of the stop; servers go on from there, in the reverse order of their start
 SPARE_SECONDS = 5.0  # beyond the grace: actors drain, metrics are flushed
@@ -66,8 +66,8 @@ def listener_for(settings: Settings, taken: Handover | None) -> socket.socket:
     return listener
 
 
-def api_posts(settings: Settings, listener: socket.socket, build: Callable[[str], Build]) -> list[Post]:
-    """Return a post for each API worker; `build` is called in the new process with the post's name."""
+def api_posts(settings: Settings, listener: socket.socket, build: Build) -> list[Post]:
+    """Return a post for each API worker; `build` is called in the new process, as `serve_worker` says."""
     grace = settings.grace_seconds + LEAVE_SECONDS + SPARE_SECONDS
 
     def post(number: int) -> Post:
@@ -114,10 +114,10 @@ def supervise(  # noqa: PLR0913 - what differs between the commands, by name
     return master.run()
 
 
-def _fork_worker(name: str, settings: Settings, listener: socket.socket, build: Callable[[str], Build]) -> Child:
+def _fork_worker(name: str, settings: Settings, listener: socket.socket, build: Build) -> Child:
     def body(channel: socket.socket) -> int:
         _keep_only(listener.fileno(), channel.fileno())
-        return serve_worker(settings, name, listener, channel, build(name))
+        return serve_worker(settings, name, listener, channel, build)
 
     child = _with_channel(name, body)
     child.obeys = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -49,10 +50,10 @@ from service.surroundings import Surroundings
 from service.tracing.tracing import UNTRACED
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from actors.kit.mailbox import Address
-    from actors.metrics_ports import MetricsReader
+    from actors.metrics_ports import Machinery, MetricsReader
     from service.servers import Servers
     from service.settings import Settings
     from service.tracing.tracing import Tracing
@@ -72,6 +73,7 @@ class Service:
     health: Surroundings
     reader: MetricsReader
     desk: PostgresDesk
+    noticed: Counter[str]
 
 
 def limits(settings: Settings) -> Limits:
@@ -88,10 +90,15 @@ def limits(settings: Settings) -> Limits:
 
 
 @asynccontextmanager
-async def running(
-    settings: Settings, servers: Servers, worker: str, keys: Mapping[str, bytes], tracing: Tracing = UNTRACED
+async def running(  # noqa: PLR0913, PLR0917 - what a process is given
+    settings: Settings,
+    servers: Servers,
+    worker: str,
+    keys: Mapping[str, bytes],
+    tracing: Tracing = UNTRACED,
+    lost_lines: Callable[[], int] = lambda: 0,
 ) -> AsyncIterator[Service]:
-    """Open everything around the body; `keys` are those of `servers.code_keys`.
+    """Open everything around the body; `keys` are those of `servers.code_keys`, `lost_lines` counts for the log.
 
     The way out: errands end, actors drain, metrics are written, pools close.
     Starts while Postgres and Redis are away, and serves what can be served. Raises TooManyCrashes, inside an
@@ -115,10 +122,12 @@ async def running(
         ledger, quick = PostgresMetrics(postgres), RedisMetrics(redis)
         tally = Tally(f"{worker}.{uuid4().hex[:8]}")  # one run's totals are never another's
 
-        supervisor, decisions = Supervisor(_report), Decisions()
-        metrics = supervisor.employ(
-            lambda: MetricsAggregator(tally, quick, ledger, lambda: machinery(supervisor, decisions, postgres, redis))
-        )
+        supervisor, decisions, noticed = Supervisor(_report), Decisions(), Counter[str]()
+
+        def standing() -> Machinery:
+            return machinery(supervisor, decisions, postgres, redis, {**noticed, "log_lines_dropped": lost_lines()})
+
+        metrics = supervisor.employ(lambda: MetricsAggregator(tally, quick, ledger, standing))
         limiter = tracing.employ(supervisor, lambda: RateLimiter(windows, decisions))
         hasher = await enter(hashing(settings, partial(tracing.employ, supervisor), limiter))
         registry = tracing.employ(supervisor, lambda: UserRegistry(accounts))
@@ -154,7 +163,7 @@ async def running(
         )
         health = Surroundings(postgres, redis)
         reader = Reader(tally, quick, ledger, ledger)
-        yield Service(signup, metrics, limiter, supervisor, health, reader, PostgresDesk(postgres, policy))
+        yield Service(signup, metrics, limiter, supervisor, health, reader, PostgresDesk(postgres, policy), noticed)
 
 
 async def _forgetting(keys: PostgresIdempotencyKeys, registrations: PostgresShadows) -> None:

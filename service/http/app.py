@@ -32,6 +32,7 @@ from service.http.visits import Visits, current_visit
 from service.mailer.locales import available_locales
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Mapping, Sequence
 
     from actors.kit.mailbox import Address
@@ -56,6 +57,16 @@ class Service(Protocol):
         ...
 
     @property
+    def limiter(self) -> Address:
+        """The RateLimiter."""
+        ...
+
+    @property
+    def noticed(self) -> Counter[str]:
+        """What this process counts for the metrics beside the actors, by name."""
+        ...
+
+    @property
     def reader(self) -> MetricsReader:
         """Where the metrics of all workers are read."""
         ...
@@ -71,13 +82,13 @@ class Service(Protocol):
         ...
 
 
-def table(settings: Settings, service: Service, visits: Visits, users: Users) -> tuple[Route, ...]:
+def table(settings: Settings, service: Service, access: OpsAccess, users: Users) -> tuple[Route, ...]:
     """Return every route there is."""
     release = version("vestibule")
     health = HealthCalls(service.health, release)
     metrics = MetricsCalls(service.reader)
     pages = Pages(settings, release, cache(lambda: document(routes, release)))
-    ops = OpsPages(settings, service, visits, release)
+    ops = OpsPages(settings, service, access, release)
     mails = OpsMails(service.desk)
     routes = (
         Route("POST", "/api/v1/users/register", users.register),
@@ -122,21 +133,21 @@ def create_app(settings: Settings, service: Service) -> Quart:
     app = (QuartTrio if settings.loop == "trio" else Quart)("service.http", static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=MOST_BYTES, RESPONSE_TIMEOUT=None, PROPAGATE_EXCEPTIONS=False)
     app.url_map.merge_slashes = False  # a path has one spelling: no redirects
-    visits = Visits(settings, service.health.note)
+    visits = Visits(settings, service.health.note, service.noticed)
+    access = OpsAccess(settings, visits, service.limiter)
     users = Users(settings, visits, service.signup, available_locales(settings))
-    routes = table(settings, service, visits, users)
+    routes = table(settings, service, access, users)
     for route in routes:
         app.add_url_rule(route.path, route.handler.__name__, route.handler, methods=[route.method])
-    _surround(app, settings, {route.handler.__name__: route for route in routes})
+    _surround(app, access, {route.handler.__name__: route for route in routes})
     app.after_request(users.count_refusal)  # runs before the one that shows the limits
     inside: Any = app.asgi_app
     app.asgi_app = cast("Any", Edge(inside, settings, service.metrics))  # type: ignore[method-assign]  # Quart's way
     return app
 
 
-def _surround(app: Quart, settings: Settings, routes: Mapping[str, Route]) -> None:
+def _surround(app: Quart, access: OpsAccess, routes: Mapping[str, Route]) -> None:
     """Name the route for the edge, guard what is for operators, turn errors into problems, show the limits."""
-    access = OpsAccess(settings)
 
     @app.before_request
     async def enter() -> None:
@@ -146,7 +157,7 @@ def _surround(app: Quart, settings: Settings, routes: Mapping[str, Route]) -> No
         exchange_of(request.scope).route = f"{request.method} {template(rule.rule)}"
         operation = operation_of(routes[rule.endpoint].handler)
         if operation is not None and operation.access == "ops":
-            access.check()
+            await access.check()
 
     @app.errorhandler(Exception)
     async def problem(error: Exception) -> Response:

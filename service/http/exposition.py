@@ -38,6 +38,8 @@ COUNTERS = {
     "limits_refused": ("vestibule_limit_refused", "rule", "Requests that a full window turned away."),
     "limits_given_back": ("vestibule_limit_given_back", "", "Uses given back because the work could not be done."),
     "limits_give_backs_lost": ("vestibule_limit_give_backs_lost", "", "Uses that stayed counted: no store was there."),
+    "forwarded_untrusted": ("vestibule_forwarded_untrusted", "", "Forwarded headers of peers that no setting trusts."),
+    "log_lines_dropped": ("vestibule_log_lines_dropped", "", "Log lines of API workers that nobody took in time."),
 }
 LEVELS = {
     "mailbox_waiting": ("vestibule_actor_mailbox_depth", "actor", "Messages waiting in the mailboxes of an actor."),

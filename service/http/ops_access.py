@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING
 from quart import request
 
 from service.http.errors import OpsTokenMissing, OpsTokenRequired
+from service.http.ops_guesses import OpsGuesses
 from service.http.visits import peer
 
 if TYPE_CHECKING:
     from werkzeug.datastructures import Headers
 
+    from actors.kit.mailbox import Address
+    from service.http.visits import Visits
     from service.settings import Settings
 
 BEARER = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +(\S+)")
@@ -28,25 +31,40 @@ FORWARDED = ("forwarded", "x-forwarded-", "x-real-ip", "x-client-ip", "true-clie
 
 
 class OpsAccess:
-    """Checks requests against the settings."""
+    """Checks requests against the settings, and lets no client guess for long."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._token = settings.ops_token
+    def __init__(self, settings: Settings, visits: Visits, limiter: Address) -> None:
+        self._token = None if settings.ops_token is None else settings.ops_token.get_secret_value().encode()
+        self._visits = visits
+        self._guesses = OpsGuesses(limiter)
 
-    def check(self) -> None:
-        """Let the current request pass, or raise OpsTokenMissing or OpsTokenRequired."""
-        if self._token is not None:
-            if not bears(request.headers, self._token.get_secret_value()):
-                raise OpsTokenMissing
-        elif not from_this_machine(peer(), request.headers):
-            raise OpsTokenRequired
+    async def check(self) -> None:
+        """Let the current request pass, or raise OpsTokenMissing, OpsTokenRequired or RateLimited."""
+        if self._token is None:
+            if not from_this_machine(peer(), request.headers):
+                raise OpsTokenRequired
+            return
+        typed = bearer(request.headers)
+        if typed is None:  # nothing is compared, so nothing was guessed
+            raise OpsTokenMissing
+        await self.check_token(typed)
+
+    async def check_token(self, typed: str) -> None:
+        """Return if this is the token; raises OpsTokenMissing, or RateLimited for a client that has guessed too often.
+
+        Compared in constant time; nothing is the token where none is set.
+        """
+        right = self._token is not None and hmac.compare_digest(self._token, typed.encode(errors="replace"))
+        await self._guesses.hear(self._visits.begin(), wrong=not right)
+        if not right:
+            raise OpsTokenMissing
 
 
-def bears(headers: Headers, token: str) -> bool:
-    """Whether the one Authorization header carries the token; compared in constant time."""
+def bearer(headers: Headers) -> str | None:
+    """Return what the one Authorization header carries; None for another scheme, or another number of headers."""
     values = headers.getlist("Authorization")
     match = BEARER.fullmatch(values[0]) if len(values) == 1 else None
-    return match is not None and hmac.compare_digest(match[1].encode(), token.encode())
+    return None if match is None else match[1]
 
 
 def from_this_machine(client: str, headers: Headers) -> bool:

@@ -12,7 +12,7 @@ from quart import request
 from werkzeug.http import parse_options_header
 
 from service.http.dev_mail import has_catcher
-from service.http.errors import OpsTokenMissing, UnsupportedMedia
+from service.http.errors import UnsupportedMedia
 from service.http.json_gate import body
 from service.http.ops_session import OpsSession
 from service.http.ops_snapshot import SnapshotView
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from quart import Response
 
     from actors.metrics_ports import MetricsReader
-    from actors.signup import SignUp
     from service.http.health import Health
-    from service.http.visits import Visits
+    from service.http.ops_access import OpsAccess
     from service.settings import Settings
 
 FORM = "application/x-www-form-urlencoded"
@@ -35,12 +34,7 @@ OWN_ORIGIN = {"Referrer-Policy": "same-origin"}  # without it browsers send `Ori
 
 
 class Source(Protocol):
-    """What the dashboard shows, and who counts refused sign-ins."""
-
-    @property
-    def signup(self) -> SignUp:
-        """The flows."""
-        ...
+    """What the dashboard shows."""
 
     @property
     def reader(self) -> MetricsReader:
@@ -56,24 +50,24 @@ class Source(Protocol):
 class OpsPages:
     """The handlers."""
 
-    def __init__(self, settings: Settings, source: Source, visits: Visits, version: str) -> None:
+    def __init__(self, settings: Settings, source: Source, access: OpsAccess, version: str) -> None:
         self._source = source
-        self._visits = visits
+        self._access = access
         self._version = version
         self._catcher = has_catcher(settings) and settings.ops_token is None
-        self._session = OpsSession(settings)
+        self._session = OpsSession(settings, access)
         self._stream = OpsStream(self._snapshot)
 
     async def dashboard(self) -> Response:
         """Show the page; a browser without a session is sent to sign in."""
         if wants_html() and self._session.is_wanting():
             return _see("/ops/session")
-        self._session.check()
+        await self._session.check()
         return self._page("ops.html", signed_in=self._session.needed, catcher=self._catcher)
 
     async def events(self) -> Response:
         """Answer with the live feed."""
-        self._session.check()
+        await self._session.check()
         return self._stream.answer()
 
     async def sign_in_page(self) -> Response:
@@ -83,18 +77,11 @@ class OpsPages:
         return self._page("ops_session.html")
 
     async def sign_in(self) -> Response:
-        """Exchange the token for a session.
-
-        Raises RateLimited for a client whose refused requests fill their window: a wrong token is one of them.
-        """
+        """Exchange the token for a session; raises OpsTokenMissing, or RateLimited for a client that guesses."""
         self._session.check_origin()
         if not self._session.needed:
             return _see("/ops")
-        visit = self._visits.begin()
-        await self._source.signup.welcome(visit)
-        if not self._session.is_the_token(_token(await _form())):
-            await self._source.signup.refused(visit)
-            raise OpsTokenMissing
+        await self._access.check_token(_token(await _form()))
         answer = _see("/ops")
         answer.headers["Set-Cookie"] = self._session.cookie(self._session.value())
         return answer

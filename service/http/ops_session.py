@@ -17,13 +17,13 @@ from quart import request
 
 from actors.domain.code import hkdf_sha256
 from service.http.errors import MalformedRequest
-from service.http.ops_access import OpsAccess
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from werkzeug.datastructures import Headers
 
+    from service.http.ops_access import OpsAccess
     from service.settings import Settings
 
 COOKIE = "vestibule_ops"
@@ -36,13 +36,13 @@ FOREIGN = "The form came from a page of another site."
 class OpsSession:
     """Makes and checks cookies; without a token set there are none, and the rule of OpsAccess is all there is."""
 
-    def __init__(self, settings: Settings, now: Callable[[], float] = time.time) -> None:
-        self._access = OpsAccess(settings)
+    def __init__(self, settings: Settings, access: OpsAccess, now: Callable[[], float] = time.time) -> None:
+        self._access = access
         self._now = now
         self._secure = settings.public_url is not None and settings.public_url.startswith("https://")
         self._public = urlsplit(settings.public_url).netloc if settings.public_url else None
-        self._token = None if settings.ops_token is None else settings.ops_token.get_secret_value().encode()
-        self._key = None if self._token is None else hkdf_sha256(self._token, LABEL)
+        token = settings.ops_token
+        self._key = None if token is None else hkdf_sha256(token.get_secret_value().encode(), LABEL)
 
     @property
     def needed(self) -> bool:
@@ -54,14 +54,10 @@ class OpsSession:
         carried = "Authorization" in request.headers or self.is_good(request.cookies.get(COOKIE, ""))
         return self.needed and not carried
 
-    def check(self) -> None:
+    async def check(self) -> None:
         """Let the current request pass, by its cookie or as OpsAccess does; raises what that raises."""
         if not self.is_good(request.cookies.get(COOKIE, "")):
-            self._access.check()
-
-    def is_the_token(self, typed: str) -> bool:
-        """Compare in constant time; nothing is the token where none is set."""
-        return self._token is not None and hmac.compare_digest(self._token, typed.encode(errors="replace"))
+            await self._access.check()
 
     def is_good(self, value: str) -> bool:
         """Whether a cookie's value was made under the token of today and its time is not over."""

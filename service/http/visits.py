@@ -14,24 +14,26 @@ from service.http.client_address import client_address
 from service.traceparent import of_headers
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable
 
     from actors.forms import Credentials
     from service.settings import Settings
 
+FORWARDED_UNTRUSTED = "forwarded_untrusted"  # its name among the counters of the process
 UNTRUSTED = "Forwarded headers from a peer outside TRUSTED_PROXIES are ignored. If it is your proxy, list its network."
 
 
 class Visits:
-    """Begins the visits of a process, and tells the operator once when a stranger sends forwarded headers.
+    """Begins the visits of a process; tells the operator once when a stranger sends forwarded headers, and counts.
 
     They mean a proxy that is not in TRUSTED_PROXIES, behind which all clients share one limit, or a forger.
     """
 
-    def __init__(self, settings: Settings, note: Callable[[str], None]) -> None:
+    def __init__(self, settings: Settings, note: Callable[[str], None], noticed: Counter[str]) -> None:
         self._trusted = settings.trusted_proxies
         self._note = note
-        self.untrusted_forwarding = 0
+        self._noticed = noticed
 
     def begin(self) -> Visit:
         """Return the visit of the current request, whose readings become headers of its answer."""
@@ -43,10 +45,10 @@ class Visits:
         return visit
 
     def _tell(self) -> None:
-        if not self.untrusted_forwarding:
+        if not self._noticed[FORWARDED_UNTRUSTED]:
             logger.warning("forwarded headers from a peer that is no trusted proxy")
             self._note(UNTRUSTED)
-        self.untrusted_forwarding += 1
+        self._noticed[FORWARDED_UNTRUSTED] += 1
 
 
 def current_visit() -> Visit | None:

@@ -50,6 +50,16 @@ def open_path_somehow(story: Story, path: str, how: str) -> None:
     story.answers.append(story.place.client().get(path, **WAYS[how]))
 
 
+@when(parsers.parse("somebody guesses at the token {times:d} times"))
+def guess(story: Story, times: int) -> None:
+    """Send wrong tokens from one machine, to one page and another; all but the last are only wrong."""
+    machine = story.place.client()
+    for number in range(times):
+        path = ("/metrics", "/api/v1/metrics", "/api/v1/ops/mails")[number % 3]
+        story.answers.append(machine.get(path, Authorization=f"Bearer a-guess-number-{number}"))
+    assert {answer.outcome for answer in story.answers[:-1]} == {"401 OpsTokenRequired"}
+
+
 @when(parsers.parse('a browser opens "{path}"'))
 def open_in_browser(story: Story, path: str) -> None:
     """Ask for a page."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NoReturn
@@ -15,6 +16,7 @@ from actors.kit.mailbox import Address, Mailbox
 from actors.metrics_aggregator import Observation
 from actors.ports import StoreUnavailable
 from actors.signup import SignUp
+from tests.fakes.limiter import PromptLimiter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -178,6 +180,8 @@ class FakeService:
         self.health = ScriptedHealth()
         self.reader = NoReader()
         self.desk = ScriptedDesk()
+        self.limiter = PromptLimiter()
+        self.noticed = Counter[str]()
         self._mailbox = Mailbox(1000)
         self.metrics = Address(self._mailbox)
 

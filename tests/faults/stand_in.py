@@ -93,22 +93,18 @@ async def _crash(app: App) -> None:
     raise RuntimeError("what runs beside the app has failed")
 
 
-def build(_name: str) -> Callable[[], Any]:
-    """Return the context of one worker; it fails if the version says so."""
-
-    @asynccontextmanager
-    async def context() -> AsyncIterator[tuple[App, Callable[[], None]]]:
-        await _until(lambda: _version() != "slow")
-        app = App()
-        if app.version == "broken":
-            raise RuntimeError(app.version)
-        async with anyio.create_task_group() as aside:
-            aside.start_soon(_crash, app)
-            yield app, app.drain
-            aside.cancel_scope.cancel()
-        _say(f"drained {os.getpid()}")
-
-    return context
+@asynccontextmanager
+async def build(_name: str, _lost_lines: Callable[[], int]) -> AsyncIterator[tuple[App, Callable[[], None]]]:
+    """Run one worker's app around the body; it fails if the version says so."""
+    await _until(lambda: _version() != "slow")
+    app = App()
+    if app.version == "broken":
+        raise RuntimeError(app.version)
+    async with anyio.create_task_group() as aside:
+        aside.start_soon(_crash, app)
+        yield app, app.drain
+        aside.cancel_scope.cancel()
+    _say(f"drained {os.getpid()}")
 
 
 COMMANDS = {  # that do nothing for long; the stubborn one does not end when it is asked to
@@ -129,10 +125,10 @@ def post(name: str) -> Post:
 
 def main() -> int:
     """Play `serve`."""
-    settings = read(os.environ)
     taken = take(os.environ)
-    logs.configure(settings, "master", threaded=False)
     with starting(taken) as terminal:
+        settings = read(os.environ)
+        logs.configure(settings, "master", threaded=False)
         listener = listener_for(settings, taken)
     posts = api_posts(settings, listener, build)
     posts += [post(name) for name in COMMANDS if name in sys.argv]

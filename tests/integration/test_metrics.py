@@ -261,9 +261,10 @@ async def test_all_that_the_machinery_reports_is_exported(redis_url: str, databa
         for remaining in (1, 0):
             reading = Reading(Rule("register", 5, 3600), remaining, 1.0)
             decisions.note(Admission.read("ticket", admitted=bool(remaining), readings=[reading]))
-        found = machinery(supervisor, decisions, postgres, redis)
+        found = machinery(supervisor, decisions, postgres, redis, {"log_lines_dropped": 3})
     assert {name.partition("|")[0] for name in found.levels} == set(LEVELS)
     assert {name.partition("|")[0] for name in found.counters} == set(COUNTERS)
     shown = Metrics(found.counters, {"w": found.levels}, {}, Business(), MailQueue(), 1)
     lines = exposition(shown, openmetrics=False).splitlines()
     assert 'vestibule_actor_mailbox_depth{actor="MetricsAggregator"} 0' in lines
+    assert {"vestibule_log_lines_dropped_total 3", "vestibule_forwarded_untrusted_total 0"} <= set(lines)

@@ -150,7 +150,7 @@ async def test_me_shows_the_account(client: TestClientProtocol) -> None:
 
 
 async def test_forwarded_headers_of_strangers_are_noted_once(client: TestClientProtocol, service: FakeService) -> None:
-    """A proxy that is not trusted is told to the operator in health, once, and changes no client's address."""
+    """A proxy that is not trusted is told to the operator in health, once, counted, and changes no client's address."""
     forwarded = {**basic(), "X-Forwarded-For": "192.0.2.7"}
     for _ in range(2):
         await client.get(f"{USERS}/me", headers=forwarded, scope_base={"client": ("198.51.100.4", 5)})
@@ -158,3 +158,4 @@ async def test_forwarded_headers_of_strangers_are_noted_once(client: TestClientP
     assert service.signup.visit.networks == (("198.51.100.4", 1),)
     (note,) = (await (await client.get("/api/v1/health")).get_json())["notes"]
     assert "TRUSTED_PROXIES" in note
+    assert service.noticed == {"forwarded_untrusted": 2}

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from werkzeug.datastructures import Headers
 
-from actors.domain.errors import RateLimited
+from service.http.ops_access import OpsAccess
 from service.http.ops_session import LIFETIME_SECONDS, OpsSession, own_page
+from service.http.visits import Visits
 from service.settings import Settings
 from tests.fakes.asgi import Pairs, call
+from tests.fakes.limiter import PromptLimiter
 from tests.fakes.ops import Telling, app_of
 
 if TYPE_CHECKING:
@@ -69,7 +72,6 @@ async def test_without_a_token_only_this_machine_is_let_in() -> None:
         assert (stranger.status, stranger.code) == (403, "OpsTokenRequired")
     answer = await signed_in(app)
     assert (answer.status, "set-cookie" in answer.headers) == (303, False)
-    assert not OpsSession(Settings()).is_the_token("")
 
 
 async def test_the_right_token_becomes_a_cookie_that_opens_the_pages() -> None:
@@ -103,10 +105,16 @@ async def test_over_https_the_cookie_is_secure(settings: dict[str, str], headers
 async def test_a_session_ends_with_its_time_its_token_and_the_button() -> None:
     """After eight hours, under another token, or changed in one character, a value is no session."""
     now = [1_700_000_000.0]
-    session = OpsSession(Settings.model_validate({"ops_token": TOKEN}), lambda: now[0])
+
+    def under(token: str) -> OpsSession:
+        settings = Settings.model_validate({"ops_token": token})
+        visits = Visits(settings, lambda _: None, Counter())
+        return OpsSession(settings, OpsAccess(settings, visits, PromptLimiter()), lambda: now[0])
+
+    session = under(TOKEN)
     value = session.value()
     assert session.is_good(value)
-    assert not OpsSession(Settings.model_validate({"ops_token": "another"}), lambda: now[0]).is_good(value)
+    assert not under("another").is_good(value)
     stated, _, mac = value.rpartition(".")
     expiry, _, rest = stated.partition(".")
     forged = (f"{int(expiry) + 1}.{rest}.{mac}", f"{stated}.{mac[:-1]}", f"{stated}.", stated, "", "..", "ü.ü", TOKEN)
@@ -131,21 +139,12 @@ async def test_a_session_ends_with_its_time_its_token_and_the_button() -> None:
     ],
 )
 async def test_a_wrong_token_is_counted_and_refused(body: bytes) -> None:
-    """It is a 401 without a cookie, and one of the client's refused requests."""
+    """It is a 401 without a cookie, and one of the client's guesses."""
     service = Telling()
     answer = await call(guarded(service), "POST", "/ops/session", [FORM], body, **STRANGER)
     assert (answer.status, answer.code) == (401, "OpsTokenRequired")
     assert "set-cookie" not in answer.headers
-    assert service.signup.refusals == 1
-
-
-async def test_who_has_guessed_too_often_is_turned_away_unheard() -> None:
-    """Then the right token is not looked at either, and the answer says how long to wait."""
-    service = Telling()
-    service.signup.unwelcome = RateLimited(30.0)
-    answer = await signed_in(guarded(service))
-    assert (answer.status, answer.code, answer.headers["retry-after"]) == (429, "RateLimitExceeded", "30")
-    assert "set-cookie" not in answer.headers
+    assert [asked.count for asked in service.limiter.asked] == [True]
 
 
 async def test_the_token_is_taken_from_a_form_only() -> None:

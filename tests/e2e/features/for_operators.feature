@@ -65,6 +65,14 @@ Feature: What the service tells operators, programs and people
       | /dev/mail       | with the token    | 404 NotFound         |
       | /api/v1/health  | from this machine | 200                  |
 
+  @strict
+  Scenario: Guesses at the token are limited
+    When somebody guesses at the token 11 times
+    Then the answer is 429 RateLimitExceeded
+    And it says when to try again
+    When somebody opens "/metrics" with the token
+    Then the answer is 200
+
   Scenario Outline: What is not there
     When somebody sends <method> to "<path>"
     Then the answer is <answer>
