@@ -6,6 +6,7 @@ The key follows the IETF draft of the Idempotency-Key header field, narrowed to 
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 LONGEST_KEY = 64
 WAIT_SECONDS = 5.0  # for the first request with the same key
 LOOK_SECONDS = 0.1
+RENEW_SECONDS = 1.0  # a third of a claim: one renewal may fail before a key is lost
 RELEASE_SECONDS = 0.5  # between tries to give keys back to a database that is away: its return should find them free
 OWED_KEPT = 1024  # of an outage's first moment; what is forgotten ends by itself
 
@@ -38,8 +40,20 @@ class Idempotency:
     def __init__(self, keys: IdempotencyKeys, keyring: Keyring) -> None:
         self._keys = keys
         self._keyring = keyring
+        self._running: set[IdempotencyClaim] = set()
         self._owed: deque[IdempotencyClaim] = deque(maxlen=OWED_KEPT)
         self._owing = anyio.Event()
+
+    async def renewing(self) -> NoReturn:
+        """Run until cancelled, in a task of the owner: keep the keys whose work runs here.
+
+        A process that dies keeps nothing, so the repeat that comes next need not wait for long.
+        """
+        while True:
+            await anyio.sleep(RENEW_SECONDS)
+            if self._running:
+                with suppress(MachineError):  # a key that is lost by it is missed by the work, or at its return
+                    await self._keys.renew(tuple(self._running))
 
     async def releasing(self) -> NoReturn:
         """Run until cancelled, in a task of the owner: give back the keys that an outage made us keep."""
@@ -65,22 +79,27 @@ class Idempotency:
 
         Raises IdempotencyKeyReused for another body, RequestInProgress when the first one takes too long,
         StoreUnavailable when the key could not be had. A key whose work was refused is free again; one whose outcome
-        is unknown stays taken until it is known.
+        is unknown stays taken until its claim ends. A request that stood still for so long that a repeat took its key
+        over hears what the repeat is told.
         """
         if form.idempotency_key is None:
             return await work(None)
         claim = self._claim(form.idempotency_key, address)
         body = self._keyring.idempotency_digest(form.email, password.secret.decode(), form.locale)
-        earlier = await self._earlier(claim, body)
-        if earlier is not None:
-            return earlier
-        try:
-            return await work(claim)
-        except AnswerLost:
-            raise
-        except Exception:
-            await self._release(claim)
-            raise
+        while True:
+            earlier = await self._earlier(claim, body)
+            if earlier is not None:
+                return earlier
+            self._running.add(claim)
+            try:
+                return await work(claim)
+            except AnswerLost:
+                raise
+            except Exception:
+                if await self._release(claim):
+                    raise
+            finally:
+                self._running.discard(claim)
 
     def _claim(self, key: str, address: EmailAddress) -> IdempotencyClaim:
         if not (0 < len(key) <= LONGEST_KEY and all("!" <= character <= "~" for character in key)):
@@ -104,11 +123,13 @@ class Idempotency:
                 await anyio.sleep(LOOK_SECONDS)
         raise RequestInProgress(1)
 
-    async def _release(self, claim: IdempotencyClaim) -> None:
+    async def _release(self, claim: IdempotencyClaim) -> bool:
+        """Give the key back; False when somebody else has it."""
         try:
-            await self._keys.release(claim)
+            return await self._keys.release(claim)
         except MachineError:
             self._owe(claim)
+            return True
 
     def _owe(self, claim: IdempotencyClaim) -> None:
         self._owed.append(claim)

@@ -125,7 +125,10 @@ class Accounts(Protocol):
         ...
 
     async def register(self, accounts: Sequence[NewAccount]) -> list[Registered | Refusal]:
-        """Add each account or replace a pending one whose code is dead; EmailTaken or CodesExhausted otherwise."""
+        """Add each account or replace a pending one whose code is dead; EmailTaken or CodesExhausted otherwise.
+
+        RequestInProgress when the claim that an account names is not, or no longer, its key's.
+        """
         ...
 
 
@@ -140,8 +143,11 @@ class Registrations(Protocol):
         """Return the registrations of each address, an active account first, then the oldest."""
         ...
 
-    async def enter(self, accounts: Sequence[NewAccount]) -> list[Registered]:
-        """Add each registration, or give the one with its address and password a new code if its own is dead."""
+    async def enter(self, accounts: Sequence[NewAccount]) -> list[Registered | Refusal]:
+        """Add each registration, or give the one with its address and password a new code if its own is dead.
+
+        RequestInProgress when the claim that a registration names is not, or no longer, its key's.
+        """
         ...
 
 
@@ -169,11 +175,15 @@ class IdempotencyKeys(Protocol):
     """Keys of clients, as digests, each bound to one body and one outcome for a day."""
 
     async def claim(self, claim: IdempotencyClaim, body_digest: bytes) -> KeyTaken | None:
-        """Take the key for a while; None means that it is the caller's now."""
+        """Take the key for some seconds; None means that it is the caller's now."""
         ...
 
-    async def release(self, claim: IdempotencyClaim) -> None:
-        """Give an unbound key back; a bound one stays."""
+    async def renew(self, claims: Sequence[IdempotencyClaim]) -> None:
+        """Keep the keys for as long again; one that somebody else has taken over stays theirs."""
+        ...
+
+    async def release(self, claim: IdempotencyClaim) -> bool:
+        """Give an unbound key back; a bound one stays. False when it was not, or no longer, the caller's to give."""
         ...
 
 

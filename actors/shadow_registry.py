@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, assert_never
 
+from actors.domain.errors import Refusal
 from actors.domain.user import Account
 from actors.kit.actor import Actor
 from actors.kit.mailbox import Ask
@@ -26,9 +27,10 @@ class FindAll(Ask[tuple[Account, ...]]):
 
 @dataclass(frozen=True, slots=True)
 class Enter(Ask[Registered]):
-    """Add a registration beside all others of its address, with a code and a mail; refused for nobody.
+    """Add a registration beside all others of its address, with a code and a mail; no address is taken.
 
-    One whose password the address has already stays as it is while its code lives or its budget is used up.
+    One whose password the address has already stays as it is while its code lives or its budget is used up. Raises
+    RequestInProgress when the account's idempotency key is another request's.
     """
 
     account: NewAccount
@@ -60,8 +62,11 @@ class ShadowRegistry(Actor):
                     assert_never(message)
         if entries:
             entered = await self._registrations.enter([account for _, account in entries])
-            for (letter, _), registered in zip(entries, entered, strict=True):
-                letter.answer(registered)
+            for (letter, _), outcome in zip(entries, entered, strict=True):
+                if isinstance(outcome, Refusal):
+                    letter.refuse(outcome)
+                else:
+                    letter.answer(outcome)
         if finds:
             found = await self._registrations.find_all([email_key for _, email_key in finds])
             for (letter, _), accounts in zip(finds, found, strict=True):

@@ -43,7 +43,7 @@ class Shadows:
         return next((account for account in accounts if account.password_hash == hashed), None)
 
     async def enter(self, account: NewAccount) -> Registered:
-        """Register; refused for nobody."""
+        """Register; no address is taken. Raises RequestInProgress as Enter does."""
         return await self._registry.ask(Enter(account))
 
     async def again(self, account: Account) -> Account | None:

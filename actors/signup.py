@@ -9,7 +9,7 @@ from uuid import uuid4
 from actors.code_flows import CodeFlows
 from actors.code_issuer import Ring
 from actors.domain.code import typed_code
-from actors.domain.errors import CodesExhausted, EmailTaken, UnknownStatus
+from actors.domain.errors import CodesExhausted, EmailTaken, RequestInProgress, UnknownStatus
 from actors.domain.password import Password
 from actors.domain.user import State
 from actors.forms import Profile, Progress, Registration
@@ -92,7 +92,7 @@ class SignUp:
         except (EmailTaken, CodesExhausted):
             entry.give_back_code()
             raise
-        except MachineError:
+        except (MachineError, RequestInProgress):  # the latter: a repeat has taken the key over, and reserves its own
             entry.give_back_all()
             raise
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, assert_never
 
-from actors.domain.errors import EmailTaken, Refusal
+from actors.domain.errors import EmailTaken, Refusal, RequestInProgress
 from actors.domain.user import Account
 from actors.kit.actor import Actor, one_fate
 from actors.kit.mailbox import Ask
@@ -38,7 +38,8 @@ class Register(Ask[Registered]):
     """Add a pending account, its first code and the mail that will carry it, or none of them.
 
     Raises EmailTaken when the address belongs to an account that is active or still waits under a live code or an
-    owed mail, CodesExhausted when the address has had its codes.
+    owed mail, CodesExhausted when the address has had its codes, RequestInProgress when the account's idempotency key
+    is another request's.
     """
 
     account: NewAccount
@@ -82,7 +83,10 @@ class UserRegistry(Actor):
             _answer([letter for letter, _ in registrations], found)
 
     async def _register(self, asked: list[tuple[Letter, NewAccount]]) -> None:
-        """Send one message per address; the others of the same address share the loser's fate."""
+        """Send one message per address; the others of the same address share the loser's fate.
+
+        One that had lost its idempotency key decides nothing about its address: the others go on without it.
+        """
         first: dict[str, tuple[Letter, NewAccount]] = {}
         for letter, account in asked:
             first.setdefault(account.email.key, (letter, account))
@@ -93,9 +97,15 @@ class UserRegistry(Actor):
         for (letter, account), outcome in zip(first.values(), outcomes, strict=True):
             fates[account.email.key] = outcome if isinstance(outcome, Refusal) else EmailTaken()
             _settle(letter, outcome)
+        undecided: list[tuple[Letter, NewAccount]] = []
         for letter, account in asked:
             if not letter.settled:
-                letter.refuse(fates[account.email.key])
+                fate = fates[account.email.key]
+                if isinstance(fate, RequestInProgress):
+                    undecided.append((letter, account))
+                else:
+                    letter.refuse(fate)
+        await self._register(undecided)
 
 
 def _answer(letters: Sequence[Letter], found: Sequence[Account | None]) -> None:

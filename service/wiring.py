@@ -139,6 +139,7 @@ async def running(  # noqa: PLR0913, PLR0917 - what a process is given
 
         ring = Keyring(keys, settings.code_digits)
         idempotency = Idempotency(idempotency_keys, ring)
+        aside.start_soon(idempotency.renewing)
         aside.start_soon(idempotency.releasing)
         rules = Rules(
             keyring=ring,

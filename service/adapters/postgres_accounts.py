@@ -1,11 +1,13 @@
 """The accounts in Postgres: who has one, and who gets one; each race decided in one row of users."""
 
+# ruff: noqa: S608 - statements are joined of constants, no input among them
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from actors.domain.errors import CodesExhausted, EmailTaken
+from actors.domain.errors import CodesExhausted, EmailTaken, RequestInProgress
 from actors.ports import Registered
+from service.adapters.postgres_registrations import WANTED, wanted
 from service.adapters.postgres_rows import account_from
 
 if TYPE_CHECKING:
@@ -37,29 +39,22 @@ FIND_REGISTRATIONS: Final = FIND + "WHERE u.registration_id = ANY(%(registration
 # Race: any number of registrations of one address. ON CONFLICT takes the row and sees its newest version, so one of
 # them wins; `before` is the snapshot and only names the loser's refusal. Rows are taken in the order of their keys, so
 # that two batches cannot wait for each other. A repeat of a registration that was committed finds itself in `before`.
-REGISTER: Final = """
-WITH wanted AS (
-    SELECT * FROM unnest(
-        %(ids)s::uuid[], %(registrations)s::uuid[], %(keys)s::text[], %(emails)s::text[], %(hashes)s::text[],
-        %(locales)s::text[], %(codes)s::text[], %(mails)s::uuid[], %(traces)s::text[], %(digests)s::bytea[],
-        %(claims)s::uuid[]
-    ) WITH ORDINALITY AS w (
-        id, registration_id, email_key, email, password_hash, locale, code_id, mail_id, traceparent, digest, claim,
-        place
-    )
-), before AS (
+REGISTER: Final = (
+    "WITH "
+    + WANTED
+    + """, before AS (
     SELECT u.id, u.email_key, u.registration_id, u.created_at,
            u.activated_at IS NULL AND NOT (u.code_attempts < %(attempts)s AND (
                u.code_mail = 'owed' OR (u.code_mail IN ('accepted', 'delivered') AND now() < u.code_expires_at)
            )) AS vacant,
            codes_free_at(u.codes_issued, %(limits)s, %(seconds)s) AS free_at
-    FROM users u JOIN wanted w USING (email_key)
+    FROM users u JOIN asked a USING (email_key)
 ), won AS (
     INSERT INTO users AS u (id, email_key, email, password_hash, locale, registration_id, registered_at, code_id,
                             code_expires_at, codes_issued)
     SELECT id, email_key, email, password_hash, locale, registration_id, now(), code_id,
            now() + make_interval(secs => %(max_age)s), ARRAY[now()]
-    FROM wanted ORDER BY email_key
+    FROM wanted
     ON CONFLICT (email_key) DO UPDATE SET
         email = EXCLUDED.email, password_hash = EXCLUDED.password_hash, locale = EXCLUDED.locale,
         registration_id = EXCLUDED.registration_id, registered_at = now(),
@@ -81,20 +76,22 @@ WITH wanted AS (
     SELECT w.mail_id, won.id, w.code_id, w.locale, w.traceparent FROM won JOIN wanted w USING (email_key)
 ), bound AS (
     UPDATE idempotency_keys k SET user_id = won.id, registration_id = won.registration_id, created_at = won.created_at
-    FROM won JOIN wanted w USING (email_key) WHERE k.digest = w.digest AND k.claim = w.claim
+    FROM won JOIN wanted w USING (email_key) WHERE k.digest = w.digest
 ), counted AS (
     INSERT INTO business_counts AS b (day, worker, registrations)
     SELECT (now() AT TIME ZONE 'UTC')::date, %(worker)s, count(*) FROM won HAVING count(*) > 0
     ON CONFLICT (day, worker) DO UPDATE SET registrations = b.registrations + EXCLUDED.registrations
 )
-SELECT coalesce(won.id, mine.id), coalesce(won.created_at, mine.created_at), before.vacant,
+SELECT coalesce(won.id, mine.id), coalesce(won.created_at, mine.created_at), w.place IS NULL, before.vacant,
        extract(epoch FROM before.free_at - now())::float8
-FROM wanted w
-LEFT JOIN won USING (email_key)
-LEFT JOIN before USING (email_key)
-LEFT JOIN before mine ON mine.registration_id = w.registration_id
-ORDER BY w.place
+FROM asked a
+LEFT JOIN wanted w USING (place)
+LEFT JOIN won ON won.registration_id = a.registration_id
+LEFT JOIN before ON before.email_key = a.email_key
+LEFT JOIN before mine ON mine.registration_id = a.registration_id
+ORDER BY a.place
 """
+)
 
 
 class PostgresAccounts:
@@ -122,17 +119,7 @@ class PostgresAccounts:
     async def register(self, accounts: Sequence[NewAccount]) -> list[Registered | Refusal]:
         """Add each account or replace a pending one whose code is dead."""
         parameters: dict[str, Any] = {
-            "ids": [account.id for account in accounts],
-            "registrations": [account.registration for account in accounts],
-            "keys": [account.email.key for account in accounts],
-            "emails": [account.email.typed for account in accounts],
-            "hashes": [account.password_hash.decode() for account in accounts],
-            "locales": [account.locale for account in accounts],
-            "codes": [str(account.code_id) for account in accounts],
-            "mails": [account.mail_id for account in accounts],
-            "traces": [account.traceparent for account in accounts],
-            "digests": [account.idempotency.digest if account.idempotency else None for account in accounts],
-            "claims": [account.idempotency.claim if account.idempotency else None for account in accounts],
+            **wanted(accounts),
             "max_age": self._policy.max_age,
             "attempts": self._policy.attempts,
             "worker": self._worker,
@@ -143,9 +130,11 @@ class PostgresAccounts:
 
 
 def _registered(account: NewAccount, row: tuple[Any, ...]) -> Registered | Refusal:
-    user_id, created_at, vacant, free_in = row
+    user_id, created_at, overtaken, vacant, free_in = row
     if user_id is not None:
         return Registered(user_id, account.registration, created_at, account.mail_id)
+    if overtaken:
+        return RequestInProgress(1)
     if vacant and free_in > 0:
         return CodesExhausted(free_in)
     return EmailTaken()

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Final
 from actors.ports import KeyTaken, Registered
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from actors.ports import IdempotencyClaim
     from service.adapters.postgres import Postgres
 
-CLAIM_SECONDS = 15  # a claim whose process died: longer than any registration takes, with its wait for a hash
+CLAIM_SECONDS = 3  # a repeat waits so long for a process that died; one that lives renews its claims every second
 KEPT_HOURS = 24
 
 # Race: a hundred repeats at once. One of them gets the row; the others see whose it is and what it is bound to.
@@ -29,9 +31,19 @@ WITH mine AS (
 SELECT EXISTS (SELECT FROM mine), k.body_digest = %(body)s, k.user_id, k.registration_id, k.created_at
 FROM (SELECT 1) AS one LEFT JOIN idempotency_keys k ON k.digest = %(digest)s
 """
-RELEASE: Final = (
-    "DELETE FROM idempotency_keys WHERE digest = %(digest)s AND claim = %(claim)s AND registration_id IS NULL"
+# Keys are locked in their order, as by a batch of registrations.
+RENEW: Final = """
+WITH held AS (
+    SELECT k.digest FROM idempotency_keys k
+    JOIN unnest(%(digests)s::bytea[], %(claims)s::uuid[]) AS c (digest, claim) USING (digest, claim)
+    WHERE k.registration_id IS NULL ORDER BY k.digest FOR UPDATE OF k
 )
+UPDATE idempotency_keys k SET claimed_until = now() + make_interval(secs => %(seconds)s)
+FROM held WHERE k.digest = held.digest
+"""
+RELEASE: Final = """
+DELETE FROM idempotency_keys WHERE digest = %(digest)s AND claim = %(claim)s AND registration_id IS NULL RETURNING 1
+"""
 FORGET: Final = "DELETE FROM idempotency_keys WHERE expires_at <= now()"
 
 
@@ -42,7 +54,7 @@ class PostgresIdempotencyKeys:
         self._postgres = postgres
 
     async def claim(self, claim: IdempotencyClaim, body_digest: bytes) -> KeyTaken | None:
-        """Take the key for a while; None means that it is the caller's now."""
+        """Take the key for some seconds; None means that it is the caller's now."""
         parameters = {
             "digest": claim.digest,
             "claim": claim.claim,
@@ -57,9 +69,18 @@ class PostgresIdempotencyKeys:
             return KeyTaken(same_body is not False, None)
         return KeyTaken(same_body, Registered(user_id, registration, created_at))
 
-    async def release(self, claim: IdempotencyClaim) -> None:
-        """Give an unbound key back; a bound one stays."""
-        await self._postgres.run(RELEASE, {"digest": claim.digest, "claim": claim.claim})
+    async def renew(self, claims: Sequence[IdempotencyClaim]) -> None:
+        """Keep the keys for as long again; one that somebody else has taken over stays theirs."""
+        parameters = {
+            "digests": [claim.digest for claim in claims],
+            "claims": [claim.claim for claim in claims],
+            "seconds": CLAIM_SECONDS,
+        }
+        await self._postgres.run(RENEW, parameters)
+
+    async def release(self, claim: IdempotencyClaim) -> bool:
+        """Give an unbound key back; a bound one stays. False when it was not, or no longer, the caller's to give."""
+        return bool(await self._postgres.run(RELEASE, {"digest": claim.digest, "claim": claim.claim}))
 
     async def forget(self) -> None:
         """Delete the keys whose day is over."""

@@ -1,17 +1,21 @@
 """Accounts and codes under ENUMERATION=strict: each registration of an address is a row that answers for itself."""
 
+# ruff: noqa: S608 - statements are joined of constants, no input among them
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from actors.domain.errors import RequestInProgress
 from actors.ports import Registered, Resent
 from service.adapters.postgres_accounts import FIND
 from service.adapters.postgres_codes import PostgresCodes
+from service.adapters.postgres_registrations import WANTED, wanted
 from service.adapters.postgres_rows import account_from
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from actors.domain.errors import Refusal
     from actors.domain.user import Account
     from actors.ports import NewAccount, NewCode
     from service.adapters.postgres import Postgres
@@ -28,32 +32,26 @@ ORDER BY u.activated_at NULLS LAST, u.created_at, u.id"""
 
 # Race: any number of registrations of one address. The function queues them up behind the address' row; batches take
 # those rows in the order of their keys, so that none waits in a circle.
-REGISTER: Final = """
-WITH wanted AS (
-    SELECT * FROM unnest(
-        %(ids)s::uuid[], %(registrations)s::uuid[], %(keys)s::text[], %(emails)s::text[], %(hashes)s::text[],
-        %(locales)s::text[], %(codes)s::text[], %(mails)s::uuid[], %(traces)s::text[], %(digests)s::bytea[],
-        %(claims)s::uuid[]
-    ) WITH ORDINALITY AS w (
-        id, registration_id, email_key, email, password_hash, locale, code_id, mail_id, traceparent, digest, claim,
-        place
-    ) ORDER BY email_key, place
-), entered AS MATERIALIZED (
-    SELECT w.place, w.digest, w.claim, e.*
+REGISTER: Final = (
+    "WITH "
+    + WANTED
+    + """, entered AS MATERIALIZED (
+    SELECT w.place, w.digest, e.*
     FROM wanted w, LATERAL register_strictly(
         w.id, w.registration_id, w.email_key, w.email, w.password_hash, w.locale, w.code_id, w.mail_id, w.traceparent,
         %(attempts)s, %(max_age)s, %(keep_days)s, %(kept)s, %(limits)s, %(seconds)s
     ) AS e
 ), bound AS (
     UPDATE idempotency_keys k SET user_id = e.entered, registration_id = e.registered, created_at = e.born
-    FROM entered e WHERE k.digest = e.digest AND k.claim = e.claim
+    FROM entered e WHERE k.digest = e.digest
 ), counted AS (
     INSERT INTO business_counts AS b (day, worker, registrations)
     SELECT (now() AT TIME ZONE 'UTC')::date, %(worker)s, count(*) FILTER (WHERE owed = 'code') FROM entered
     ON CONFLICT (day, worker) DO UPDATE SET registrations = b.registrations + EXCLUDED.registrations
 )
-SELECT entered, registered, born FROM entered ORDER BY place
+SELECT e.entered, e.registered, e.born FROM asked LEFT JOIN entered e USING (place) ORDER BY place
 """
+)
 ISSUE: Final = """
 WITH wanted AS (
     SELECT w.*, coalesce(u.shadow_of, u.email_key) AS address FROM unnest(
@@ -92,26 +90,16 @@ class PostgresShadows:
         found = [account_from(row) for row in await self._postgres.run(FIND_ALL, parameters, reading=True)]
         return [tuple(account for account in found if account.email_key == key) for key in email_keys]
 
-    async def enter(self, accounts: Sequence[NewAccount]) -> list[Registered]:
+    async def enter(self, accounts: Sequence[NewAccount]) -> list[Registered | Refusal]:
         """Register each, and return what stands for its address and password."""
         parameters: dict[str, Any] = {
-            "ids": [account.id for account in accounts],
-            "registrations": [account.registration for account in accounts],
-            "keys": [account.email.key for account in accounts],
-            "emails": [account.email.typed for account in accounts],
-            "hashes": [account.password_hash.decode() for account in accounts],
-            "locales": [account.locale for account in accounts],
-            "codes": [str(account.code_id) for account in accounts],
-            "mails": [account.mail_id for account in accounts],
-            "traces": [account.traceparent for account in accounts],
-            "digests": [account.idempotency.digest if account.idempotency else None for account in accounts],
-            "claims": [account.idempotency.claim if account.idempotency else None for account in accounts],
+            **wanted(accounts),
             "kept": SHADOWS_KEPT,
             **_of(self._policy, self._worker),
         }
         rows = await self._postgres.run(REGISTER, parameters)
         return [
-            Registered(user_id, registration, created_at, account.mail_id)
+            Registered(user_id, registration, created_at, account.mail_id) if user_id else RequestInProgress(1)
             for account, (user_id, registration, created_at) in zip(accounts, rows, strict=True)
         ]
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from actors.domain.user import Account
+    from actors.ports import NewAccount
     from tests.contracts.conftest import People
 
 ResultT = TypeVar("ResultT")
@@ -168,3 +169,63 @@ async def test_of_sixteen_claims_of_one_key_one_is_granted(postgres_store: Postg
     )
     assert sum(outcome is None for outcome in outcomes) == 1
     assert all(outcome is None or outcome.registered is None for outcome in outcomes)
+
+
+@pytest.mark.parametrize("starts", ["first", "last"])
+async def test_a_registration_races_those_that_take_its_key_over(
+    postgres_store: PostgresStore, people: People, starts: str
+) -> None:
+    """A key makes one account and is bound to it: of a slow request and its repeats none is told of another outcome."""
+    for number in range(CROWD):
+        several = type(people)(f"ada{number}@example.com")
+        claims = [IdempotencyClaim(b"%032d" % number, uuid4()) for _ in range(4)]
+        await postgres_store.keys.claim(claims[0], b"b" * 32)
+        await postgres_store.wait(3)
+
+        async def register(claim: IdempotencyClaim, several: People = several) -> object:
+            return (await postgres_store.accounts.register([several.registering(idempotency=claim)]))[0]
+
+        async def take_over(claim: IdempotencyClaim) -> object:
+            taken = await postgres_store.keys.claim(claim, b"b" * 32)
+            return await register(claim) if taken is None else taken.registered
+
+        calls = [partial(register, claims[0]), *[partial(take_over, claim) for claim in claims[1:]]]
+        outcomes = await at_once(calls if starts == "first" else calls[::-1])
+        told = {outcome.registration for outcome in outcomes if isinstance(outcome, Registered)}
+        taken = await postgres_store.keys.claim(claims[3], b"b" * 32)
+        assert taken is not None
+        assert taken.registered is not None
+        assert told == {taken.registered.registration}
+        assert not any(isinstance(outcome, EmailTaken) for outcome in outcomes)
+
+
+async def test_renewals_race_the_registrations_whose_keys_they_keep(
+    postgres_store: PostgresStore, people: People
+) -> None:
+    """Neither waits for the other in a circle, and every registration binds its key."""
+    claims = [IdempotencyClaim(b"%032d" % number, uuid4()) for number in range(CROWD * 4)]
+    for claim in claims:
+        await postgres_store.keys.claim(claim, b"b" * 32)
+    batches = [
+        [
+            type(people)(f"ada{start + place}@example.com").registering(idempotency=claim)
+            for place, claim in enumerate(claims[start : start + 4])
+        ]
+        for start in range(0, len(claims), 4)
+    ]
+
+    async def renew() -> list[object]:
+        await postgres_store.keys.renew(claims[::-1])
+        return []
+
+    async def register(batch: Sequence[NewAccount]) -> list[object]:
+        return [*await postgres_store.accounts.register(batch)]
+
+    outcomes = await at_once([call for batch in batches for call in (renew, partial(register, batch), renew)])
+    registered = [outcome for some in outcomes for outcome in some]
+    assert len(registered) == len(claims)
+    assert all(isinstance(outcome, Registered) for outcome in registered)
+    for claim in claims:
+        taken = await postgres_store.keys.claim(IdempotencyClaim(claim.digest, uuid4()), b"b" * 32)
+        assert taken is not None
+        assert taken.registered is not None

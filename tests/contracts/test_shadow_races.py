@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 import trio
 
+from actors.domain.errors import RequestInProgress
 from actors.domain.mail import MailKind
 from actors.ports import IdempotencyClaim, KeyTaken, Registered
 from tests.contracts.shadow_stores import PostgresShadowStore
@@ -110,3 +111,18 @@ async def test_a_key_is_bound_to_a_shadow_as_to_an_account(store: PostgresShadow
     (registered,) = await store.registrations.enter([new])
     taken = await store.keys.claim(IdempotencyClaim(claim.digest, uuid4()), b"body")
     assert taken == KeyTaken(same_body=True, registered=Registered(new.id, new.registration, registered.created_at))
+
+
+async def test_a_registration_that_has_lost_its_key_is_none(store: PostgresShadowStore, people: People) -> None:
+    """Whoever took the key over registers; the late one makes no shadow and owes no mail."""
+    first, second = (IdempotencyClaim(b"d" * 32, uuid4()) for _ in range(2))
+    await store.keys.claim(first, b"body")
+    await store.wait(3)
+    assert await store.keys.claim(second, b"body") is None
+    late, other = people.registering(idempotency=first), type(people)("bob@example.com").registering()
+    outcomes = await store.registrations.enter([late, other])
+    assert [type(outcome) for outcome in outcomes] == [RequestInProgress, Registered]
+    assert await store.kind(late.mail_id) is None
+    assert await store.registrations.find_all([KEY]) == [()]
+    (registered,) = await store.registrations.enter([people.registering(idempotency=second)])
+    assert isinstance(registered, Registered)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from actors.domain.errors import CodesExhausted, EmailTaken
+from actors.domain.errors import CodesExhausted, EmailTaken, RequestInProgress
 from actors.domain.user import Account, Code, CodeMail, State
 from actors.domain.windows import Rule
 from actors.ports import Missed, Redeemed, Registered, Resent
@@ -73,9 +73,11 @@ class FakeAccounts:
     def _register(self, new: NewAccount) -> Registered | Refusal:
         row = self._rows.get(new.email.key)
         account = self._read(row)
+        if account is not None and account.registration == new.registration:
+            return Registered(account.id, account.registration, account.created_at, new.mail_id)
+        if self._overtaken(new):
+            return RequestInProgress(1)
         if row is not None and account is not None:
-            if account.registration == new.registration:
-                return Registered(account.id, account.registration, account.created_at, new.mail_id)
             if account.state(self._policy.attempts) not in VACANT:
                 return EmailTaken()
             wait = self._free_at(row.issued, cooldown=False) - self._clock.now
@@ -87,6 +89,9 @@ class FakeAccounts:
         if new.idempotency is not None:
             self._keys.bind(new.idempotency, registered)
         return registered
+
+    def _overtaken(self, new: NewAccount) -> bool:
+        return new.idempotency is not None and not self._keys.holds(new.idempotency)
 
     def _pending(self, new: NewAccount, before: Row | None) -> Row:
         """Return the row of a new account, or of one that replaces an account whose code is dead."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from actors.domain.errors import RequestInProgress
 from actors.domain.mail import MailKind
 from actors.domain.user import State
 from actors.ports import Registered
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from uuid import UUID
 
+    from actors.domain.errors import Refusal
     from actors.domain.user import Account, Code
     from actors.ports import Missed, NewAccount, NewCode, Redeemed, Redemption, Resent
     from service.adapters.postgres_codes import CodePolicy
@@ -47,10 +49,10 @@ class FakeShadows(FakeAccounts):
         self._present()
         return [tuple(filter(None, map(self._read, self._all(key)))) for key in email_keys]
 
-    async def enter(self, accounts: Sequence[NewAccount]) -> list[Registered]:
+    async def enter(self, accounts: Sequence[NewAccount]) -> list[Registered | Refusal]:
         """Register each, and return what stands for its address and password."""
         self._present()
-        return [self._enter(account) for account in accounts]
+        return [RequestInProgress(1) if self._overtaken(account) else self._enter(account) for account in accounts]
 
     def _all(self, email_key: str) -> list[Row]:
         rows = [row for row in self._rows.values() if row.account.email_key == email_key]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 AWAY_SECONDS = 2.0  # within which every answer comes while PostgreSQL is away
 BACK_SECONDS = 3.0  # within which everything works again after its return
 CROWD = 24  # registrations at the same time: none may wait for another one's time-out
-KEY_SECONDS = 22.0  # a key whose answer was lost is free again after 15 s, and its repeat waits for 5 s at a time
+KEY_SECONDS = 8.0  # a key whose answer was lost is free again after 3 s, and those who wait for theirs take turns
 OUTAGES = pytest.mark.parametrize("lasts", [1.0, 5.0])  # shorter and longer than a pool's own tries go on
 LONG = 5.0
 BY_NAME = "SELECT split_part(email_key, '@', 1), count(m.id) FROM users u JOIN mails m ON m.user_id = u.id GROUP BY 1"

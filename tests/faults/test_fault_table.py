@@ -7,7 +7,7 @@ FOLDER = Path(__file__).parent
 PAGE = FOLDER.parents[1] / "docs" / "operations.md"
 ROW = re.compile(r"^\|.*\| `(\w+)::(\w+)` \|$", re.MULTILINE)
 TEST = re.compile(r"^def test_(\w+)", re.MULTILINE)
-TABLED = ("postgres", "redis", "mail")
+TABLED = ("postgres", "redis", "mail", "worker")
 
 
 def test_every_fault_of_the_table_is_a_test_and_every_test_is_in_the_table() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
@@ -12,9 +13,9 @@ import trio.testing
 
 from actors.domain.code import CodeId
 from actors.domain.email_address import EmailAddress
-from actors.domain.errors import CodesExhausted, EmailTaken, Refusal
+from actors.domain.errors import CodesExhausted, EmailTaken, Refusal, RequestInProgress
 from actors.kit.supervisor import Supervisor
-from actors.ports import NewAccount, Registered, StoreUnavailable
+from actors.ports import IdempotencyClaim, NewAccount, Registered, StoreUnavailable
 from actors.user_registry import Find, FindRegistration, Register, UserRegistry
 from tests.fakes.accounts import FakeAccounts
 from tests.fakes.clock import FakeClock
@@ -150,3 +151,26 @@ async def test_a_store_that_is_away_is_no_crash() -> None:
         for message in (Find("ada@example.com"), FindRegistration(UUID(int=1)), Register(new())):
             with pytest.raises(StoreUnavailable):
                 await address.ask(message)  # type: ignore[misc]  # any of the answers
+
+
+async def test_a_registration_that_has_lost_its_key_decides_nothing_for_the_others_of_its_address() -> None:
+    """The next one of the batch wins the address, as if the first had never been there."""
+    accounts = SlowAccounts()
+    heard: dict[UUID, object] = {}
+
+    async def register(account: NewAccount) -> None:
+        try:
+            heard[account.id] = (await address.ask(Register(account))).id
+        except Refusal as refusal:
+            heard[account.id] = type(refusal)
+
+    overtaken, second, third = replace(new(), idempotency=IdempotencyClaim(b"d" * 32, uuid4())), new(), new()
+    async with registry(accounts) as address, trio.open_nursery() as nursery:
+        nursery.start_soon(address.ask, Find("nobody@example.com"))
+        await trio.testing.wait_all_tasks_blocked()
+        for account in (overtaken, second, third):
+            nursery.start_soon(register, account)
+            await trio.testing.wait_all_tasks_blocked()
+        accounts.gate.set()
+    assert heard == {overtaken.id: RequestInProgress, second.id: second.id, third.id: EmailTaken}
+    assert accounts.sizes == [("find", 1), ("register", 1), ("register", 1)]
