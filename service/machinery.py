@@ -42,4 +42,7 @@ def machinery(
     levels["pool_connections"] = pool.get("pool_size", 0)
     levels["pool_available"] = pool.get("pool_available", 0)
     levels["pool_waiting"] = pool.get("requests_waiting", 0)
+    counters["pool_connected"] = pool["connections_num"]
+    counters["pool_waited"] = pool["requests_queued"]
+    counters["pool_timed_out"] = pool["requests_errors"]
     return Machinery(levels, counters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import asynccontextmanager
 from threading import Lock
 from time import sleep
@@ -43,6 +44,7 @@ UNUSABLE = {  # SQLSTATE: it answers, and nothing can be done there until an ope
     "42501",  # not allowed
     "25006",  # read-only: a standby
 }
+COUNTED = ("connections_num", "requests_queued", "requests_errors")  # by each pool, from its start
 PROBE: Final = "SELECT current_setting('transaction_read_only') = 'off' FROM (SELECT count(*) FROM users WHERE false) c"
 
 
@@ -59,6 +61,7 @@ class Postgres:
         self._limiter = anyio.CapacityLimiter(size)
         self._breaker = Breaker(stalls=(Stalled,), refusals=())
         self._renewing = Lock()
+        self._earlier = Counter[str]()  # what the pools before this one have counted
         self._pool = self._new_pool()
 
     def _new_pool(self) -> Pool:
@@ -99,8 +102,9 @@ class Postgres:
                 await anyio.to_thread.run_sync(lambda: postgres._pool.close(timeout=1))
 
     def statistics(self) -> dict[str, int]:
-        """Return psycopg's counts of the pool."""
-        return dict(self._pool.get_stats())
+        """Return psycopg's figures: the levels of the pool, and the counters of it and all before it."""
+        figures = self._pool.get_stats()
+        return {**figures, **{name: figures.get(name, 0) + self._earlier[name] for name in COUNTED}}
 
     def breaker(self) -> BreakerStatistics:
         """Return whether the server is known to be away."""
@@ -180,6 +184,8 @@ class Postgres:
             fresh = self._new_pool()
             fresh.open(wait=False)
             self._pool = fresh
+            last = broken.get_stats()  # after the change: who reads in between sees too little, and never too much
+            self._earlier.update({name: last.get(name, 0) for name in COUNTED})
         finally:
             self._renewing.release()
         broken.close(timeout=CLOSE_SECONDS)

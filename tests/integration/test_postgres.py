@@ -11,7 +11,7 @@ import pytest
 
 from actors.kit.mailbox import AnswerLost
 from actors.ports import StoreUnavailable
-from service.adapters.postgres import Postgres
+from service.adapters.postgres import COUNTED, Postgres
 from service.adapters.postgres_migrations import migrate
 from service.adapters.postgres_statement import Stalled, Statement
 from tests.servers.own_postgres import OwnPostgres
@@ -92,6 +92,19 @@ async def test_connections_that_the_server_ended_fail_no_statement(server: OwnPo
             for _ in range(8):
                 group.start_soon(postgres.run, WRITE)
         assert postgres.breaker().opened == 0
+
+
+async def test_counts_go_on_when_the_pool_is_replaced(proxy: Proxy) -> None:
+    """What the pools before have counted stays, so that no counter that is exported ever falls or hides an increase."""
+    async with opened(proxy) as postgres:
+        before = postgres.statistics()
+        for _ in range(3):
+            await anyio.to_thread.run_sync(proxy.cut)
+            await postgres.run(WRITE)
+            after = postgres.statistics()
+            assert after["connections_num"] > before["connections_num"] >= 1
+            assert all(after[name] >= before[name] for name in COUNTED)
+            before = after
 
 
 async def test_connections_that_nobody_will_ever_answer_are_in_nobodys_way(proxy: Proxy) -> None:
