@@ -1,15 +1,15 @@
 """What an operator sees and does: the mail queue and single accounts. Never a code, never a hash."""
 
-# ruff: noqa: S608 - statements are joined of constants of this file, no input among them
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
+    from typing import LiteralString
     from uuid import UUID
 
     from actors.domain.code import CodeId
@@ -26,22 +26,23 @@ ORDER BY m.created_at DESC, m.id LIMIT %(limit)s
 
 # Only what somebody may still wait for: the newest code of a pending account that has not been guessed at too often.
 # A code with too little life left is replaced when the mail is claimed.
-REPLAYABLE: Final = """
-SELECT m.id FROM mails m JOIN users u ON u.id = m.user_id AND u.code_id = m.code_id
-WHERE m.id = ANY(%(ids)s) AND m.kind = 'code' AND m.state IN ('dead', 'accepted') AND u.activated_at IS NULL
-  AND u.code_attempts < %(attempts)s
-"""
-REPLAY: Final = (
-    "WITH wanted AS ("
-    + REPLAYABLE
-    + """), account AS (
+# Race: the account is activated or registered anew meanwhile. The lock sees its newest version, so it stays as it is.
+REPLAY: Final = """
+WITH wanted AS (
+    SELECT m.id, m.user_id FROM users u JOIN mails m ON m.user_id = u.id AND m.code_id = u.code_id
+    WHERE m.id = ANY(%(ids)s) AND m.kind = 'code' AND m.state IN ('dead', 'accepted') AND u.activated_at IS NULL
+      AND u.code_attempts < %(attempts)s
+    FOR UPDATE
+), account AS (
     UPDATE users u SET code_mail = 'owed', code_accepted_at = NULL
-    FROM mails m WHERE m.id IN (SELECT id FROM wanted) AND u.id = m.user_id RETURNING u.id
+    FROM wanted WHERE u.id = wanted.user_id AND NOT %(dry_run)s
+), mail AS (
+    UPDATE mails m SET state = 'queued', due_at = now(), created_at = now(), accepted_at = NULL, attempts = 0,
+        reason = NULL
+    FROM wanted WHERE m.id = wanted.id AND NOT %(dry_run)s
 )
-UPDATE mails SET state = 'queued', due_at = now(), created_at = now(), accepted_at = NULL, attempts = 0, reason = NULL
-WHERE id IN (SELECT id FROM wanted) AND (SELECT count(*) FROM account) > 0 RETURNING id
+SELECT id FROM wanted
 """
-)
 
 SHOW: Final = """
 SELECT u.id, u.email, u.locale, u.created_at, u.registered_at, u.activated_at, u.code_mail, u.code_expires_at,
@@ -57,7 +58,7 @@ WITH done AS (
     SELECT (now() AT TIME ZONE 'UTC')::date, 'operator', count(*) FROM done HAVING count(*) > 0
     ON CONFLICT (day, worker) DO UPDATE SET activations = b.activations + EXCLUDED.activations
 )
-SELECT id FROM done UNION SELECT id FROM users WHERE activated_by = %(by)s
+SELECT id FROM done UNION SELECT id FROM users WHERE email_key = %(key)s AND activated_by = %(by)s
 """
 RESEND: Final = """
 WITH done AS (
@@ -72,7 +73,7 @@ WITH done AS (
 ), owed AS (
     INSERT INTO mails (id, user_id, code_id, locale) SELECT %(mail)s, id, %(code)s, locale FROM done
 )
-SELECT id FROM done UNION SELECT id FROM users WHERE code_id = %(code)s
+SELECT id FROM done UNION SELECT id FROM users WHERE email_key = %(key)s AND code_id = %(code)s
 """
 DELETE: Final = """
 WITH shared AS (DELETE FROM shared_addresses WHERE email_key = %(key)s)
@@ -129,9 +130,8 @@ class PostgresDesk:
 
     async def replay(self, mail_ids: Sequence[UUID], *, dry_run: bool) -> list[UUID]:
         """Queue again those of the mails that somebody may still wait for, and return which they are."""
-        sql = REPLAYABLE if dry_run else REPLAY
-        rows = await self._postgres.run(sql, {"ids": list(mail_ids), "attempts": self._policy.attempts})
-        return [row[0] for row in rows]
+        wanted = {"ids": list(mail_ids), "attempts": self._policy.attempts, "dry_run": dry_run}
+        return [mail_id for (mail_id,) in await self._postgres.run(REPLAY, wanted)]
 
     async def show(self, email_key: str) -> UserEntry | None:
         """Return the account of an address."""
@@ -151,5 +151,5 @@ class PostgresDesk:
         """Delete an account with its mails and keys; False when there is none."""
         return await self._done(DELETE, {"key": email_key})
 
-    async def _done(self, sql: Any, parameters: dict[str, object]) -> bool:  # noqa: ANN401 - a constant of this file
+    async def _done(self, sql: LiteralString, parameters: dict[str, object]) -> bool:
         return bool(await self._postgres.run(sql, parameters))

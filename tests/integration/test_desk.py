@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import anyio
+import psycopg
 import pytest
 
 from actors.domain.code import Keyring
@@ -29,6 +30,12 @@ if TYPE_CHECKING:
 POLICY = CodePolicy(max_age=900, ttl=60, attempts=5, budget=(Rule("codes", 10, 86400),), cooldown=30)
 KEYRING = Keyring({"k1": bytes(32)})
 ADDRESS = EmailAddress("ann@example.org", "ann@example.org")
+ANEW = "UPDATE users SET code_id = 'k1.' || repeat('0', 32), code_mail = 'accepted', code_accepted_at = now()"
+SOMEBODY_WAITS = """
+DO $$ BEGIN
+    WHILE NOT EXISTS (SELECT FROM pg_locks WHERE NOT granted) LOOP PERFORM pg_sleep(0.01); END LOOP;
+END $$
+"""
 VESTIBULE = Path(sys.executable).with_name("vestibule")
 
 
@@ -70,6 +77,28 @@ async def test_what_nobody_waits_for_is_not_replayed(database_url: str) -> None:
         await outbox.dead(second, "550 rejected")
         assert await desk.activate(ADDRESS.key)
         assert await desk.replay([newer], dry_run=False) == []
+
+
+async def test_a_replay_leaves_alone_who_registers_anew_meanwhile(database_url: str) -> None:
+    """That account's own mail has left; waiting for the old one, it would keep its address for ever."""
+    async with Postgres.open(database_url) as postgres:
+        account = await registered(postgres)
+        outbox, desk = PostgresOutbox(postgres, POLICY, "test"), PostgresDesk(postgres, POLICY)
+        [mail] = await outbox.claim([account.mail_id])
+        await outbox.dead(mail, "550 rejected")
+        with psycopg.connect(database_url) as another:
+            another.execute(ANEW)
+
+            async def commit() -> None:
+                await anyio.to_thread.run_sync(another.execute, SOMEBODY_WAITS)
+                another.commit()
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(commit)
+                assert await desk.replay([mail.id], dry_run=False) == []
+        shown = await desk.show(ADDRESS.key)
+        assert shown is not None
+        assert shown.code_mail == "accepted"
 
 
 async def test_an_account_is_shown_activated_and_deleted(database_url: str) -> None:
