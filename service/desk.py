@@ -76,11 +76,15 @@ def mail_replay(words: argparse.Namespace) -> int:
         return await desk.replay(ids, dry_run=words.dry_run)
 
     replayed = _at_the_desk(replay)
+    found = bool(replayed) or words.dead
     if words.json:
         _print(_json({"dry_run": words.dry_run, "replayed": replayed}))
+    elif found:
+        count = f"{len(replayed)} mail{'' if len(replayed) == 1 else 's'}"
+        _print(f"{'would queue' if words.dry_run else 'queued'} {count} again")
     else:
-        _print(f"{'would queue' if words.dry_run else 'queued'} {len(replayed)} mails again")
-    return 0 if replayed or words.dead else NOTHING_FOUND
+        return _nothing("no mail with this id is waited for: see `vestibule mail show` and `vestibule user show`")
+    return 0 if found else NOTHING_FOUND
 
 
 def user_show(words: argparse.Namespace) -> int:
