@@ -72,6 +72,10 @@ WITH done AS (
     UPDATE mails m SET state = 'dead', reason = 'superseded' FROM done WHERE m.user_id = done.id AND m.state = 'queued'
 ), owed AS (
     INSERT INTO mails (id, user_id, code_id, locale) SELECT %(mail)s, id, %(code)s, locale FROM done
+), counted AS (
+    INSERT INTO business_counts AS b (day, worker, resends)
+    SELECT (now() AT TIME ZONE 'UTC')::date, 'operator', count(*) FROM done HAVING count(*) > 0
+    ON CONFLICT (day, worker) DO UPDATE SET resends = b.resends + EXCLUDED.resends
 )
 SELECT id FROM done UNION SELECT id FROM users WHERE email_key = %(key)s AND code_id = %(code)s
 """

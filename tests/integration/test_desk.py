@@ -21,6 +21,7 @@ from service.adapters.postgres import Postgres
 from service.adapters.postgres_accounts import PostgresAccounts
 from service.adapters.postgres_codes import CodePolicy
 from service.adapters.postgres_desk import PostgresDesk
+from service.adapters.postgres_metrics import PostgresMetrics
 from service.adapters.postgres_outbox import PostgresOutbox
 from service.moments import moment
 
@@ -116,6 +117,19 @@ async def test_an_account_is_shown_activated_and_deleted(database_url: str) -> N
         assert not await desk.delete(ADDRESS.key)
         assert await desk.show(ADDRESS.key) is None
         assert await desk.mails() == []
+
+
+async def test_what_an_operator_does_for_an_account_is_counted(database_url: str) -> None:
+    """A resend and an activation count once each, as if the person had asked; what changes nothing counts as none."""
+    async with Postgres.open(database_url) as postgres:
+        await registered(postgres)
+        desk = PostgresDesk(postgres, POLICY)
+        assert await desk.resend(ADDRESS.key, KEYRING.code_id(uuid4()), uuid4())
+        assert await desk.activate(ADDRESS.key)
+        assert not await desk.activate(ADDRESS.key)
+        assert not await desk.resend(ADDRESS.key, KEYRING.code_id(uuid4()), uuid4())
+        counted = await PostgresMetrics(postgres).business()
+    assert (counted.registrations, counted.resends, counted.activations) == (1, 1, 1)
 
 
 async def test_the_command_lists_without_code_and_hash(database_url: str, tmp_path: Path) -> None:
