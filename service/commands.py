@@ -66,14 +66,15 @@ def serve(_words: argparse.Namespace) -> int:
     from service.pid_file import pid_file  # noqa: PLC0415 - as above
     from service.reachable import look, migrated  # noqa: PLC0415 - as above
     from service.servers import code_keys, resolve  # noqa: PLC0415 - as above
-    from service.supervise import api_posts, listener_for, starting, supervise  # noqa: PLC0415 - as above
+    from service.starting import starting  # noqa: PLC0415 - as above
+    from service.supervise import api_posts, listener_for, supervise  # noqa: PLC0415 - as above
 
     taken = handover.take(os.environ)
-    settings = checked()
-    tracing = choose(os.environ)
-    logs.configure(settings, "master", threaded=False)
-    servers = resolve(settings)
     with starting(taken) as terminal:
+        settings = checked()
+        tracing = choose(os.environ)
+        logs.configure(settings, "master", threaded=False)
+        servers = resolve(settings)
         if taken is None:
             look(database_url=servers.database_url, redis_url=servers.redis_url)
             migrated(servers.database_url)

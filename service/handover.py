@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from service.children import Child
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping, Sequence
+    from collections.abc import Iterable, MutableMapping
 
 VARIABLE = "_VESTIBULE_HANDOVER"  # not VESTIBULE_…: it is no setting
 HELD = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)  # wait in the kernel until the new code listens
@@ -28,6 +29,7 @@ class Handover:
     claim: int | None = None
     terminal: int | None = None
     children: list[Child] = field(default_factory=list)
+    refusal: str | None = None  # of the last try, by a program that could not go on from here
 
 
 def take(environment: MutableMapping[str, str]) -> Handover | None:
@@ -41,14 +43,13 @@ def take(environment: MutableMapping[str, str]) -> Handover | None:
     now = time.monotonic()
     children = [_child(one, now) for one in told["children"]]
     claim, terminal = told["claim"], told.get("terminal")
-    for descriptor in (claim, terminal):
-        if descriptor is not None:
-            os.set_inheritable(descriptor, False)  # noqa: FBT003 - the library's signature
-    return Handover(told["bind"], _socket(told["listener"]), claim, terminal, children)
+    _leave((claim, terminal), inheritable=False)
+    return Handover(told["bind"], _socket(told["listener"]), claim, terminal, children, told.get("refusal"))
 
 
-def execute(handover: Handover, argv: Sequence[str]) -> NoReturn:
-    """Become `argv` with everything in the handover kept; raises OSError when that cannot be executed."""
+def execute(handover: Handover) -> NoReturn:
+    """Execute this program anew with everything in the handover kept; raises OSError when that is impossible."""
+    argv = [sys.executable, *sys.orig_argv[1:]]
     told = {
         "master": os.getpid(),
         "bind": handover.bind,
@@ -67,18 +68,23 @@ def execute(handover: Handover, argv: Sequence[str]) -> NoReturn:
             }
             for child in handover.children
         ],
+        "refusal": handover.refusal,
     }
-    kept = [handover.listener.fileno(), *(child.channel.fileno() for child in handover.children if child.channel)]
-    kept += [descriptor for descriptor in (handover.claim, handover.terminal) if descriptor is not None]
-    for descriptor in kept:
-        os.set_inheritable(descriptor, True)  # noqa: FBT003 - the library's signature
+    channels = [child.channel.fileno() for child in handover.children if child.channel]
+    kept = (handover.listener.fileno(), handover.claim, handover.terminal, *channels)
+    _leave(kept, inheritable=True)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
     try:
-        os.execve(argv[0], list(argv), {**os.environ, VARIABLE: json.dumps(told)})  # noqa: S606 - our own command line
+        os.execve(argv[0], argv, {**os.environ, VARIABLE: json.dumps(told)})  # noqa: S606 - our own command line
     finally:  # only if it could not be executed
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for descriptor in kept:
-            os.set_inheritable(descriptor, False)  # noqa: FBT003 - as above
+        _leave(kept, inheritable=False)
+
+
+def _leave(descriptors: Iterable[int | None], *, inheritable: bool) -> None:
+    for descriptor in descriptors:
+        if descriptor is not None:
+            os.set_inheritable(descriptor, inheritable)
 
 
 def _socket(descriptor: int) -> socket.socket:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from typing import TYPE_CHECKING
 
@@ -54,7 +53,6 @@ class Renewal:
     def take(self, listener: socket.socket, children: Sequence[Child]) -> None:
         """Execute this program anew in this process; returns, after a line in the log, only if that is impossible."""
         try:
-            argv = [sys.executable, *sys.orig_argv[1:]]
-            execute(Handover(self._bind, listener, self._claim, self._terminal.descriptor, list(children)), argv)
+            execute(Handover(self._bind, listener, self._claim, self._terminal.descriptor, list(children)))
         except OSError as error:
             logger.error("reload failed, the old code goes on", reason=error.strerror)

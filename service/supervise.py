@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import socket
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from loguru import logger
@@ -18,34 +16,19 @@ from service.listener import CannotStart, address_of, forget, open_listener
 from service.master import Master
 from service.pulse import lend
 from service.renewal import Renewal
-from service.terminal import Terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from service.handover import Handover
     from service.settings import Settings
+    from service.terminal import Terminal
 
     Build = Callable[[str, Callable[[], int]], AbstractAsyncContextManager[tuple[Any, Callable[[], None]]]]
 
 API, MAIL, SERVERS = range(3)  # the order of the stop; servers go on from there, in the reverse order of their start
 SPARE_SECONDS = 5.0  # beyond the grace: actors drain, metrics are flushed
-
-
-@contextmanager
-def starting(taken: Handover | None) -> Iterator[Terminal]:
-    """Until the master runs, SIGTERM and a terminal that closes end the start as Ctrl-C does, by KeyboardInterrupt.
-
-    Gives the terminal that we were started on. After a reload all signals wait until the master listens to them.
-    """
-    if taken is not None:
-        yield Terminal(taken.terminal)
-        return
-    terminal = Terminal.controlling()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, terminal.interrupt)
-    yield terminal
 
 
 def listener_for(settings: Settings, taken: Handover | None) -> socket.socket:
@@ -63,6 +46,7 @@ def listener_for(settings: Settings, taken: Handover | None) -> socket.socket:
         logger.error("the old address stays in use", reason=str(refusal))
         return taken.listener
     forget(taken.listener)
+    taken.listener, taken.bind = listener, settings.bind
     return listener
 
 
@@ -103,7 +87,7 @@ def supervise(  # noqa: PLR0913 - what differs between the commands, by name
     master = Master(
         posts,
         listener,
-        Renewal(trial, settings.bind, claim, terminal),
+        Renewal(trial, settings.bind if taken is None else taken.bind, claim, terminal),
         drain=settings.drain_seconds,
         announce=(lambda: announce(address_of(listener))) if taken is None else (lambda: logger.info("reloaded")),
         terminal=terminal,

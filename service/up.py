@@ -19,7 +19,8 @@ from service.embedded import data_dir, launcher
 from service.pid_file import pid_file
 from service.reachable import look
 from service.servers import announce, code_keys, embedded, gather, withdraw
-from service.supervise import MAIL, SERVERS, api_posts, execute_worker, listener_for, starting, supervise
+from service.starting import starting
+from service.supervise import MAIL, SERVERS, api_posts, execute_worker, listener_for, supervise
 from service.tracing.choice import choose
 
 if TYPE_CHECKING:
@@ -37,27 +38,28 @@ PAGES = {"sign-up page": "/", "API": "/docs", "mails": "/dev/mail", "dashboard":
 def up(_words: argparse.Namespace) -> int:
     """Run it all until SIGTERM or SIGINT; returns the exit code."""
     taken = handover.take(os.environ)
-    settings = checked()
-    tracing = choose(os.environ)
-    logs.configure(settings, "master", threaded=False)
-    with starting(taken) as terminal, ExitStack() as undo:
-        claim = _claim(settings, taken)
-        listener = listener_for(settings, taken)
-        servers = embedded(settings)
-        posts = [_server_post(server, SERVERS + place) for place, server in enumerate(reversed(servers))][::-1]
-        if taken is None:
-            look(**{name: _url(settings, name) for name in ("database_url", "redis_url", "mail_url")})
-            _start(servers, posts, undo)
-        where = gather(settings, servers)
-        # It imports for half a second: the servers get ready meanwhile.
-        build = api(settings, where, code_keys(settings), tracing)
-        if taken is None:
-            _await(servers, posts)
-            migrate(where.database_url)
-        announce(settings.data_dir, where)
-        undo.callback(withdraw, settings.data_dir)
-        posts += api_posts(settings, listener, build)
-        posts += [_mail_post(number, settings) for number in range(1, settings.mail_workers + 1)]
+    with ExitStack() as undo:
+        with starting(taken) as terminal:
+            settings = checked()
+            tracing = choose(os.environ)
+            logs.configure(settings, "master", threaded=False)
+            claim = _claim(settings, taken)
+            listener = listener_for(settings, taken)
+            servers = embedded(settings)
+            posts = [_server_post(server, SERVERS + place) for place, server in enumerate(reversed(servers))][::-1]
+            if taken is None:
+                look(**{name: _url(settings, name) for name in ("database_url", "redis_url", "mail_url")})
+                _start(servers, posts, undo)
+            where = gather(settings, servers)
+            # It imports for half a second: the servers get ready meanwhile.
+            build = api(settings, where, code_keys(settings), tracing)
+            if taken is None:
+                _await(servers, posts)
+                migrate(where.database_url)
+            announce(settings.data_dir, where)
+            undo.callback(withdraw, settings.data_dir)
+            posts += api_posts(settings, listener, build)
+            posts += [_mail_post(number, settings) for number in range(1, settings.mail_workers + 1)]
         with pid_file(settings.data_dir):
             return supervise(
                 settings,

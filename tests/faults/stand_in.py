@@ -20,7 +20,8 @@ from service import logs
 from service.children import Child, Post, command, fork
 from service.handover import take
 from service.settings import read
-from service.supervise import MAIL, api_posts, listener_for, starting, supervise
+from service.starting import starting
+from service.supervise import MAIL, api_posts, listener_for, supervise
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

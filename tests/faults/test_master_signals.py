@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -103,6 +104,56 @@ def test_a_reload_with_bad_settings_leaves_everything_as_it_was(stand_in: Runnin
     assert stand_in.get()[0] == 200
 
 
+@pytest.mark.parametrize("stand_in", ["uvloop"], indirect=True)
+def test_settings_that_go_bad_after_their_trial_leave_everything_as_it_was(stand_in: Running) -> None:
+    """The executed program says so once and tries again; the old workers go on until the settings can be read."""
+    before, told = stand_in.workers(), len(stand_in.said())
+    with _spoilt(stand_in.folder):
+        stand_in.hang_up()
+        wait_for(lambda: "the old workers go on" in stand_in.said()[told:], "the refusal", 10)
+        assert stand_in.workers() == before
+        assert stand_in.get()[0] == 200
+        (stand_in.folder / "cost").write_text("98", encoding="utf-8")
+    wait_for(lambda: '"reloaded"' in stand_in.said()[told:], "a later try", 20)
+    wait_for(lambda: not set(before) & set(stand_in.workers()), "the old workers have left", 10)
+    assert stand_in.said()[told:].count("the old workers go on") == 1
+    assert stand_in.get()[0] == 200
+
+
+def test_a_stop_is_an_orderly_one_while_settings_cannot_be_read(tmp_path: Path) -> None:
+    """What was accepted is answered, workers drain, what does not end is killed, exit code 0."""
+    cost = tmp_path / "cost"
+    cost.write_text("12", encoding="utf-8")
+    with running(tmp_path, free_ports(1), "sleeper", VESTIBULE_BCRYPT_COST_FILE=str(cost)) as service:
+        with _spoilt(tmp_path):
+            service.hang_up()
+            wait_for(lambda: "the old workers go on" in service.said(), "the refusal", 10)
+            with _slow_request(service) as answers:
+                service.process.terminate()
+                wait_for(lambda: _refused(service), "the listener is closed", 3.0)
+            assert answers[0][0] == 200
+            assert service.process.wait(10) == 0
+        assert service.said().count("drained ") == 2
+        assert '"child":"sleeper"' in service.said().rpartition('"ended"')[2]
+
+
+def test_an_address_that_cannot_be_had_is_tried_again_at_the_next_reload(tmp_path: Path) -> None:
+    """The old address stays in use meanwhile, and is not taken for the new one."""
+    bind, port = tmp_path / "bind", free_ports(2)
+    bind.write_text(f"127.0.0.1:{port}", encoding="utf-8")
+    with running(tmp_path, port, VESTIBULE_BIND="", VESTIBULE_BIND_FILE=str(bind)) as service:
+        bind.write_text(f"127.0.0.1:{port + 1}", encoding="utf-8")
+        with socket.create_server(("127.0.0.1", port + 1)):
+            service.hang_up()
+            wait_for(lambda: "the old address stays" in service.said(), "the refusal")
+            wait_for(lambda: '"reloaded"' in service.said(), "the first reload has settled")
+            assert service.get()[0] == 200
+        service.port = port + 1
+        service.hang_up()
+        wait_for(lambda: not _refused(service), "the new address")
+        assert service.get()[0] == 200
+
+
 def test_a_reload_follows_the_number_of_workers_and_the_address(tmp_path: Path) -> None:
     """More workers, fewer workers, another port: settings that come from files are read anew."""
     workers, bind, port = tmp_path / "workers", tmp_path / "bind", free_ports(2)
@@ -159,6 +210,16 @@ def test_recycling_under_load_fails_no_request(tmp_path: Path, loop: str, *, kep
         with load(service.port, pause=0.001, kept=kept) as seen:
             wait_for(lambda: len({body.split()[0] for body in seen.bodies}) >= 50, "many workers", 60)
         assert seen.failures == []
+
+
+@contextmanager
+def _spoilt(folder: Path) -> Iterator[None]:
+    """Have settings go bad between each trial and what follows it, while the body runs; they are good at its end."""
+    spoil, cost = folder / "spoil", folder / "cost"
+    spoil.touch()
+    yield
+    spoil.unlink()
+    cost.write_text("12", encoding="utf-8")
 
 
 @contextmanager
