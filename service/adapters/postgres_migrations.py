@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg.rows import tuple_row
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from psycopg import Connection
 
 LOCK = 0x5645_5354  # "VEST": one migration at a time on a database
 LOCK_SECONDS = 60  # another migration may be at work
+CONNECT_SECONDS = 5  # whoever starts the service watches it
 LEDGER = """
 CREATE TABLE IF NOT EXISTS schema_migrations (
     version integer PRIMARY KEY, name text NOT NULL, checksum text NOT NULL,
@@ -60,31 +61,40 @@ def migrate(url: str, steps: Iterable[Migration] | None = None) -> list[str]:
 
     Each step is a transaction; a step that fails leaves the ones before it in place. Raises MigrationError.
     """
-    try:
-        with psycopg.connect(url, autocommit=True, connect_timeout=5, row_factory=tuple_row) as connection:
-            connection.execute(f"SET lock_timeout = '{LOCK_SECONDS}s'")
+    with _connected(url) as connection:
+        connection.execute("SELECT set_config('lock_timeout', %s, false)", [f"{LOCK_SECONDS}s"])
+        try:
             connection.execute("SELECT pg_advisory_lock(%s)", [LOCK])
-            connection.execute(LEDGER)
-            return list(_apply(connection, list(steps) if steps is not None else migrations()))
-    except psycopg.errors.LockNotAvailable:
-        raise MigrationError(f"another migration has held the lock for {LOCK_SECONDS} s") from None
-    except psycopg.OperationalError as error:
-        raise MigrationError(f"cannot reach the database: {_first_line(error)}") from None
+        except psycopg.errors.LockNotAvailable:
+            raise MigrationError(f"another migration has held the lock for {LOCK_SECONDS} s") from None
+        connection.execute(LEDGER)
+        return list(_apply(connection, list(steps) if steps is not None else migrations()))
 
 
 def pending(url: str) -> list[str]:
     """Return the names of the migrations that the database lacks; raises MigrationError."""
+    with _connected(url) as connection:
+        try:
+            done = dict(connection.execute(APPLIED).fetchall())
+        except psycopg.errors.UndefinedTable:
+            done = {}
+        return [step.name for step in migrations() if step.version not in done]
+
+
+@contextmanager
+def _connected(url: str) -> Iterator[Connection[tuple[Any, ...]]]:
+    """Connect; whatever the database refuses in the body too is a MigrationError, which never shows the URL."""
     try:
-        with psycopg.connect(url, autocommit=True, connect_timeout=5) as connection:
-            done: dict[int, str] = dict(connection.execute(APPLIED).fetchall())
-            return [step.name for step in migrations() if step.version not in done]
-    except psycopg.errors.UndefinedTable:
-        return [step.name for step in migrations()]
+        with psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_SECONDS) as connection:
+            yield connection
     except psycopg.OperationalError as error:
         raise MigrationError(f"cannot reach the database: {_first_line(error)}") from None
+    except psycopg.Error as error:
+        reason = _first_line(error) if error.sqlstate else "is that a connection URL?"  # libpq's words quote the URL
+        raise MigrationError(f"the database cannot be used: {reason}") from None
 
 
-def _apply(connection: Connection[tuple[int, str]], steps: list[Migration]) -> Iterable[str]:
+def _apply(connection: Connection[tuple[Any, ...]], steps: list[Migration]) -> Iterable[str]:
     done = dict(connection.execute(APPLIED).fetchall())
     for step in steps:
         if step.version in done:
