@@ -6,6 +6,7 @@ bcrypt check (of a dummy for the unknown), then what the address' own limits say
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ from actors.rate_limiter import Admit, GiveBack
 from actors.user_registry import Find
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from actors.domain.user import Account
     from actors.domain.windows import Admission, Rule
     from actors.forms import Credentials, Limits, Rules, Visit
@@ -69,6 +72,7 @@ class Access:
         self._hasher = hasher
         self._limits = limits
         self._rules = rules
+        self._coming = 0  # those who have room for a hash and have not asked for it yet
 
     async def welcome(self, visit: Visit) -> None:
         """Turn away a client whose refused registrations fill their window."""
@@ -109,9 +113,18 @@ class Access:
         """Count another call of an address whose password was right."""
         await self._admit(visit, self._account(self._limits.basic, account))
 
-    def expect_room(self, password: Password) -> None:
-        """Raise NotAccepted when a hash would be turned away now, before anything is spent on the request."""
-        self._hasher.expect_room(Hash(password.secret))
+    @contextmanager
+    def room(self, password: Password) -> Iterator[None]:
+        """Keep room for a hash while the body asks the limits; raises NotAccepted, before anything is spent, without.
+
+        Of a crowd that comes at once most are turned away here, not after each has been to the limiter and back.
+        """
+        self._hasher.expect_room(Hash(password.secret), self._coming)
+        self._coming += 1
+        try:
+            yield
+        finally:
+            self._coming -= 1
 
     async def hash(self, email_key: str, password: Password) -> bytes:
         """Hash a new password; NotAccepted when that would take too long."""

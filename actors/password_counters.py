@@ -29,6 +29,6 @@ class PasswordCounters(Address):
         """Ask at the message's counter."""
         return await self._counters[message.lane].ask(message)
 
-    def expect_room(self, message: Ask[Any]) -> None:
+    def expect_room(self, message: Ask[Any], coming: int = 0) -> None:
         """Raise NotAccepted when the message would be turned away now."""
-        self._counters[message.lane].expect_room(message)
+        self._counters[message.lane].expect_room(message, coming)

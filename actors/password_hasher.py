@@ -18,7 +18,7 @@ from actors.kit.mailbox import Ask, NotAccepted
 from actors.rate_limiter import Admit
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from actors.domain.windows import Bucket
     from actors.kit.mailbox import Address, Letter
@@ -80,6 +80,7 @@ class PasswordHasher(Actor):
 
     `seconds` is what one hash takes when every worker of the machine hashes on all its threads. Less is never reckoned
     with: an idle machine's hash is quick, and a queue that was let in by that measure would wait for twice as long.
+    `chance` gives numbers in [0, 1] that spread those who are told to come back; at 1 it is as soon as there is room.
     """
 
     name = "PasswordHasher"
@@ -87,11 +88,21 @@ class PasswordHasher(Actor):
     lanes = 2
     batch_limit = 1
 
-    def __init__(self, hashing: Hashing, limiter: Address, threads: int, dummy: bytes, seconds: float = 0.0) -> None:
+    def __init__(  # noqa: PLR0913 - what it works with, and two numbers that only matter under load
+        self,
+        hashing: Hashing,
+        limiter: Address,
+        threads: int,
+        dummy: bytes,
+        *,
+        seconds: float = 0.0,
+        chance: Callable[[], float] = lambda: 1.0,
+    ) -> None:
         self._hashing = hashing
         self._limiter = limiter
         self._threads = threads
         self._dummy = dummy
+        self._chance = chance
         self._least_seconds = seconds
         self._seconds = seconds
         self._busy = 0
@@ -101,10 +112,13 @@ class PasswordHasher(Actor):
         return max(0, ahead + self._busy - self._threads + 1) * self._seconds / self._threads
 
     def admit(self, message: Ask[Any], ahead: int) -> None:  # noqa: ARG002 - one kind waits like the other
-        """Refuse at once what would wait too long, until the queue has room again: not until it has run dry."""
+        """Refuse at once what would wait too long, until the queue has room again.
+
+        A crowd that is refused together comes back spread over the time in which the queue runs dry.
+        """
         wait = self.expected_wait(ahead)
         if wait > LONGEST_WAIT_SECONDS:
-            raise NotAccepted(retry_after=wait - LONGEST_WAIT_SECONDS)
+            raise NotAccepted(retry_after=wait - self._chance() * LONGEST_WAIT_SECONDS)
 
     async def handle(self, letters: Sequence[Letter]) -> None:
         """Hash or check the one letter of the batch."""

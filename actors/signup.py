@@ -85,8 +85,8 @@ class SignUp:
         self, visit: Visit, form: Form, address: EmailAddress, password: Password, claim: IdempotencyClaim | None
     ) -> Registered:
         """Reserve the limits, hash, register; give back what was not used."""
-        self._access.expect_room(password)
-        entry = await self._access.registration(visit, address.key)
+        with self._access.room(password):
+            entry = await self._access.registration(visit, address.key)
         try:
             return await self._register(visit, form, address, password, claim)
         except (EmailTaken, CodesExhausted):

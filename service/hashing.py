@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from contextlib import AsyncExitStack, asynccontextmanager
 from time import thread_time
 from typing import TYPE_CHECKING, Protocol
@@ -45,6 +46,9 @@ async def hashing(settings: Settings, employ: Employ, limiter: Address) -> Async
         begun = thread_time()
         dummy = checking.dummy()
         seconds = (thread_time() - begun) * settings.workers
-        checker = employ(lambda: PasswordChecker(checking, limiter, cores, dummy, seconds), copies=cores)
-        hasher = employ(lambda: PasswordHasher(hashes, limiter, cores, dummy, seconds), copies=cores)
-        yield PasswordCounters(checker, hasher)
+
+        def employed(kind: type[PasswordHasher], threads: BcryptThreads) -> Address:
+            chance = random.random
+            return employ(lambda: kind(threads, limiter, cores, dummy, seconds=seconds, chance=chance), copies=cores)
+
+        yield PasswordCounters(employed(PasswordChecker, checking), employed(PasswordHasher, hashes))

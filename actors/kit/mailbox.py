@@ -232,11 +232,14 @@ class Address:
         await self._mailbox.put(letter, message.lane)
         return cast("AnswerT", await letter.outcome())
 
-    def expect_room(self, message: Ask[Any]) -> None:
-        """Raise NotAccepted when an ask of this message would be turned away now: nothing need be done for it."""
+    def expect_room(self, message: Ask[Any], coming: int = 0) -> None:
+        """Raise NotAccepted when an ask of this message would be turned away now: nothing need be done for it.
+
+        `coming` is how many have been let in before and have not asked yet.
+        """
         if self._admit is not None:
             try:
-                self._admit(message, self._mailbox.ahead(message.lane))
+                self._admit(message, self._mailbox.ahead(message.lane) + coming)
             except NotAccepted:
                 self._mailbox.turned_away += 1
                 raise

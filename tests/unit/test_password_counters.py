@@ -31,8 +31,8 @@ async def counters(seconds: float) -> AsyncIterator[Address]:
     supervisor = Supervisor(lambda name, error: None)  # noqa: ARG005 - none crashes
     limiter = supervisor.employ(lambda: RateLimiter(FakeWindows(trio.current_time)))
     hashing = FakeHashing(seconds)
-    checker = supervisor.employ(lambda: PasswordChecker(hashing, limiter, 1, DUMMY, seconds))
-    hasher = supervisor.employ(lambda: PasswordHasher(hashing, limiter, 1, DUMMY, seconds))
+    checker = supervisor.employ(lambda: PasswordChecker(hashing, limiter, 1, DUMMY, seconds=seconds))
+    hasher = supervisor.employ(lambda: PasswordHasher(hashing, limiter, 1, DUMMY, seconds=seconds))
     async with supervisor.running():
         yield PasswordCounters(checker, hasher)
 

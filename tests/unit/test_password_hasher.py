@@ -169,7 +169,7 @@ async def test_a_hash_is_reckoned_as_it_lasts_on_a_busy_machine(autojump_clock: 
     supervisor = Supervisor(lambda name, error: None)  # noqa: ARG005 - none crashes
     limiter = supervisor.employ(lambda: RateLimiter(FakeWindows(trio.current_time)))
     hashing = FakeHashing(seconds=0.5)
-    address = supervisor.employ(lambda: PasswordHasher(hashing, limiter, THREADS, DUMMY, 1.0), copies=THREADS)
+    address = supervisor.employ(lambda: PasswordHasher(hashing, limiter, THREADS, DUMMY, seconds=1.0), copies=THREADS)
     async with supervisor.running(), trio.open_nursery() as nursery:
         await address.ask(Hash(b"quick, for nobody else hashes"))
         hashing.seconds = 1.0
@@ -180,3 +180,33 @@ async def test_a_hash_is_reckoned_as_it_lasts_on_a_busy_machine(autojump_clock: 
             address.expect_room(Hash(b"one too many"))
         address.expect_room(Check(b"secret", DUMMY))
     assert address.statistics().turned_away == 1
+
+
+async def test_a_crowd_that_was_refused_comes_back_spread(autojump_clock: MockClock) -> None:
+    """By chance between the moment when there is room again and the one when the queue has run dry."""
+    chances = iter([1.0, 0.5, 0.0])
+    supervisor = Supervisor(lambda name, error: None)  # noqa: ARG005 - none crashes
+    limiter = supervisor.employ(lambda: RateLimiter(FakeWindows(trio.current_time)))
+    busy = PasswordHasher(FakeHashing(1.0), limiter, 1, DUMMY, seconds=1.0, chance=lambda: next(chances))
+    address = supervisor.employ(lambda: busy)
+    async with supervisor.running(), trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(address.ask, Hash(b"secret"))
+            await trio.testing.wait_all_tasks_blocked()
+        waits = []
+        for _ in range(3):
+            with pytest.raises(NotAccepted) as caught:
+                address.expect_room(Hash(b"one too many"))
+            waits.append(caught.value.retry_after)
+    assert waits == [1.0, 2.0, 3.0]
+    assert autojump_clock.current_time() == pytest.approx(3)
+
+
+async def test_those_on_their_way_take_room(autojump_clock: MockClock) -> None:
+    """Who was let in and has not come yet counts as if they waited already."""
+    async with hasher(FakeHashing(seconds=1)) as address:
+        await address.ask(Hash(b"the first tells how long one takes"))
+        address.expect_room(Hash(b"secret"), coming=2)
+        with pytest.raises(NotAccepted):
+            address.expect_room(Hash(b"secret"), coming=20)
+    assert autojump_clock.current_time() == pytest.approx(1)
