@@ -22,6 +22,7 @@ from tests.servers.ports import free_ports
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+ENDED = re.compile(r'"ended".*"child":"([a-z]+).*"code":(-?\d+)')
 ROLES = {
     "postgres": re.compile(r"/bin/postgres "),
     "redis": re.compile(r"valkey|redis-server"),
@@ -193,6 +194,23 @@ def test_reload_renews_the_workers_and_leaves_the_servers_alone(one: Up) -> None
     wait_for(lambda: one.ready() and not workers & one.workers() and len(one.workers()) == 2, "new workers", 30)
     wait_for(lambda: mail not in one.mail_workers() and len(one.mail_workers()) == 1, "a new mail worker", 20)
     assert [one.child(role) for role in ("postgres", "redis", "catcher")] == servers
+
+
+def test_a_reload_that_cannot_go_on_keeps_all_at_work_and_a_stop_meanwhile_is_an_orderly_one(tmp_path: Path) -> None:
+    """Nothing is replaced while there is no room for `servers.json`; then all end, API first and the database last."""
+    with up(tmp_path / "data", free_ports(1)) as one:
+        family = {child.pid for child in one.children()}
+        (one.data_dir / f".servers.json.{one.process.pid}").mkdir()
+        one.run("reload")
+        wait_for(lambda: "the old workers go on: cannot write" in one.output.read_text(encoding="utf-8"), "it holds")
+        assert one.ready()
+        assert {child.pid for child in one.children()} == family
+        one.process.terminate()
+        assert one.process.wait(20) == 0
+        ended = ENDED.findall(one.output.read_text(encoding="utf-8").rpartition('"stopping"')[2])
+        assert [role for role, _ in ended] == ["api", "api", "mail", "catcher", "valkey", "postgres"]
+        assert {code for _, code in ended} == {"0"}
+        wait_for(lambda: not any(alive(pid) for pid in family), "all are gone", 5.0)
 
 
 def test_other_commands_join_a_running_up_and_a_second_up_is_refused(one: Up) -> None:
