@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.servers.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 KEPT = (
@@ -43,3 +46,18 @@ def test_a_fresh_clone_needs_python_and_pip_only(tmp_path: Path) -> None:
     assert "migrate" in help_text.stdout
     again = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert again.stderr == ""
+    assert_up_ends_with_ctrl_c([python, clone / "dev", "up"], environment, tmp_path)
+
+
+def assert_up_ends_with_ctrl_c(command: list[str | Path], environment: dict[str, str], elsewhere: Path) -> None:
+    """Start it from another folder; Ctrl-C ends it with 0, and its own last line is the last one."""
+    settings = environment | {"VESTIBULE_BIND": f"127.0.0.1:{free_ports(1)}", "VESTIBULE_LOG_LEVEL": "WARNING"}
+    with subprocess.Popen(
+        command, env=settings, cwd=elsewhere, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as up:
+        assert up.stdout is not None
+        said = next((line for line in up.stdout if "Ctrl-C" in line), None)
+        os.killpg(up.pid, signal.SIGINT)
+        assert (said, up.stdout.read()) == ("Stop it with Ctrl-C.\n", "")
+    assert up.returncode == 0
+    assert not (elsewhere / ".vestibule").exists()
