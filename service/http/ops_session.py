@@ -97,4 +97,4 @@ def own_page(headers: Headers, public: str | None) -> bool:
     if site is not None:
         return site in {"same-origin", "none"}
     origin = headers.get("Origin")
-    return origin is None or urlsplit(origin).netloc in {headers.get("Host"), public} - {None, ""}
+    return origin is None or origin.partition("://")[2] in {headers.get("Host"), public} - {None, ""}

@@ -171,6 +171,8 @@ async def test_the_token_is_taken_from_a_form_only() -> None:
         ({"Origin": "http://here"}, False),
         ({"Origin": "null"}, False),
         ({"Origin": ""}, False),
+        ({"Origin": "http://["}, False),
+        ({"Origin": "here:8000"}, False),
         ({"Origin": "https://evil.example"}, False),
     ],
 )
