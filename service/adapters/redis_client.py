@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ResultT = TypeVar("ResultT")
 
-SOCKET_SECONDS = 0.25  # what one stalled server may cost, once; a healthy one answers a pipeline in a millisecond
+SOCKET_SECONDS = 0.2  # a stalled server may cost a quarter of a second, once; a healthy one answers in a millisecond
 CALL_SECONDS = 1.0  # bounds what no socket time-out does: a name server that does not answer, a server that trickles
 THREADS = 4  # batches of the limiter, the metrics and the wake-ups; each waits for the network, not for a core
 SPARE_CONNECTIONS = 60  # threads that were abandoned over a time-out still hold theirs for a while
