@@ -119,8 +119,12 @@ class CodeFlows:
         """Raise what stands against a new code now."""
         if account.activated_at is not None:
             raise AlreadyActivated
+        self.check_budget(account)
+        if account.resend_in() > 0:
+            raise ResendTooSoon(account.resend_in())
+
+    def check_budget(self, account: Account) -> None:
+        """Raise CodesExhausted when the address has had its codes: no cool-down makes anyone wait for longer."""
         wait = account.resend_in()
-        if wait > self._rules.cooldown:  # longer than the cool-down can be: the budget is spent
+        if wait > self._rules.cooldown:
             raise CodesExhausted(wait)
-        if wait > 0:
-            raise ResendTooSoon(wait)

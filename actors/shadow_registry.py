@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from actors.domain.errors import Refusal
 from actors.domain.user import Account
-from actors.kit.actor import Actor
+from actors.kit.actor import Actor, one_fate
 from actors.kit.mailbox import Ask
 from actors.ports import Registered
 
@@ -61,13 +61,17 @@ class ShadowRegistry(Actor):
                 case _:
                     assert_never(message)
         if entries:
-            entered = await self._registrations.enter([account for _, account in entries])
-            for (letter, _), outcome in zip(entries, entered, strict=True):
-                if isinstance(outcome, Refusal):
-                    letter.refuse(outcome)
-                else:
-                    letter.answer(outcome)
+            with one_fate([letter for letter, _ in entries]):
+                await self._enter(entries)
         if finds:
             found = await self._registrations.find_all([email_key for _, email_key in finds])
             for (letter, _), accounts in zip(finds, found, strict=True):
                 letter.answer(accounts)
+
+    async def _enter(self, asked: list[tuple[Letter, NewAccount]]) -> None:
+        outcomes = await self._registrations.enter([account for _, account in asked])
+        for (letter, _), outcome in zip(asked, outcomes, strict=True):
+            if isinstance(outcome, Refusal):
+                letter.refuse(outcome)
+            else:
+                letter.answer(outcome)

@@ -89,10 +89,10 @@ class SignUp:
             entry = await self._access.registration(visit, address.key)
         try:
             return await self._register(visit, form, address, password, claim)
-        except (EmailTaken, CodesExhausted):
+        except EmailTaken:
             entry.give_back_code()
             raise
-        except (MachineError, RequestInProgress):  # the latter: a repeat has taken the key over, and reserves its own
+        except (CodesExhausted, MachineError, RequestInProgress):  # the last: a repeat has the key, and its own entry
             entry.give_back_all()
             raise
 
@@ -107,6 +107,8 @@ class SignUp:
             known = await self._registry.ask(Find(address.key))
             if known is not None and known.state(self._rules.attempts) not in VACANT:
                 raise EmailTaken
+            if known is not None:
+                self._codes.check_budget(known)
         hashed = await self._access.hash(address.key, password)
         account = NewAccount(
             id=uuid4(),

@@ -97,6 +97,19 @@ async def test_an_address_without_codes_is_refused() -> None:
         assert caught.value.retry_after == pytest.approx(3600, abs=1)
 
 
+async def test_a_refusal_for_want_of_codes_uses_nothing_up() -> None:
+    """As any 429: the client can still register with other addresses, and no hash was made in vain."""
+    async with Flows.running() as flows:
+        for number in range(5):
+            await flows.signup.register(visit(f"198.51.100.{number}"), form())
+            flows.accounts.mail_dead(await flows.mail())
+        for _ in range(6):
+            with pytest.raises(CodesExhausted):
+                await flows.signup.register(visit(), form())
+        assert flows.hashing.hashes == 5
+        await flows.signup.register(visit(), form("other@example.com"))
+
+
 @pytest.mark.parametrize("error", [StoreUnavailable, AnswerLost])
 async def test_what_the_machinery_could_not_do_is_given_back(error: type[NotAccepted | AnswerLost]) -> None:
     """A client whose registrations fail with 503 has them all left."""
