@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import json
+import re
 import socket
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -10,7 +13,8 @@ import anyio
 import pytest
 
 from actors.domain.code import CodeId
-from actors.domain.mail import ClaimedMail, Deferred, MailKind, Rejected
+from actors.domain.mail import ClaimedMail, Deferred, MailKind, Rejected, Unreached
+from service.mailer.http_api import NOT_THIS_MAIL
 from service.mailer.postman import open_postman
 from service.settings import Settings
 from tests.servers.provider import Provider
@@ -18,6 +22,7 @@ from tests.servers.provider import Provider
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 CODE = "012345"
 MAIL = ClaimedMail(
     id=UUID(int=1),
@@ -65,6 +70,17 @@ def test_a_mail_is_posted_whole_with_a_key_that_stays(provider: Provider) -> Non
     assert first.body["headers"]["Auto-Submitted"] == "auto-generated"
     assert first.headers["idempotency-key"] == first.body["message_id"]
     assert (second.headers["idempotency-key"], second.body) == (first.headers["idempotency-key"], first.body)
+
+
+def test_what_is_posted_is_documented(provider: Provider) -> None:
+    """The operator's page shows the fields and headers that a provider gets, and names what is no refusal."""
+    page = OPERATIONS.read_text(encoding="utf-8").partition("#### Mail over HTTP")[2].partition("\n### ")[0]
+    shown = json.loads(page.partition("```json")[2].partition("```")[0])
+    send(f"http://{provider.place}/")
+    [posted] = provider.posted
+    assert list(shown) == list(posted.body)
+    assert list(shown["headers"]) == list(posted.body["headers"])
+    assert {int(status) for status in re.findall(r"\b4\d\d\b", page)} == NOT_THIS_MAIL
 
 
 @pytest.mark.parametrize(
@@ -118,6 +134,6 @@ def test_a_provider_that_is_away_defers_without_telling_where_it_is() -> None:
     """The reason names the kind of error only."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        with pytest.raises(Deferred) as caught:
+        with pytest.raises(Unreached) as caught:
             send(f"http://token@127.0.0.1:{closed.getsockname()[1]}/")
     assert caught.value.reason == "ClientConnectorError at the provider"
