@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from service.adapters.postgres_migrations import MigrationError
 from service.children import vestibule
 from service.embedded.errors import BadEnvironment
 from service.listener import CannotStart
+from service.log_exceptions import describe
 from service.setting_values import PERIODS
 from service.settings import PREFIX, BadSettings, Settings, read
 from service.tracing.choice import choose, keep_out
@@ -48,6 +50,8 @@ def guarded(command: Callable[[argparse.Namespace], int], words: argparse.Namesp
         return _refuse(f"{where}{error.strerror or type(error).__name__}", REFUSED)
     except KeyboardInterrupt:  # told to stop before anything was accepted: an orderly end
         return 0
+    except Exception as error:  # noqa: BLE001 - the edge: no traceback, whose texts may hold what a user typed
+        return _refuse(f"unexpected error {json.dumps(describe(error))}", REFUSED)
     return code
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import os
 import socket
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from service.commands import shown
+from service.commands import guarded, shown
 from service.settings import Settings, read
 from tests.servers.ports import free_ports
 
@@ -108,6 +109,18 @@ def test_what_cannot_be_printed_is_a_refusal(tmp_path: Path) -> None:
     with Path("/dev/full").open("w", encoding="utf-8") as full:
         ended = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     refused(Ended(ended.returncode, "", ended.stderr), 1, "space")
+
+
+def test_an_unexpected_error_is_told_without_its_text(capsys: pytest.CaptureFixture[str]) -> None:
+    """Types and places are one line for the log, as in the workers; a driver's text may hold what a user typed."""
+
+    def broken(_: argparse.Namespace) -> int:
+        raise ExceptionGroup("ann@example.org", [LookupError("ann@example.org")])
+
+    code = guarded(broken, argparse.Namespace())
+    said = capsys.readouterr().err
+    refused(Ended(code, "", said), 1, "LookupError", "test_cli.py", "broken")
+    assert "ann" not in said
 
 
 @pytest.mark.parametrize("word", ["serve", "worker", "migrate"])
