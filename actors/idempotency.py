@@ -5,6 +5,7 @@ The key follows the IETF draft of the Idempotency-Key header field, narrowed to 
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from actors.forms import Form
     from actors.ports import IdempotencyKeys, Registered
 
-LONGEST_KEY = 64
+KEY = re.compile(r"[!-~]{1,64}")  # visible ASCII
 WAIT_SECONDS = 5.0  # for the first request with the same key
 LOOK_SECONDS = 0.1
 RENEW_SECONDS = 1.0  # a third of a claim: one renewal may fail before a key is lost
@@ -102,7 +103,7 @@ class Idempotency:
                 self._running.discard(claim)
 
     def _claim(self, key: str, address: EmailAddress) -> IdempotencyClaim:
-        if not (0 < len(key) <= LONGEST_KEY and all("!" <= character <= "~" for character in key)):
+        if not KEY.fullmatch(key):
             raise IdempotencyKeyInvalid
         return IdempotencyClaim(self._keyring.idempotency_digest(key, address.key), uuid4())
 

@@ -24,7 +24,8 @@ MAC_BYTES = 16  # 128 bits: nobody guesses a status address
 SALT_BYTES = 16  # what bcrypt takes
 SILENT = "~"  # names no key: an operator's key ids have letters, digits, - and _ alone
 # What people and mail clients put between digits: blanks of any width, and hyphens.
-SPACERS = str.maketrans("", "", " \t\r\n-\u00a0\u2007\u2009\u2010\u2011\u202f")
+SPACERS = " \t\r\n-\u00a0\u2007\u2009\u2010\u2011\u202f"
+STRIPPED = str.maketrans("", "", SPACERS)
 
 
 class Purpose(StrEnum):
@@ -170,7 +171,7 @@ def typed_code(text: str, digits: int) -> str:
 
     Raises InvalidCode for anything but `digits` ASCII digits; that costs no attempt.
     """
-    code = text.translate(SPACERS)
+    code = text.translate(STRIPPED)
     if len(code) != digits or not (code.isascii() and code.isdigit()):
         raise InvalidCode(digits)
     return code

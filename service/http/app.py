@@ -87,7 +87,7 @@ def table(settings: Settings, service: Service, access: OpsAccess, users: Users)
     release = version("vestibule")
     health = HealthCalls(service.health, release)
     metrics = MetricsCalls(service.reader)
-    pages = Pages(settings, release, cache(lambda: document(routes, release)))
+    pages = Pages(settings, release, cache(lambda: document(routes, release, settings.code_digits)))
     ops = OpsPages(settings, service, access, release)
     mails = OpsMails(service.desk)
     routes = (

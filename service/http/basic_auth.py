@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from base64 import b64decode, b64encode
 from typing import TYPE_CHECKING
 
@@ -14,12 +13,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 BASIC = re.compile(r"[Bb][Aa][Ss][Ii][Cc] +([A-Za-z0-9+/]+={0,2})")
+CONTROLS = r"\u0000-\u001f\u007f-\u009f"  # C0, DEL and C1, as a class of regular expressions has them
+CONTROL = re.compile(f"[{CONTROLS}]")
 CHALLENGE = 'Basic realm="vestibule", charset="UTF-8"'
 
 
 def controls(text: str) -> bool:
     """Whether the text holds a control character (C0, DEL or C1)."""
-    return any(unicodedata.category(character) == "Cc" for character in text)
+    return CONTROL.search(text) is not None
 
 
 def credentials(values: Sequence[str]) -> Credentials:

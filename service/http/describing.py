@@ -17,6 +17,15 @@ ATTRIBUTE = "__operation__"
 
 
 @dataclass(frozen=True, slots=True)
+class RequestHeader:
+    """A header that a call reads; `pattern` is of the whole value."""
+
+    name: str
+    description: str
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
 class Operation:
     """One call as the description shows it; `success` has the body of each status, or its media type.
 
@@ -29,7 +38,7 @@ class Operation:
     body: type[BaseModel] | None = None
     access: Access = "public"
     problems: tuple[type[Exception], ...] = ()
-    request_headers: tuple[tuple[str, str], ...] = ()
+    request_headers: tuple[RequestHeader, ...] = ()
     query: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     limited: bool = False
 

@@ -18,6 +18,7 @@ from service.http.describing import operation_of
 from service.http.problem_answers import MEDIA
 from service.http.problem_examples import example
 from service.http.problems import TABLE
+from service.http.schemas import ActivateRequest, code_pattern
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -73,10 +74,12 @@ PROBLEM = {
 }
 
 
-def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
+def document(routes: Iterable[Route], version: str, code_digits: int) -> dict[str, Any]:
     """Return the description of every route that describes itself."""
     described = [(route, operation) for route in routes if (operation := operation_of(route.handler)) is not None]
     schemas = _schemas([operation for _, operation in described])
+    for name in ActivateRequest.one_of:  # how many digits is a setting, which no model knows
+        schemas[ActivateRequest.__name__]["properties"][name]["anyOf"][0]["pattern"] = code_pattern(code_digits)
     paths: dict[str, dict[str, object]] = {}
     for route, operation in described:
         paths.setdefault(route.template, {})[route.method.lower()] = _operation(route, operation)
@@ -92,14 +95,14 @@ def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
     }
 
 
-def _schemas(operations: Sequence[Operation]) -> dict[str, object]:
+def _schemas(operations: Sequence[Operation]) -> dict[str, Any]:
     """Return the schemas of all models: bodies as they are read, answers as they are written."""
     bodies = [operation.body for operation in operations if operation.body is not None]
     views = [body for operation in operations for body in operation.success.values() if not isinstance(body, str)]
     wanted: list[tuple[type[BaseModel], Any]] = [(body, "validation") for body in bodies]
     wanted += [(view, "serialization") for view in views]
     _, definitions = models_json_schema(list(dict.fromkeys(wanted)), ref_template=REF)
-    found: dict[str, object] = definitions.get("$defs", {})
+    found: dict[str, Any] = definitions.get("$defs", {})
     return found
 
 
@@ -128,8 +131,13 @@ def _parameters(route: Route, operation: Operation) -> list[dict[str, object]]:
         {"name": name, "in": "path", "required": True, "schema": TEXT} for name in re.findall(r"<(\w+)>", route.path)
     ]
     in_headers = [
-        {"name": name, "in": "header", "description": description, "schema": TEXT}
-        for name, description in operation.request_headers
+        {
+            "name": header.name,
+            "in": "header",
+            "description": header.description,
+            "schema": {"type": "string", "pattern": header.pattern},
+        }
+        for header in operation.request_headers
     ]
     in_query = [
         {
@@ -172,7 +180,7 @@ def _problems(operation: Operation) -> dict[str, object]:
     kinds = [*operation.problems, *(WITH_BODY if operation.body else ()), *ANY_CALL]
     kinds += [http.InvalidFields] if operation.query else []
     kinds += [RateLimited] if operation.limited else []
-    kinds += [http.OpsTokenMissing, http.OpsTokenRequired] if operation.access == "ops" else []
+    kinds += [http.OpsTokenMissing, http.OpsTokenRequired, RateLimited] if operation.access == "ops" else []
     by_status: dict[int, list[type[Exception]]] = {}
     for kind in dict.fromkeys(kinds):
         by_status.setdefault(TABLE[kind].status, []).append(kind)

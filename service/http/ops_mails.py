@@ -7,7 +7,7 @@ from datetime import datetime  # noqa: TC003 - pydantic reads it
 from typing import TYPE_CHECKING, Annotated, Protocol
 from uuid import UUID
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field
 from quart import request
 
 from actors.domain.mail import MailState
@@ -105,19 +105,17 @@ def _moment(text: str) -> str:
     return text
 
 
+Uuid = Annotated[Text, AfterValidator(_uuid), Field(json_schema_extra={"format": "uuid"})]
+
+
 class ReplayRequest(Sent):
     """Either the mails' ids or all dead ones, since some time."""
 
-    ids: list[Annotated[Text, AfterValidator(_uuid)]] | None = Field(None, max_length=MOST)
+    one_of = ("ids", "dead")
+    ids: list[Uuid] | None = Field(None, max_length=MOST)
     dead: bool = False
     since: Annotated[Text, AfterValidator(_moment)] | None = Field(None, examples=["2h"])
     dry_run: bool = False
-
-    @model_validator(mode="after")
-    def _one_of_them(self) -> ReplayRequest:
-        if (self.ids is not None) == self.dead:
-            raise ValueError("must hold either ids or dead")
-        return self
 
 
 class OpsMails:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from math import ceil
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from uuid import UUID  # noqa: TC003 - pydantic reads it
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from quart import Response, current_app
 
-from actors.domain.code import typed_code
+from actors.domain.code import SPACERS, typed_code
 from actors.domain.errors import InvalidCode
 from actors.domain.user import State  # noqa: TC001 - pydantic reads it
-from service.http.basic_auth import controls
+from service.http.basic_auth import CONTROLS, controls
 from service.http.errors import InvalidFields
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from pydantic.config import JsonDict
 
     from actors.forms import Activation, Profile, Progress, Registration, Resend
 
@@ -44,17 +46,51 @@ def _language_tag(value: str) -> str:
     return value
 
 
-Text = Annotated[str, AfterValidator(_printable)]
-Secret = Annotated[SecretStr, AfterValidator(_printable_secret)]
-LanguageTag = Annotated[str, AfterValidator(_language_tag)]
+PRINTABLE = Field(json_schema_extra={"pattern": f"^[^{CONTROLS}]*$"})
+Text = Annotated[str, AfterValidator(_printable), PRINTABLE]
+Secret = Annotated[SecretStr, AfterValidator(_printable_secret), PRINTABLE]
+LanguageTag = Annotated[
+    str, AfterValidator(_language_tag), Field(json_schema_extra={"pattern": f"^{LANGUAGE_TAG.pattern}$"})
+]
 Time = Annotated[datetime, BeforeValidator(lambda value: value.astimezone(UTC))]
 Seconds = Annotated[int, BeforeValidator(lambda value: value if value is None else ceil(value)), Field(ge=0)]
 
 
-class Sent(BaseModel):
-    """A body: strict types, no other fields, nothing of it in errors."""
+def _tell_one_of(schema: JsonDict, model: type[Sent]) -> None:
+    """Say in the schema what `Sent` checks: in each alternative one field is given and the others are not."""
+    absent = {name: model.model_fields[name].default for name in model.one_of}
+    if absent:
+        schema["oneOf"] = [
+            {
+                "required": [given],
+                "properties": {
+                    name: {"not": {"const": value}} if name == given else {"const": value}
+                    for name, value in absent.items()
+                },
+            }
+            for given in absent
+        ]
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
+
+class Sent(BaseModel):
+    """A body: strict types, no other fields, nothing of it in errors; exactly one field of `one_of`, if it names any.
+
+    A field with its default's value is as good as none.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", hide_input_in_errors=True, json_schema_extra=_tell_one_of
+    )
+    one_of: ClassVar[tuple[str, ...]] = ()
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        fields = type(self).model_fields
+        given = sum(getattr(self, name) != fields[name].default for name in self.one_of)
+        if self.one_of and given != 1:
+            msg = f"must hold exactly one of {' and '.join(self.one_of)}"
+            raise ValueError(msg)
+        return self
 
 
 class RegisterRequest(Sent):
@@ -68,14 +104,9 @@ class RegisterRequest(Sent):
 class ActivateRequest(Sent):
     """The code from the mail, under exactly one of two names; blanks and hyphens in it are ignored."""
 
+    one_of = ("activation_code", "code")
     activation_code: SecretStr | None = Field(None, description="The code from the mail.", examples=["012345"])
     code: SecretStr | None = Field(None, description="The same under a shorter name.", examples=["012345"])
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> ActivateRequest:
-        if (self.activation_code is None) == (self.code is None):
-            raise ValueError("must hold exactly one of activation_code and code")
-        return self
 
     def digits(self, digits: int) -> str:
         """Return the code; raises InvalidFields, which costs no attempt, unless it has `digits` ASCII digits."""
@@ -84,6 +115,12 @@ class ActivateRequest(Sent):
             return typed_code(given.get_secret_value() if given else "", digits)
         except InvalidCode:
             raise InvalidFields([(name, f"must be {digits} digits")]) from None
+
+
+def code_pattern(digits: int) -> str:
+    """Return the pattern of what `typed_code` reads."""
+    spacers = f"[{SPACERS.replace('-', '')}-]*"  # a hyphen is itself at the end of a class
+    return f"^{spacers}(?:[0-9]{spacers}){{{digits}}}$"
 
 
 class NothingRequest(Sent):

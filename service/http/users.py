@@ -9,8 +9,9 @@ from quart import Response, request
 
 from actors.domain import errors
 from actors.forms import Form
+from actors.idempotency import KEY
 from actors.kit.mailbox import MachineError
-from service.http.describing import Operation, describes
+from service.http.describing import Operation, RequestHeader, describes
 from service.http.json_gate import read, read_nothing
 from service.http.locales import choose
 from service.http.schemas import (
@@ -35,7 +36,11 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 REFUSALS_COUNTED = frozenset({400, 413, 415, 422, 429})  # what a client can send without end and at no cost
-IDEMPOTENCY_KEY = ("Idempotency-Key", "1 to 64 visible ASCII characters: repeats with it are answered as the first.")
+IDEMPOTENCY_KEY = RequestHeader(
+    "Idempotency-Key",
+    "1 to 64 visible ASCII characters: repeats with it are answered as the first.",
+    f"^{KEY.pattern}$",
+)
 
 
 class Users:

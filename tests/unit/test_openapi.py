@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import unicodedata
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from jsonschema_rs import Draft202012Validator
 
+from actors.idempotency import KEY
 from service.http.app import create_app
+from service.http.errors import InvalidFields
+from service.http.json_gate import checked
+from service.http.ops_mails import ReplayRequest
 from service.http.problems import TABLE
+from service.http.schemas import ActivateRequest
 from service.settings import Settings
 from tests.fakes.signup import FakeService
 
@@ -117,3 +124,76 @@ async def test_bodies_are_described_as_they_are_read(app: Quart) -> None:
     assert document["openapi"] == "3.1.0"
     success = document["paths"]["/api/v1/users/register"]["post"]["responses"]["201"]
     assert {"Location", "X-RateLimit-Remaining", "X-Request-ID"} <= set(success["headers"])
+
+
+def fits(schema: dict[str, Any], value: object) -> bool:
+    """Whether a value is what the schema describes."""
+    return Draft202012Validator(schema).is_valid(value)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"code": "012345"},
+        {"activation_code": "012345"},
+        {"activation_code": " 012-345\u2009", "code": None},
+        {},
+        {"code": None},
+        {"code": "012345", "activation_code": "012345"},
+        {"code": "01234"},
+        {"code": "0123456"},
+        {"code": "01234x"},
+        {"code": "\u0661\u0661\u0661\u0661\u0661\u0661"},
+        {"code": "012345", "more": 1},
+    ],
+)
+async def test_a_code_is_described_as_it_is_read(app: Quart, body: dict[str, Any]) -> None:
+    """Exactly one of two names, with as many digits as the setting says, and whatever people type between them."""
+    schema = (await described(app))["components"]["schemas"]["ActivateRequest"]
+    try:
+        checked(ActivateRequest, body).digits(6)
+    except InvalidFields:
+        assert not fits(schema, body)
+    else:
+        assert fits(schema, body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"ids": []},
+        {"ids": ["123e4567-e89b-42d3-a456-426614174000"], "dead": False},
+        {"dead": True, "dry_run": True},
+        {"dead": True, "ids": None, "since": "2h"},
+        {},
+        {"dead": False},
+        {"ids": None},
+        {"ids": [], "dead": True},
+        {"since": "2h"},
+    ],
+)
+async def test_a_replay_is_described_as_it_is_read(app: Quart, body: dict[str, Any]) -> None:
+    """Either ids or the dead, never both and never neither."""
+    schema = (await described(app))["components"]["schemas"]["ReplayRequest"]
+    try:
+        checked(ReplayRequest, body)
+    except InvalidFields:
+        assert not fits(schema, body)
+    else:
+        assert fits(schema, body)
+
+
+@pytest.mark.parametrize("key", ["!", "~" * 64, "a-Key_1", "", "~" * 65, "two words", "\u00fc", "\x7f"])
+async def test_the_idempotency_key_is_described_as_it_is_read(app: Quart, key: str) -> None:
+    """The pattern in the description is the one that judges."""
+    document = await described(app)
+    [header] = document["paths"]["/api/v1/users/register"]["post"]["parameters"]
+    assert header["name"] == "Idempotency-Key"
+    assert fits(header["schema"], key) is (KEY.fullmatch(key) is not None)
+
+
+async def test_no_described_text_has_control_characters(app: Quart) -> None:
+    """Of all characters exactly those of the category Cc are outside the pattern."""
+    schema = (await described(app))["components"]["schemas"]["RegisterRequest"]["properties"]["email"]
+    for character in map(chr, range(0x2100)):
+        assert fits(schema, character) is (unicodedata.category(character) != "Cc")
