@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, assert_never
 
 from actors.domain.errors import Refusal
@@ -40,7 +40,7 @@ class Issue(Ask[Resent | None]):
 class Ring(Offer):
     """Wake a mail worker for a mail that is owed; lost, the mail leaves a second later."""
 
-    mail_id: UUID = field()
+    mail_id: UUID
 
 
 CodeMessage = Redeem | Issue | Ring

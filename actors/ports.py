@@ -67,8 +67,8 @@ class Registered:
 class Redemption:
     """One try to activate: the codes that were live when looked up, and whether one of them was typed.
 
-    Counts an attempt on each named code that is still live unless `hit` names the one that was typed. `redeem_id`
-    makes a repeat after a lost answer harmless.
+    Counts an attempt on each named code that is still live unless `hit` names the one that was typed. A repeat
+    after a lost answer hears the same where it hit, by `redeem_id`, and costs another attempt where it missed.
     """
 
     account: UUID

@@ -93,14 +93,6 @@ class Sketch:
         return sketch
 
 
-def merged(sketches: Iterable[Sketch]) -> Sketch:
-    """Return one sketch of all that the others have counted."""
-    everything = Sketch()
-    for sketch in sketches:
-        everything.merge(sketch)
-    return everything
-
-
 def _varints(numbers: Iterable[int]) -> Iterator[int]:
     for number in numbers:
         rest = number

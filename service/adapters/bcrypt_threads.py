@@ -40,7 +40,10 @@ class BcryptThreads:
     @classmethod
     @asynccontextmanager
     async def open(cls, cost: int, threads: int, nice: int = 0) -> AsyncIterator[BcryptThreads]:
-        """Keep the threads, each as nice as told, around the body; what runs at its end is waited for."""
+        """Keep the threads, each as nice as told, around the body.
+
+        Its end waits for no hash: what runs then ends by itself, what has not begun never does.
+        """
         hashing = cls(cost, threads, nice)
         try:
             yield hashing

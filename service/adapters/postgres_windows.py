@@ -46,7 +46,10 @@ RETURNING 1
 
 
 class PostgresWindows:
-    """The Windows port on Postgres; a lost answer is a StoreUnavailable, since a repeat does no harm."""
+    """The Windows port on Postgres.
+
+    A lost answer is a StoreUnavailable, since a repeat does no harm: what was counted for nobody its window heals.
+    """
 
     def __init__(self, postgres: Postgres) -> None:
         self._postgres = postgres

@@ -129,8 +129,9 @@ def _number(text: bytes) -> float:
 
 
 def _departed(client: redis.Redis) -> list[WorkerReport]:
-    workers = [item.decode() for item in client.smembers(WORKERS)]  # type: ignore[union-attr]
     with client.pipeline(transaction=False) as pipe:
+        pipe.smembers(WORKERS)
+        workers = [item.decode() for item in pipe.execute()[0]]
         for worker in workers:
             pipe.exists(_alive(worker))
         silent = [worker for worker, alive in zip(workers, pipe.execute(), strict=True) if not alive]

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, NoReturn
 import anyio
 
 from actors.domain.windows import Use
-from actors.kit.mailbox import AnswerLost
 from actors.ports import StoreUnavailable
 from service.adapters.redis_client import RedisUnavailable
 
@@ -135,10 +134,7 @@ class WindowsFallback:
             await self._postgres.load(uses)
             self._untold_postgres.pass_on((use.ticket for use in uses), self._untold_redis)
         self._keep_postgres_for(bucket for request in counted for bucket in request.buckets)
-        try:
-            admissions = await self._postgres.decide(asked)
-        except AnswerLost:  # perhaps counted, and nobody was let in: its window heals that
-            raise StoreUnavailable from None
+        admissions = await self._postgres.decide(asked)
         for request, admission in zip(asked, admissions, strict=True):
             if request.count and admission.admitted:
                 self._disowned.forget([request.ticket])

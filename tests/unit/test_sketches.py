@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.domain.sketches import LARGEST, SMALLEST, Sketch, merged
+from actors.domain.sketches import LARGEST, SMALLEST, Sketch
 
 ERROR = 0.01
 milliseconds = st.floats(SMALLEST, LARGEST)
@@ -37,7 +37,9 @@ def test_a_quantile_is_within_one_percent_of_the_exact_one(values: list[float], 
 def test_merging_equals_counting_everything_in_one(parts: list[list[float]], share: float) -> None:
     """Sketches of parts, merged in any order, have the counts, extremes and quantiles of the whole."""
     whole = sketch_of([value for part in parts for value in part])
-    joined = merged(sketch_of(part) for part in reversed(parts))
+    joined = Sketch()
+    for part in reversed(parts):
+        joined.merge(sketch_of(part))
     assert joined.buckets == whole.buckets
     assert (joined.count, joined.low, joined.high) == (whole.count, whole.low, whole.high)
     assert joined.total == pytest.approx(whole.total)
