@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+TICK_SECONDS = 1e-6  # the stores' clocks count microseconds: the first moment after a window is one of them later
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:

@@ -9,14 +9,14 @@ from uuid import uuid4
 import anyio
 import pytest
 
-from actors.domain.windows import Bucket, Rule, Use
+from actors.domain.windows import TICK_SECONDS, Bucket, Rule, Use
 from actors.ports import WindowRequest
 from service.adapters.postgres import Postgres
 from service.adapters.postgres_windows import PostgresWindows
 from service.adapters.redis_client import Redis
 from service.adapters.redis_windows import RedisWindows
 from service.adapters.windows_fallback import WindowsFallback
-from tests.fakes.windows import TICK_SECONDS, FakeWindows
+from tests.fakes.windows import FakeWindows
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from actors.domain.windows import Admission, Reading
+from actors.domain.windows import TICK_SECONDS, Admission, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from actors.domain.windows import Bucket, Use
     from actors.ports import WindowRequest
-
-TICK_SECONDS = 1e-6  # the stores' clocks count microseconds: the first moment after a window is one of them later
 
 
 class FakeWindows:
