@@ -94,7 +94,7 @@ def check(metrics: dict[str, Any], conditions: list[Condition]) -> int:
 def show(metrics: dict[str, Any], url: str) -> None:
     """Print the tables, in colour on a terminal only."""
     from metrics_view import view  # noqa: PLC0415 - --json works without rich
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console  # noqa: PLC0415 - as above
 
     Console(width=None if sys.stdout.isatty() else 80, highlight=False).print(view(metrics, url))
 
@@ -104,9 +104,9 @@ def watch(remote: Remote, interval: float) -> int:
 
     A terminal shows the newest in place; anything else gets them one below the other.
     """
-    from metrics_view import Course, view  # noqa: PLC0415
-    from rich.console import Console  # noqa: PLC0415
-    from rich.live import Live  # noqa: PLC0415
+    from metrics_view import Course, view  # noqa: PLC0415 - as above
+    from rich.console import Console  # noqa: PLC0415 - as above
+    from rich.live import Live  # noqa: PLC0415 - as above
 
     course = Course()
     metrics = metrics_of(remote)

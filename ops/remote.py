@@ -7,6 +7,7 @@ import os
 import ssl
 from base64 import b64encode
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from time import perf_counter
@@ -123,7 +124,7 @@ def metrics_of(remote: Remote) -> dict[str, Any]:
     answer = remote.get("/api/v1/metrics", ops=True)
     if answer.status in {401, 403}:
         raise Unreachable(f"{remote.url} wants the operator's token: set VESTIBULE_OPS_TOKEN")
-    if answer.status != 200:  # noqa: PLR2004 - HTTP's own number
+    if answer.status != HTTPStatus.OK:
         raise Unreachable(f"{remote.url} answers {answer.problem()}")
     metrics = answer.json()
     if not isinstance(metrics, dict) or "request_counts" not in metrics:

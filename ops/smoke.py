@@ -8,6 +8,7 @@ import re
 import secrets
 import sys
 import time
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from remote import Unreachable, add_remote_options, basic, remote_of
@@ -63,7 +64,7 @@ class Canary:
         begun = time.perf_counter()
         while time.perf_counter() - begun < MAIL_SECONDS:
             answer = self._remote.get("/dev/mail", ops=True)
-            if answer.status != 200:  # noqa: PLR2004 - HTTP's own number
+            if answer.status != HTTPStatus.OK:
                 raise StepFailed(f"/dev/mail answers {answer.problem()}: use --ask where mails are really sent")
             code = code_for(self.email, answer.json()["mails"])
             if code is not None:

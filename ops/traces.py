@@ -12,6 +12,7 @@ import sys
 import threading
 from collections import defaultdict
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from time import monotonic
 from typing import TYPE_CHECKING, Self
@@ -144,7 +145,7 @@ class Collector:
                 """Decode and hand over."""
                 size = min(int(self.headers.get("Content-Length", "0")), MOST_BYTES)
                 data = self.rfile.read(size)
-                if collector.status == 200 and self.path == "/v1/traces":  # noqa: PLR2004 - the status of success
+                if collector.status == HTTPStatus.OK and self.path == "/v1/traces":
                     take(list(decode(gzip.decompress(data) if self.headers.get("Content-Encoding") else data)))
                 answer = ExportTraceServiceResponse().SerializeToString()
                 self.send_response(collector.status)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -12,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from service.embedded.spawn import die_with
+
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Sequence
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 QUICK_SECONDS = 10.0  # a process that fell sooner than this counts towards a crash loop
 FREE_TRIES = 2  # a kill, and a second one at once, are no loop
 FIRST_DELAY = 0.2
@@ -135,18 +135,10 @@ def _settle(parent: int) -> None:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.setsid()
-    end_with(parent, signal.SIGKILL)
+    die_with(parent, signal.SIGKILL)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
-
-
-def end_with(parent: int, number: int) -> None:
-    """Have the kernel send this signal when the parent ends; end now if it has ended already (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
 
 
 def command(argv: Sequence[str], preexec: Callable[[], None] | None = None) -> Callable[[], int]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from importlib import import_module
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 
 class Option(NamedTuple):
@@ -16,7 +17,7 @@ class Option(NamedTuple):
 
     name: str
     help: str
-    more: dict[str, Any] = {}  # noqa: RUF012 - never changed
+    more: Mapping[str, Any] = MappingProxyType({})
 
 
 class Command(NamedTuple):

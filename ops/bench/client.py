@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+GOOD = range(200, 300)  # the class of success (RFC 9110, 15.3)
 ANSWER_SECONDS = 60.0  # more is no measurement but a fault
 
 
@@ -87,7 +89,7 @@ class Load:
     @property
     def rate(self) -> float:
         """Answers of 2xx a second."""
-        good = sum(count for status, count in self.statuses.items() if 200 <= status < 300)  # noqa: PLR2004 - RFC 9110
+        good = sum(count for status, count in self.statuses.items() if status in GOOD)
         return good / self.seconds if self.seconds else 0.0
 
 
@@ -102,7 +104,7 @@ async def closed_loop(
         for number in numbers:
             answer = await ask(connection, number)
             load.note(answer)
-            while answer.status == 503:  # noqa: PLR2004 - RFC 9110: busy, come again
+            while answer.status == HTTPStatus.SERVICE_UNAVAILABLE:
                 await asyncio.sleep(answer.retry_after)
                 answer = await ask(connection, number)
                 load.note(answer)

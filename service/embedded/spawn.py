@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 CANNOT_START = 127  # the shell's code for a program that it could not run
 LIBC = ctypes.CDLL(None, use_errno=True)
 
