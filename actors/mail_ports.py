@@ -50,6 +50,10 @@ class Outbox(Protocol):
         """Queue it again for `seconds` from now, or bury it when nobody waits any more."""
         ...
 
+    async def hasten(self, mail_ids: Sequence[UUID]) -> None:
+        """Make those of the named mails due that wait for their next attempt; what it counts stays counted."""
+        ...
+
     async def dead(self, mail: ClaimedMail, reason: str) -> None:
         """Bury it with its reason."""
         ...

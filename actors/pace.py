@@ -47,4 +47,4 @@ class Pace:
         if self._put_off is not None:
             at, delay = self._put_off
             if anyio.current_time() - at < RECENT_SECONDS:
-                raise Deferred(delay.reason, delay.retry_after)
+                raise type(delay)(delay.reason, delay.retry_after)

@@ -83,6 +83,10 @@ class Deferred(Exception):
         self.retry_after = retry_after
 
 
+class Unreached(Deferred):
+    """No connection could be had, so it says nothing about the mail: who connects again may bring it forward."""
+
+
 def backoff(attempt: int, chance: float) -> float:
     """Return the seconds before the attempt after the given one (1-based); `chance` in [0, 1) adds up to a quarter."""
     return BACKOFF_SECONDS[min(attempt, len(BACKOFF_SECONDS)) - 1] * (1 + chance / 4)

@@ -6,13 +6,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from actors.domain.code import CodeId
-from actors.domain.mail import OWED_HOURS, ClaimedMail, MailKind
+from actors.domain.mail import OWED_HOURS
+from service.adapters.postgres_rows import mail_from
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from uuid import UUID
 
+    from actors.domain.code import CodeId
+    from actors.domain.mail import ClaimedMail
     from service.adapters.postgres import Postgres
     from service.adapters.postgres_codes import CodePolicy
 
@@ -150,6 +152,12 @@ WHERE id = %(id)s AND fence = %(fence)s AND state = 'sending'
   AND now() + make_interval(secs => %(pause)s) < created_at + make_interval(hours => %(hours)s)
 RETURNING 1
 """
+# A mail that another worker has its hands on is not waited for: it is due already, or done.
+HASTEN: Final = """
+UPDATE mails SET due_at = now() WHERE id IN (
+    SELECT id FROM mails WHERE id = ANY(%(ids)s) AND state = 'queued' AND due_at > now() FOR UPDATE SKIP LOCKED
+)
+"""
 
 
 class PostgresOutbox:
@@ -196,6 +204,10 @@ class PostgresOutbox:
         if not await self._postgres.run(DEFERRED, parameters):
             await self.dead(mail, f"{GIVEN_UP}: {reason}")
 
+    async def hasten(self, mail_ids: Sequence[UUID]) -> None:
+        """Make those of the named mails due that wait for their next attempt; what it counts stays counted."""
+        await self._postgres.run(HASTEN, {"ids": list(mail_ids)})
+
     async def dead(self, mail: ClaimedMail, reason: str) -> None:
         """Bury it with its reason."""
         await self._postgres.run(DEAD, {**_of(mail), "reason": reason, "worker": self._worker})
@@ -208,9 +220,9 @@ class PostgresOutbox:
         unneeded = [(row[0], row[1]) for row in rows if not row[-2]]
         if unneeded:
             await self._withdraw(unneeded)
-        for mail in [_mail_from(row) for row in rows if row[-2] and not row[-1]]:
+        for mail in [mail_from(row) for row in rows if row[-2] and not row[-1]]:
             await self.dead(mail, GIVEN_UP)
-        return [_mail_from(row) for row in rows if row[-2] and row[-1]]
+        return [mail_from(row) for row in rows if row[-2] and row[-1]]
 
     async def _withdraw(self, held: Sequence[tuple[UUID, int]]) -> None:
         ids, fences = [mail_id for mail_id, _ in held], [fence for _, fence in held]
@@ -219,24 +231,3 @@ class PostgresOutbox:
 
 def _of(mail: ClaimedMail) -> dict[str, object]:
     return {"id": mail.id, "fence": mail.fence}
-
-
-def _mail_from(row: tuple[Any, ...]) -> ClaimedMail:
-    (
-        mail_id, fence, attempt, kind, account, code_id, recipient, locale, life_left, created_at, traceparent,
-        doomed, *_,
-    ) = row  # fmt: skip
-    return ClaimedMail(
-        id=mail_id,
-        fence=fence,
-        attempt=attempt,
-        kind=MailKind(kind),
-        account=account,
-        code_id=CodeId.parse(code_id) if code_id else None,
-        recipient=recipient,
-        locale=locale,
-        life_left=life_left,
-        created_at=created_at,
-        traceparent=traceparent,
-        doomed=doomed,
-    )

@@ -1,10 +1,11 @@
-"""Turns rows of users into accounts."""
+"""Turns rows of users into accounts, and rows of claimed mails into mails."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from actors.domain.code import CodeId
+from actors.domain.mail import ClaimedMail, MailKind
 from actors.domain.user import Account, Code, CodeMail
 
 
@@ -33,4 +34,26 @@ def account_from(row: tuple[Any, ...]) -> Account:
         resend_at=resend_at,
         codes_left_today=codes_left_today,
         read_at=read_at,
+    )
+
+
+def mail_from(row: tuple[Any, ...]) -> ClaimedMail:
+    """Read the columns of postgres_outbox.CLAIMED, in their order."""
+    (
+        mail_id, fence, attempt, kind, account, code_id, recipient, locale, life_left, created_at, traceparent,
+        doomed, *_,
+    ) = row  # fmt: skip
+    return ClaimedMail(
+        id=mail_id,
+        fence=fence,
+        attempt=attempt,
+        kind=MailKind(kind),
+        account=account,
+        code_id=CodeId.parse(code_id) if code_id else None,
+        recipient=recipient,
+        locale=locale,
+        life_left=life_left,
+        created_at=created_at,
+        traceparent=traceparent,
+        doomed=doomed,
     )

@@ -9,9 +9,16 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
-from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
+from aiohttp import (
+    ClientConnectorError,
+    ClientError,
+    ClientSession,
+    ClientTimeout,
+    ConnectionTimeoutError,
+    TCPConnector,
+)
 
-from actors.domain.mail import Deferred, Rejected
+from actors.domain.mail import Deferred, Rejected, Unreached
 from service.mailer.envelope import HEADERS
 
 if TYPE_CHECKING:
@@ -53,6 +60,8 @@ class HttpPostman:
                 self._provider.url, json=body(envelope), headers=headers, allow_redirects=False
             ) as answer:
                 status, retry_after = answer.status, answer.headers.get("Retry-After")
+        except (ClientConnectorError, ConnectionTimeoutError) as error:
+            raise Unreached(f"{type(error).__name__} at the provider") from None
         except (ClientError, OSError) as error:
             raise Deferred(f"{type(error).__name__} at the provider") from None
         _judge(status, retry_after)

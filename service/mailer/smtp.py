@@ -17,7 +17,7 @@ from aiosmtplib import (
     SMTPResponseException,
 )
 
-from actors.domain.mail import Deferred, Rejected
+from actors.domain.mail import Deferred, Rejected, Unreached
 from service.mailer.envelope import message
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class SmtpPostman:
         except SMTPResponseException as error:
             raise Deferred(_reason("connect", error)) from None
         except (SMTPException, OSError, ValueError) as error:
-            raise Deferred(f"{type(error).__name__} at connect") from None
+            raise Unreached(f"{type(error).__name__} at connect") from None
         return client
 
     async def _over(self, client: SMTP, envelope: Envelope, content: bytes) -> None:

@@ -66,6 +66,11 @@ class TracedOutbox:
         with span(self._tracer, "write deferred", attributes={"vestibule.mail.retry_seconds": round(seconds, 3)}):
             await self._outbox.deferred(mail, reason, seconds)
 
+    async def hasten(self, mail_ids: Sequence[UUID]) -> None:
+        """Make due what waits."""
+        with span(self._tracer, "hasten", attributes={"vestibule.mail.hastened": len(mail_ids)}):
+            await self._outbox.hasten(mail_ids)
+
     async def dead(self, mail: ClaimedMail, reason: str) -> None:
         """Bury it."""
         with span(self._tracer, "write dead"):

@@ -208,6 +208,28 @@ async def test_a_deferred_mail_is_due_when_its_wait_is_over(mails: Mails) -> Non
     assert (again.attempt, again.code_id) == (2, first.code_id)
 
 
+async def test_a_hastened_mail_is_due_at_once(mails: Mails) -> None:
+    """With its attempts counted as before; its neighbours wait on, and unknown mails are passed over."""
+    ids = [await mails.owe() for _ in range(3)]
+    for mail in await mails.outbox.claim(ids):
+        await mails.outbox.deferred(mail, "SMTPConnectError at connect", 30)
+    await mails.outbox.hasten([ids[0], uuid4(), ids[2]])
+    hastened = await mails.outbox.claim_due(10)
+    assert ({mail.id for mail in hastened}, {mail.attempt for mail in hastened}) == ({ids[0], ids[2]}, {2})
+
+
+async def test_only_what_waits_is_hastened(mails: Mails) -> None:
+    """A mail in a worker's hands stays there, one that is due keeps its turn, and what is done stays done."""
+    sending, accepted, dead = [await claimed(mails, await mails.owe()) for _ in range(3)]
+    assert await mails.outbox.accepted(accepted)
+    await mails.outbox.dead(dead, "550")
+    first = await mails.owe()
+    await mails.wait(1)
+    second = await mails.owe()
+    await mails.outbox.hasten([sending.id, accepted.id, dead.id, first])
+    assert [mail.id for mail in await mails.outbox.claim_due(10)] == [first, second]
+
+
 async def test_a_mail_is_owed_for_a_day(mails: Mails) -> None:
     """A deferral past it buries the mail: nobody waits any more."""
     mail_id = await mails.owe()

@@ -117,6 +117,13 @@ class MemoryOutbox:
         late = self._now() + seconds - self.rows[mail.id].owed_at >= OWED_HOURS * 3600
         await self._settle(mail, MailState.DEAD if late else MailState.QUEUED, reason, seconds)
 
+    async def hasten(self, mail_ids: Sequence[UUID]) -> None:
+        """Make those of the named mails due that wait for their next attempt."""
+        await self._reached()
+        for row in filter(None, map(self.rows.get, mail_ids)):
+            if row.state is MailState.QUEUED:
+                row.due_at = min(row.due_at, self._now())
+
     async def dead(self, mail: ClaimedMail, reason: str) -> None:
         """Bury it with its reason."""
         await self._settle(mail, MailState.DEAD, reason)

@@ -16,7 +16,7 @@ from aiosmtpd.handlers import Sink
 from aiosmtpd.smtp import SMTP
 
 from actors.domain.code import CodeId
-from actors.domain.mail import ClaimedMail, Deferred, MailKind, Rejected
+from actors.domain.mail import ClaimedMail, Deferred, MailKind, Rejected, Unreached
 from service.mailer.postman import open_postman
 from service.mailer.smtp import CONNECTIONS
 from service.settings import Settings
@@ -175,7 +175,7 @@ def test_a_server_that_is_away_defers(smtp_catcher: SmtpServer) -> None:
     """Before and after it was reached; back again it takes the mail."""
     smtp_catcher.refuse()
     [outcome] = send(smtp_catcher.url, mail())
-    assert isinstance(outcome, Deferred)
+    assert isinstance(outcome, Unreached)
     assert outcome.reason == "SMTPConnectError at connect"
     smtp_catcher.accept()
     assert send(smtp_catcher.url, mail()) == [None]

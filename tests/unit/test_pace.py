@@ -11,7 +11,7 @@ import trio
 
 from actors.delivery import Delivery, Outcome
 from actors.domain.code import Keyring
-from actors.domain.mail import ClaimedMail, Deferred, MailKind, Rejected
+from actors.domain.mail import ClaimedMail, Deferred, MailKind, Rejected, Unreached
 from actors.pace import TYPICAL_SECONDS, Pace
 from tests.fakes.outbox import MemoryOutbox, ScriptedPostman
 
@@ -67,6 +67,19 @@ async def test_a_silent_mail_is_put_off_while_real_ones_are(autojump_clock: obje
         await pace.keep(refused())
     await trio.sleep(60)
     await pace.pretend(mail())
+
+
+async def test_a_silent_mail_reaches_the_server_no_sooner_than_real_ones() -> None:
+    """It waits as one that found nobody there, and is brought forward with those."""
+
+    async def away() -> None:
+        await anyio.lowlevel.checkpoint()
+        raise Unreached("SMTPConnectError at connect")
+
+    pace = Pace(lambda: 0.0)
+    for send in (away, lambda: pace.pretend(mail())):
+        with pytest.raises(Unreached):
+            await pace.keep(send())
 
 
 async def test_a_silent_mail_is_refused_where_real_ones_were() -> None:

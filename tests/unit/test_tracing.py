@@ -17,7 +17,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from actors.delivery import Delivery
 from actors.domain.code import Keyring
 from actors.domain.errors import EmailTaken
-from actors.domain.mail import Deferred, Rejected
+from actors.domain.mail import Deferred, Rejected, Unreached
 from actors.kit.actor import Actor
 from actors.kit.mailbox import Ask, NotAccepted
 from actors.kit.supervisor import Supervisor
@@ -247,8 +247,9 @@ async def deliver(traces: Traces, outbox: MemoryOutbox, postman: ScriptedPostman
         chance=lambda: 0.0,
         new_number=lambda: UUID(int=7),
     )
-    [mail] = await traced.claim_due(5)
-    return await traces.tracing.delivery(delivery.deliver)(replace(mail, traceparent=CALLER))
+    for mail in await traced.claim_due(5):
+        delivered = await traces.tracing.delivery(delivery.deliver)(replace(mail, traceparent=CALLER))
+    return delivered
 
 
 async def test_each_delivery_of_a_mail_is_a_consumer_span_of_its_requests_trace() -> None:
@@ -294,6 +295,18 @@ async def test_a_fresh_code_and_a_renewed_lease_are_seen(autojump_clock: object)
     [delivery] = traces.spans("process mails")
     inside = [span.name for span in traces.spans() if parent(span) == delivery.context.span_id]
     assert sorted(inside) == ["claim", "fresh code", "renew lease", "smtp send", "write accepted"]
+
+
+async def test_a_delivery_that_brings_others_forward_shows_it() -> None:
+    """How many, and how long the statement took."""
+    away = raising(Unreached("SMTPConnectError at connect"))
+    traces, outbox, postman = Traces(), MemoryOutbox(), ScriptedPostman([away, away])
+    for _ in range(3):
+        outbox.owe(KEYRING.code_id(UUID(int=2)))
+    await deliver(traces, outbox, postman)
+    [hastening] = traces.spans("hasten")
+    assert parent(hastening) == traces.spans("process mails")[2].context.span_id
+    assert (hastening.attributes or {})["vestibule.mail.hastened"] == 2
 
 
 async def test_a_mail_without_a_trace_begins_one() -> None:
