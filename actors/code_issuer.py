@@ -46,7 +46,7 @@ class Ring(Offer):
 CodeMessage = Redeem | Issue | Ring
 
 
-class CodeIssuer(Actor):
+class CodeIssuer(Actor[CodeMessage]):
     """Each kind of a batch costs one statement, and all its mails one pipeline."""
 
     name = "CodeIssuer"
@@ -56,14 +56,13 @@ class CodeIssuer(Actor):
         self._codes = codes
         self._wakeups = wakeups
 
-    async def handle(self, letters: Sequence[Letter]) -> None:
+    async def handle(self, letters: Sequence[Letter[CodeMessage]]) -> None:
         """Redeem first: a code lives a minute."""
-        redeems: list[tuple[Letter, Redemption]] = []
-        issues: list[tuple[Letter, NewCode]] = []
+        redeems: list[tuple[Letter[CodeMessage], Redemption]] = []
+        issues: list[tuple[Letter[CodeMessage], NewCode]] = []
         owed: list[UUID] = []
         for letter in letters:
-            message: CodeMessage = letter.message  # type: ignore[assignment]  # the mailbox carries any message
-            match message:
+            match message := letter.message:
                 case Redeem(redemption):
                     redeems.append((letter, redemption))
                 case Issue(code):
@@ -79,7 +78,7 @@ class CodeIssuer(Actor):
         if owed:
             await self._wakeups.ring(owed)
 
-    async def _redeem(self, asked: list[tuple[Letter, Redemption]]) -> None:
+    async def _redeem(self, asked: list[tuple[Letter[CodeMessage], Redemption]]) -> None:
         """Take turns per account: one statement changes a row once."""
         while asked:
             turn = {redemption.account: (letter, redemption) for letter, redemption in reversed(asked)}
@@ -88,7 +87,7 @@ class CodeIssuer(Actor):
                 letter.answer(outcome)
             asked = [(letter, redemption) for letter, redemption in asked if not letter.settled]
 
-    async def _issue(self, asked: list[tuple[Letter, NewCode]]) -> list[UUID]:
+    async def _issue(self, asked: list[tuple[Letter[CodeMessage], NewCode]]) -> list[UUID]:
         """Issue in turns as in _redeem and return the owed mails."""
         owed: list[UUID] = []
         while asked:

@@ -50,7 +50,7 @@ async def ticking(address: Address) -> NoReturn:
         address.offer(Tick())
 
 
-class MetricsAggregator(Actor):
+class MetricsAggregator(Actor[Observation | Tick]):
     """Folds observations into the worker's tally, and at each tick writes it to both stores.
 
     The ledger is written to as often as the quick store while there is something new, so that a worker killed
@@ -79,7 +79,7 @@ class MetricsAggregator(Actor):
         self._ledger_totals: dict[str, float] | None = None
         self._pulse_due = self._tidy_due = 0.0
 
-    async def handle(self, letters: Sequence[Letter]) -> None:
+    async def handle(self, letters: Sequence[Letter[Observation | Tick]]) -> None:
         """Fold the observations; write once, however many ticks waited."""
         messages = [letter.message for letter in letters]
         seen = [(o.route, o.status, o.milliseconds) for o in messages if isinstance(o, Observation)]

@@ -75,7 +75,7 @@ class Recognise(Ask[bytes | None]):
 PasswordMessage = Hash | Check | HashLike | Recognise
 
 
-class PasswordHasher(Actor):
+class PasswordHasher(Actor[PasswordMessage]):
     """Each copy keeps one thread busy; employ as many as there are cores.
 
     `seconds` is what one hash takes when every worker of the machine hashes on all its threads. Less is never reckoned
@@ -120,11 +120,10 @@ class PasswordHasher(Actor):
         if wait > LONGEST_WAIT_SECONDS:
             raise NotAccepted(retry_after=wait - self._chance() * LONGEST_WAIT_SECONDS)
 
-    async def handle(self, letters: Sequence[Letter]) -> None:
+    async def handle(self, letters: Sequence[Letter[PasswordMessage]]) -> None:
         """Hash or check the one letter of the batch."""
         for letter in letters:
-            message: PasswordMessage = letter.message  # type: ignore[assignment]  # the mailbox carries any message
-            match message:
+            match message := letter.message:
                 case Hash(secret):
                     letter.answer(await self._timed(self._hashing.hash(secret)))
                 case Check():

@@ -77,7 +77,7 @@ class Decisions:
         }
 
 
-class RateLimiter(Actor):
+class RateLimiter(Actor[Message]):
     """Holds no count itself, so that any number of workers and machines agree."""
 
     name = "RateLimiter"
@@ -87,13 +87,12 @@ class RateLimiter(Actor):
         self._windows = windows
         self._decisions = decisions or Decisions()
 
-    async def handle(self, letters: Sequence[Letter]) -> None:
+    async def handle(self, letters: Sequence[Letter[Message]]) -> None:
         """Give back first, which makes room, then decide all that is asked in one call."""
         given: list[tuple[tuple[Bucket, ...], str]] = []
-        asked: list[tuple[Letter, WindowRequest]] = []
+        asked: list[tuple[Letter[Message], WindowRequest]] = []
         for letter in letters:
-            message: Message = letter.message  # type: ignore[assignment]  # the mailbox carries any message
-            match message:
+            match message := letter.message:
                 case GiveBack(buckets, ticket):
                     given.append((buckets, ticket))
                 case Admit((), _, ticket):
@@ -116,7 +115,7 @@ class RateLimiter(Actor):
         else:
             self._decisions.note_given_back(len(given), lost=False)
 
-    async def _decide(self, asked: list[tuple[Letter, WindowRequest]]) -> None:
+    async def _decide(self, asked: list[tuple[Letter[Message], WindowRequest]]) -> None:
         if not asked:
             return
         admissions = await self._windows.decide([request for _, request in asked])

@@ -39,7 +39,7 @@ class Enter(Ask[Registered]):
 ShadowMessage = FindAll | Enter
 
 
-class ShadowRegistry(Actor):
+class ShadowRegistry(Actor[ShadowMessage]):
     """Answers look-ups and registrations, each kind of a batch with one statement."""
 
     name = "ShadowRegistry"
@@ -47,13 +47,12 @@ class ShadowRegistry(Actor):
     def __init__(self, registrations: Registrations) -> None:
         self._registrations = registrations
 
-    async def handle(self, letters: Sequence[Letter]) -> None:
+    async def handle(self, letters: Sequence[Letter[ShadowMessage]]) -> None:
         """Enter first: a look-up in the same batch then sees it."""
-        finds: list[tuple[Letter, str]] = []
-        entries: list[tuple[Letter, NewAccount]] = []
+        finds: list[tuple[Letter[ShadowMessage], str]] = []
+        entries: list[tuple[Letter[ShadowMessage], NewAccount]] = []
         for letter in letters:
-            message: ShadowMessage = letter.message  # type: ignore[assignment]  # the mailbox carries any message
-            match message:
+            match message := letter.message:
                 case FindAll(email_key):
                     finds.append((letter, email_key))
                 case Enter(account):
@@ -68,7 +67,7 @@ class ShadowRegistry(Actor):
             for (letter, _), accounts in zip(finds, found, strict=True):
                 letter.answer(accounts)
 
-    async def _enter(self, asked: list[tuple[Letter, NewAccount]]) -> None:
+    async def _enter(self, asked: list[tuple[Letter[ShadowMessage], NewAccount]]) -> None:
         outcomes = await self._registrations.enter([account for _, account in asked])
         for (letter, _), outcome in zip(asked, outcomes, strict=True):
             if isinstance(outcome, Refusal):

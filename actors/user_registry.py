@@ -48,7 +48,7 @@ class Register(Ask[Registered]):
 UserMessage = Find | FindRegistration | Register
 
 
-class UserRegistry(Actor):
+class UserRegistry(Actor[UserMessage]):
     """Answers look-ups and registrations, each kind of a batch with one statement."""
 
     name = "UserRegistry"
@@ -57,14 +57,13 @@ class UserRegistry(Actor):
     def __init__(self, accounts: Accounts) -> None:
         self._accounts = accounts
 
-    async def handle(self, letters: Sequence[Letter]) -> None:
+    async def handle(self, letters: Sequence[Letter[UserMessage]]) -> None:
         """Register first: a look-up in the same batch then sees it."""
-        finds: list[tuple[Letter, str]] = []
-        registrations: list[tuple[Letter, UUID]] = []
-        accounts: list[tuple[Letter, NewAccount]] = []
+        finds: list[tuple[Letter[UserMessage], str]] = []
+        registrations: list[tuple[Letter[UserMessage], UUID]] = []
+        accounts: list[tuple[Letter[UserMessage], NewAccount]] = []
         for letter in letters:
-            message: UserMessage = letter.message  # type: ignore[assignment]  # the mailbox carries any message
-            match message:
+            match message := letter.message:
                 case Find(email_key):
                     finds.append((letter, email_key))
                 case FindRegistration(registration):
@@ -82,12 +81,12 @@ class UserRegistry(Actor):
             found = await self._accounts.find_registrations([registration for _, registration in registrations])
             _answer([letter for letter, _ in registrations], found)
 
-    async def _register(self, asked: list[tuple[Letter, NewAccount]]) -> None:
+    async def _register(self, asked: list[tuple[Letter[UserMessage], NewAccount]]) -> None:
         """Send one message per address; the others of the same address share the loser's fate.
 
         One that had lost its idempotency key decides nothing about its address: the others go on without it.
         """
-        first: dict[str, tuple[Letter, NewAccount]] = {}
+        first: dict[str, tuple[Letter[UserMessage], NewAccount]] = {}
         for letter, account in asked:
             first.setdefault(account.email.key, (letter, account))
         if not first:
@@ -97,7 +96,7 @@ class UserRegistry(Actor):
         for (letter, account), outcome in zip(first.values(), outcomes, strict=True):
             fates[account.email.key] = outcome if isinstance(outcome, Refusal) else EmailTaken()
             _settle(letter, outcome)
-        undecided: list[tuple[Letter, NewAccount]] = []
+        undecided: list[tuple[Letter[UserMessage], NewAccount]] = []
         for letter, account in asked:
             if not letter.settled:
                 fate = fates[account.email.key]
@@ -108,12 +107,12 @@ class UserRegistry(Actor):
         await self._register(undecided)
 
 
-def _answer(letters: Sequence[Letter], found: Sequence[Account | None]) -> None:
+def _answer(letters: Sequence[Letter[UserMessage]], found: Sequence[Account | None]) -> None:
     for letter, account in zip(letters, found, strict=True):
         letter.answer(account)
 
 
-def _settle(letter: Letter, outcome: Registered | Refusal) -> None:
+def _settle(letter: Letter[UserMessage], outcome: Registered | Refusal) -> None:
     if isinstance(outcome, Refusal):
         letter.refuse(outcome)
     else:

@@ -6,7 +6,7 @@ import os
 import random
 from contextlib import AsyncExitStack, asynccontextmanager
 from time import thread_time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from actors.password_counters import PasswordChecker, PasswordCounters
 from actors.password_hasher import PasswordHasher
@@ -28,7 +28,7 @@ HASH_NICE = 10  # the loops, the database's threads, the mail and the checks go 
 class Employ(Protocol):
     """How an actor is employed."""
 
-    def __call__(self, build: Callable[[], Actor], *, copies: int = 1) -> Address:
+    def __call__(self, build: Callable[[], Actor[Any]], *, copies: int = 1) -> Address:
         """Return the actor's address."""
         ...
 

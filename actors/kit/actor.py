@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
-from actors.kit.mailbox import AnswerLost, Ask, MachineError
+from actors.kit.mailbox import AnswerLost, Ask, MachineError, MessageT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ BATCH_LIMIT = 64  # beyond it a batch gains nothing and its first message waits 
 
 
 @contextmanager
-def one_fate(letters: Sequence[Letter]) -> Iterator[None]:
+def one_fate(letters: Sequence[Letter[Any]]) -> Iterator[None]:
     """Refuse these letters, and no others of their batch, when the body fails with a machine error.
 
     Around each statement of a batch with several: what is lost with one says nothing about what the next one asks.
@@ -29,8 +29,8 @@ def one_fate(letters: Sequence[Letter]) -> Iterator[None]:
             letter.refuse(error)
 
 
-class Actor(ABC):
-    """A long-lived owner of one concern.
+class Actor(ABC, Generic[MessageT]):
+    """A long-lived owner of one concern, and of the messages of its type.
 
     `handle` settles every letter of a batch. Errors of the types in `refusals`, and machine errors, go to the
     asker; any other is a crash: unsettled askers get AnswerLost and the supervisor builds a new actor around
@@ -45,20 +45,20 @@ class Actor(ABC):
     batch_limit: ClassVar[int] = BATCH_LIMIT
     refusals: ClassVar[tuple[type[Exception], ...]] = ()
 
-    async def started(self) -> None:  # noqa: B027 - most actors have nothing to prepare
+    async def started(self) -> None:
         """Prepare, before the first message; the supervisor waits for it."""
 
-    async def stopped(self) -> None:  # noqa: B027 - nor to leave behind
+    async def stopped(self) -> None:
         """Leave nothing behind, after the last message; called on drain, not after a crash."""
 
-    def admit(self, message: Ask[Any], ahead: int) -> None:  # noqa: B027 - nor to turn away
+    def admit(self, message: Ask[Any], ahead: int) -> None:
         """Turn a message away with NotAccepted before it takes a place; the default takes all."""
 
     @abstractmethod
-    async def handle(self, letters: Sequence[Letter]) -> None:
+    async def handle(self, letters: Sequence[Letter[MessageT]]) -> None:
         """Settle each letter: one statement or one pipeline for the batch."""
 
-    async def work(self, letters: Sequence[Letter]) -> None:
+    async def work(self, letters: Sequence[Letter[MessageT]]) -> None:
         """Handle one batch and leave no letter unsettled, on cancel neither; a crash is raised after that."""
         try:
             crash = await self._attempt(letters)
@@ -74,7 +74,7 @@ class Actor(ABC):
                 if not letter.settled:
                     letter.refuse(AnswerLost())
 
-    async def _attempt(self, letters: Sequence[Letter]) -> Exception | None:
+    async def _attempt(self, letters: Sequence[Letter[MessageT]]) -> Exception | None:
         """Handle the letters and return the crash, if it is one."""
         try:
             await self.handle(letters)

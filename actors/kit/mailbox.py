@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 AnswerT = TypeVar("AnswerT")
+MessageT = TypeVar("MessageT", bound="Ask[Any] | Offer")
 
 PATIENCE_SECONDS = 0.5  # how long an asker waits for a place in a full mailbox; longer only lengthens an overload
 
@@ -53,7 +54,7 @@ class Offer:
     __slots__ = ()
 
 
-class Letter:
+class Letter(Generic[MessageT]):
     """One message on its way, with the place for its outcome.
 
     The first outcome stands; later ones are ignored, so a crash after an answer takes nothing back.
@@ -61,7 +62,7 @@ class Letter:
 
     __slots__ = ("_done", "_error", "_value", "message")
 
-    def __init__(self, message: Ask[Any] | Offer) -> None:
+    def __init__(self, message: MessageT) -> None:
         self.message = message
         self._done = anyio.Event()
         self._value: Any = None
@@ -96,7 +97,7 @@ class Letter:
 class Waiter:
     """A letter before a full mailbox; `called` is set once it is inside, or will never be."""
 
-    letter: Letter
+    letter: Letter[Any]
     lane: int
     called: anyio.Event = field(default_factory=anyio.Event)
     inside: bool = False
@@ -121,7 +122,7 @@ class Mailbox:
 
     def __init__(self, capacity: int, lanes: int = 1) -> None:
         self.capacity = capacity
-        self._lanes: tuple[deque[Letter], ...] = tuple(deque() for _ in range(lanes))
+        self._lanes: tuple[deque[Letter[Any]], ...] = tuple(deque() for _ in range(lanes))
         self._arrival = anyio.Event()
         self._waiters: deque[Waiter] = deque()  # only while the mailbox is full: `take` lets in as many as it took
         self._closed = False
@@ -139,14 +140,13 @@ class Mailbox:
         """Return the counts of this moment."""
         return MailboxStatistics(len(self), self.capacity, self._dropped, self.turned_away)
 
-    def offer(self, letter: Letter) -> bool:
+    def offer(self, letter: Letter[Any]) -> bool:
         """Put a letter in the last lane without waiting; return False, and count it, when there is no room."""
-        if self._put(letter, len(self._lanes) - 1):
-            return True
-        self._dropped += 1
-        return False
+        inside = self._put(letter, len(self._lanes) - 1)
+        self._dropped += not inside
+        return inside
 
-    async def put(self, letter: Letter, lane: int) -> None:
+    async def put(self, letter: Letter[Any], lane: int) -> None:
         """Put a letter in its lane, waiting a moment for room, first come, first served.
 
         Raises NotAccepted when the moment passes or the mailbox is closed. Cancelled while it waits, nothing was put.
@@ -167,14 +167,14 @@ class Mailbox:
         self.turned_away += 1
         raise NotAccepted
 
-    def _put(self, letter: Letter, lane: int) -> bool:
+    def _put(self, letter: Letter[Any], lane: int) -> bool:
         if self._closed or len(self) >= self.capacity:
             return False
         self._lanes[lane].append(letter)
         self._arrival.set()
         return True
 
-    async def take(self, limit: int) -> list[Letter]:
+    async def take(self, limit: int) -> list[Letter[Any]]:
         """Wait for letters and take up to `limit`, the first lane first; an empty list means closed and drained.
 
         Lets other tasks run first: what they are about to put joins the batch. Cancelled, nothing was taken.
@@ -186,7 +186,7 @@ class Mailbox:
             if self._arrival.is_set():
                 self._arrival = anyio.Event()
             await self._arrival.wait()
-        taken: list[Letter] = []
+        taken: list[Letter[Any]] = []
         for waiting in self._lanes:
             while waiting and len(taken) < limit:
                 taken.append(waiting.popleft())
@@ -233,10 +233,7 @@ class Address:
         return cast("AnswerT", await letter.outcome())
 
     def expect_room(self, message: Ask[Any], coming: int = 0) -> None:
-        """Raise NotAccepted when an ask of this message would be turned away now: nothing need be done for it.
-
-        `coming` is how many have been let in before and have not asked yet.
-        """
+        """Raise NotAccepted when an ask of this message would be turned away now, with `coming` others before it."""
         if self._admit is not None:
             try:
                 self._admit(message, self._mailbox.ahead(message.lane) + coming)

@@ -42,10 +42,10 @@ class CrashReport(Protocol):
 class Post:
     """One place in the house: how to build its actor, in how many copies, and the mailbox that survives them."""
 
-    build: Callable[[], Actor]
+    build: Callable[[], Actor[Any]]
     copies: int
     mailbox: Mailbox
-    actor: Actor
+    actor: Actor[Any]
     crashes: deque[float] = field(default_factory=deque)
     mending: anyio.Lock = field(default_factory=anyio.Lock)
     restarts: int = 0
@@ -67,7 +67,7 @@ class Supervisor:
         self._report = report
         self._posts: list[Post] = []
 
-    def employ(self, build: Callable[[], Actor], *, copies: int = 1) -> Address:
+    def employ(self, build: Callable[[], Actor[Any]], *, copies: int = 1) -> Address:
         """Add a post and return its address; `build` is called again after each crash."""
         actor = build()
         post = Post(build, copies, Mailbox(actor.capacity, actor.lanes), actor)
@@ -124,7 +124,7 @@ class Supervisor:
                 self._charge(post, error)
                 await self._replace(post, actor)
 
-    async def _replace(self, post: Post, crashed: Actor) -> None:
+    async def _replace(self, post: Post, crashed: Actor[Any]) -> None:
         """Put a new actor in the place of the crashed one, once for all copies that crashed over it."""
         async with post.mending:
             while post.actor is crashed:

@@ -41,7 +41,7 @@ class Asks:
         """Forget it."""
         self._asking.pop(id(message), None)
 
-    def of(self, letters: Sequence[Letter]) -> list[Span]:
+    def of(self, letters: Sequence[Letter[Any]]) -> list[Span]:
         """Return the spans of those who wait for these letters."""
         found = (self._asking.get(id(letter.message)) for letter in letters)
         return [one for one in found if one is not None]
@@ -74,16 +74,16 @@ def _owing(message: object) -> str | None:
     return next((name for name in ("account", "code") if isinstance(getattr(message, name, None), OWING)), None)
 
 
-def employ(tracer: Tracer, supervisor: Supervisor, build: Callable[[], Actor], copies: int) -> Address:
+def employ(tracer: Tracer, supervisor: Supervisor, build: Callable[[], Actor[Any]], copies: int) -> Address:
     """Employ an actor whose asks and batches are traced."""
     asks = Asks(tracer, "")
 
-    def watched() -> Actor:
+    def watched() -> Actor[Any]:
         actor = build()
         asks.actor = actor.name
         handle = actor.handle
 
-        async def traced(letters: Sequence[Letter]) -> None:
+        async def traced(letters: Sequence[Letter[Any]]) -> None:
             await _batch(asks, handle, letters)
 
         actor.handle = traced  # type: ignore[method-assign]  # of this one actor
@@ -92,7 +92,7 @@ def employ(tracer: Tracer, supervisor: Supervisor, build: Callable[[], Actor], c
     return TracedAddress(supervisor.employ(watched, copies=copies), asks)
 
 
-async def _batch(asks: Asks, handle: Any, letters: Sequence[Letter]) -> None:  # noqa: ANN401 - Actor.handle
+async def _batch(asks: Asks, handle: Any, letters: Sequence[Letter[Any]]) -> None:  # noqa: ANN401 - Actor.handle
     """Handle a batch as a child of its first asker, linked to all others: one statement answers them together."""
     askers = asks.of(letters)
     if not askers:

@@ -48,7 +48,7 @@ class Traced:
         """Trace its requests."""
         return TracedApplication(application, self._tracer)
 
-    def employ(self, supervisor: Supervisor, build: Callable[[], Actor], *, copies: int = 1) -> Address:
+    def employ(self, supervisor: Supervisor, build: Callable[[], Actor[Any]], *, copies: int = 1) -> Address:
         """Trace what the actor is asked, and its batches."""
         return employ(self._tracer, supervisor, build, copies)
 

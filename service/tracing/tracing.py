@@ -25,7 +25,7 @@ class Tracing(Protocol):
         """Return the ASGI application, its requests traced."""
         ...
 
-    def employ(self, supervisor: Supervisor, build: Callable[[], Actor], *, copies: int = 1) -> Address:
+    def employ(self, supervisor: Supervisor, build: Callable[[], Actor[Any]], *, copies: int = 1) -> Address:
         """Employ an actor; what it is asked, and how it handles each batch, is traced."""
         ...
 
@@ -49,7 +49,7 @@ class Untraced:
         """Return the application."""
         return application
 
-    def employ(self, supervisor: Supervisor, build: Callable[[], Actor], *, copies: int = 1) -> Address:
+    def employ(self, supervisor: Supervisor, build: Callable[[], Actor[Any]], *, copies: int = 1) -> Address:
         """Employ the actor."""
         return supervisor.employ(build, copies=copies)
 
