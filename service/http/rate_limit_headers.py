@@ -1,8 +1,9 @@
 """What the limits say, as response headers.
 
-`RateLimit-Policy` and `RateLimit` in the structured form (RFC 9651) of draft-ietf-httpapi-ratelimit-headers-10,
-27 September 2025: lists of policies by name, `q` the quota and `w` the window, `r` what remains and `t` the seconds
-until more is free. The `X-RateLimit-` fields are custom: no document defines them.
+`RateLimit-Policy` and `RateLimit` in the structured form (RFC 9651) of draft-ietf-httpapi-ratelimit-headers-11, 23 May
+2026: lists of policies by name, `q` the quota and `w` the window, `r` what remains and `t` the seconds within which no
+more than that can be used. Ours end when one more is free, which is what `t` meant up to the draft's tenth version.
+The `X-RateLimit-` fields are custom: no document defines them.
 """
 
 from __future__ import annotations
