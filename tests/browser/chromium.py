@@ -69,7 +69,7 @@ def browser() -> Iterator[Browser]:
 
 def context_of(launched: Browser, watch: Watch | None = None, **options: object) -> BrowserContext:
     """Return a context whose waits are bounded."""
-    context = launched.new_context(**options)  # type: ignore[arg-type]  # playwright's own options
+    context = launched.new_context(**options)
     context.set_default_timeout(PATIENCE_MS)
     if watch is not None:
         watch.attach(context)

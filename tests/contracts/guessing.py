@@ -139,7 +139,7 @@ class Siege:
     async def laid(cls, desk: Desk) -> AsyncIterator[Siege]:
         """Employ the actors around the body."""
         siege = cls(desk)
-        supervisor = Supervisor(lambda name, error: None)  # noqa: ARG005 - a crash fails the ask
+        supervisor = Supervisor(lambda *_: None)
         siege._registry = supervisor.employ(lambda: UserRegistry(desk.accounts))
         codes = CountedCodes(desk.codes, siege.counts)
         issuer = supervisor.employ(lambda: CodeIssuer(codes, FakeWakeups()))

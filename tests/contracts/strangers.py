@@ -97,7 +97,7 @@ class Scene:
     async def open(cls, store: ShadowStore, mark: str, limits: Limits) -> AsyncIterator[Scene]:
         """Employ the actors over the store around the body."""
         flows = Flows(DEFAULTS)
-        supervisor = Supervisor(lambda name, error: flows.crashes.append(error))  # noqa: ARG005 - one house, one list
+        supervisor = Supervisor(lambda _, error: flows.crashes.append(error))
         limiter = supervisor.employ(lambda: RateLimiter(flows.windows, flows.decisions))
         hasher = supervisor.employ(lambda: PasswordHasher(flows.hashing, limiter, 2, DUMMY), copies=2)
         registry = supervisor.employ(lambda: UserRegistry(store.accounts))

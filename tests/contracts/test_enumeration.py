@@ -30,7 +30,7 @@ async def store(store_url: str | None) -> AsyncIterator[ShadowStore]:
         yield MemoryShadowStore()
         return
     async with PostgresShadowStore.open(store_url) as postgres:
-        yield postgres  # type: ignore[misc]  # opened by the subclass
+        yield postgres
 
 
 @pytest.fixture

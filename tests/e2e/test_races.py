@@ -73,7 +73,7 @@ def test_a_redeem_that_meets_resends_wins_once_or_can_be_repeated(story: Story) 
         if not redeems["200"]:
             assert all(answer.json()["superseded"] for answer in answers[0::2])
             latest = 1 + resends["202"]
-            wait_for(lambda person=person: person.state() == "accepted", "the latest mail is accepted")  # type: ignore[misc]
+            wait_for(lambda person=person: person.state() == "accepted", "the latest mail is accepted")
             newest = story.place.post.to(person.email)[-1].code
             assert latest >= 2
             assert person.activate(newest).outcome == "200"

@@ -63,5 +63,5 @@ async def call(
     async def send(event: dict[str, Any]) -> None:
         events.append(event)
 
-    await app(scope_of(method, path, headers or [], **scope), receive, send)  # type: ignore[arg-type]
+    await app(scope_of(method, path, headers or [], **scope), receive, send)
     return Answer(events)

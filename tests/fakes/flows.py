@@ -94,7 +94,7 @@ class Flows:
     ) -> AsyncIterator[Flows]:
         """Employ the actors around the body, in the order of the real wiring; `strict` is ENUMERATION=strict."""
         flows = cls(policy, strict=strict)
-        supervisor = Supervisor(lambda name, error: flows.crashes.append(error))  # noqa: ARG005 - one house, one list
+        supervisor = Supervisor(lambda _, error: flows.crashes.append(error))
         limiter = supervisor.employ(lambda: RateLimiter(flows.windows, flows.decisions))
         hasher = supervisor.employ(lambda: PasswordHasher(flows.hashing, limiter, 2, DUMMY), copies=2)
         registry = supervisor.employ(lambda: UserRegistry(flows.accounts))
@@ -121,7 +121,7 @@ class Flows:
     @asynccontextmanager
     async def beside(self, issuer: CodeIssuer) -> AsyncIterator[tuple[Address, Address]]:
         """Run another registry over the same accounts, and this issuer, around the body."""
-        supervisor = Supervisor(lambda name, error: self.crashes.append(error))  # noqa: ARG005 - as above
+        supervisor = Supervisor(lambda _, error: self.crashes.append(error))
         registry = supervisor.employ(lambda: UserRegistry(self.accounts))
         address = supervisor.employ(lambda: issuer)
         async with supervisor.running():

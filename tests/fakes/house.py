@@ -53,7 +53,7 @@ class Member(Actor):
 
     def __init__(self, house: House, title: str, downstream: Address | None) -> None:
         house.built += 1
-        self.name = title  # type: ignore[misc]  # a name of the instance, to have several
+        self.name = title
         self._house = house
         self._number = house.built
         self._downstream = downstream
@@ -78,7 +78,7 @@ class Member(Actor):
     async def handle(self, letters: Sequence[Letter]) -> None:
         """Follow the order."""
         for letter in letters:
-            what = letter.message.what  # type: ignore[union-attr]
+            what = letter.message.what
             if what.startswith("wait"):
                 await self._house.gate.wait()
             if what.endswith("crash"):

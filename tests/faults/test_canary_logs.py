@@ -57,13 +57,13 @@ def test_broken_servers_bring_no_secret_into_the_logs(tmp_path: Path, loop: str)
         code = person.code()
         for reply, stage in (("451 4.2.0 <{}> later", "RCPT"), ("550 5.1.1 <{}> has no mailbox here", "RCPT")):
             other = place.person()
-            mail_server.answer(reply.format(other.email), at=stage)  # type: ignore[arg-type]
+            mail_server.answer(reply.format(other.email), at=stage)
             other.registered()
         for role in ROLES:
             fallen = child(instance, role)
             os.kill(fallen, signal.SIGKILL)
             use(person, wrong_code(code))
-            wait_for(lambda role=role, fallen=fallen: child(instance, role) not in {0, fallen}, f"{role} is back")  # type: ignore[misc]
+            wait_for(lambda role=role, fallen=fallen: child(instance, role) not in {0, fallen}, f"{role} is back")
             wait_for(instance.ready, "the service is ready again")
         use(person, code)
         wait_for(lambda: '"mail dead"' in instance.said(), "the refused mail is given up")

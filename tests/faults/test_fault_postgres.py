@@ -92,7 +92,7 @@ def test_restarted(service: Site) -> None:
     """A restart under load fails no request."""
     with load(lambda: service.clients.register(new())) as answers:
         for rounds in (1, 2):
-            wait_for(lambda rounds=rounds: len(answers) > 80 * rounds, "load")  # type: ignore[misc]
+            wait_for(lambda rounds=rounds: len(answers) > 80 * rounds, "load")
             began = time.monotonic()
             service.postgres.restart()
             took = time.monotonic() - began
@@ -114,7 +114,7 @@ def test_stopped_in_the_middle(service: Site) -> None:
 
     with load(register, clients=8) as answers:
         for rounds in range(1, 6):
-            wait_for(lambda rounds=rounds: len(answers) > 40 * rounds, "load")  # type: ignore[misc]
+            wait_for(lambda rounds=rounds: len(answers) > 40 * rounds, "load")
             service.postgres.stall()
             passes(1.8)
             service.postgres.resume()

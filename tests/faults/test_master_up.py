@@ -129,7 +129,7 @@ def test_servers_and_workers_that_are_killed_are_back_within_five_seconds(one: U
         old = one.child(role)
         assert old, role
         os.kill(old, signal.SIGKILL)
-        wait_for(lambda role=role, old=old: one.child(role) not in {0, old} and one.ready(), f"{role} is back", 5.0)  # type: ignore[misc]
+        wait_for(lambda role=role, old=old: one.child(role) not in {0, old} and one.ready(), f"{role} is back", 5.0)
 
 
 def test_a_mail_worker_that_hangs_is_replaced(one: Up) -> None:

@@ -104,7 +104,7 @@ async def test_no_answer_tells_a_taken_address_from_a_free_one(client: TestClien
     for peer, address in (("192.0.2.11", PENDING), ("192.0.2.12", ACTIVE)):
         for answer, expected in zip(await heard(client, peer, address), free, strict=True):
             assert answer == expected
-    statuses = [status for status, _, _ in free]  # type: ignore[misc]  # each is a triple
+    statuses = [status for status, _, _ in free]
     assert statuses == [401, 202, 202, 409, 202, 202, 200, 200, 401, 200, 400, 400, 422, 200, 429, 429]
     with psycopg.connect(database_url) as connection:
         for address in (PENDING, ACTIVE):

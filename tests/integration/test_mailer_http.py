@@ -113,7 +113,7 @@ def test_what_time_or_an_operator_can_mend_defers(provider: Provider, status: in
 
 
 @pytest.mark.parametrize("as_date", [False, True])
-def test_the_wait_that_the_provider_asks_for_is_heard(provider: Provider, as_date: bool) -> None:  # noqa: FBT001 - a case
+def test_the_wait_that_the_provider_asks_for_is_heard(provider: Provider, *, as_date: bool) -> None:
     """Retry-After in seconds or as a date."""
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=120), usegmt=True)
     provider.answers = [(429, {"Retry-After": date if as_date else "120"})]

@@ -118,7 +118,7 @@ def test_a_5xx_about_the_mail_rejects_it_and_the_connection_serves_the_next(
     smtp_catcher: SmtpServer, stage: str
 ) -> None:
     """One bad address costs no hand-shake for the others."""
-    smtp_catcher.answer("550 5.1.1 ada@example.com unknown", at=stage)  # type: ignore[arg-type]
+    smtp_catcher.answer("550 5.1.1 ada@example.com unknown", at=stage)
     first, second = send(smtp_catcher.url, mail(), mail())
     assert isinstance(first, Rejected)
     assert first.reason == f"550 5.1.1 at {stage}"
@@ -131,7 +131,7 @@ def test_a_5xx_about_the_mail_rejects_it_and_the_connection_serves_the_next(
 )
 def test_a_5xx_that_an_operator_can_mend_defers(smtp_catcher: SmtpServer, reply: str, stage: str) -> None:
     """A sender or log-in that the server does not like is no fault of the mail."""
-    smtp_catcher.answer(reply, at=stage)  # type: ignore[arg-type]
+    smtp_catcher.answer(reply, at=stage)
     [outcome] = send(smtp_catcher.url, mail())
     assert isinstance(outcome, Deferred)
 
@@ -152,7 +152,7 @@ def test_a_connection_that_broke_before_the_content_is_replaced_at_once(smtp_cat
         smtp_catcher.url,
         mail(),
         mail(),
-        between=lambda: None if smtp_catcher.connections > 1 else smtp_catcher.hang_up(at=stage),  # type: ignore[arg-type]
+        between=lambda: None if smtp_catcher.connections > 1 else smtp_catcher.hang_up(at=stage),
     )
     assert outcomes == [None, None]
     assert (len(smtp_catcher.wait_for(2)), smtp_catcher.connections) == (2, 2)

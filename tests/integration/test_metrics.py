@@ -254,7 +254,7 @@ async def test_empty_books_are_zeros_and_nothing_is_made_up(database_url: str) -
 async def test_all_that_the_machinery_reports_is_exported(redis_url: str, database_url: str) -> None:
     """Every level and counter of a running process has its line for Prometheus."""
     async with Redis.open(redis_url) as redis, Postgres.open(database_url) as postgres:
-        supervisor = Supervisor(lambda **_: None)
+        supervisor = Supervisor(lambda *_: None)
         quick, ledger = RedisMetrics(redis), PostgresMetrics(postgres)
         supervisor.employ(lambda: MetricsAggregator(Tally("w"), quick, ledger))
         decisions = Decisions()

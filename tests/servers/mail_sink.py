@@ -33,7 +33,7 @@ class Sink:
     async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802 - aiosmtpd's
         """Take the mail."""
         content = envelope.content if isinstance(envelope.content, bytes) else b""
-        part = message_from_bytes(content, policy=SMTPUTF8).get_body(("plain",))  # type: ignore[attr-defined]
+        part = message_from_bytes(content, policy=SMTPUTF8).get_body(("plain",))
         text = str(part.get_content()).replace("\r\n", "\n")
         line = {"to": str(envelope.rcpt_tos[0]), "code": CODE.findall(text)[0], "at": time.time()}
         self._file.write(json.dumps(line) + "\n")

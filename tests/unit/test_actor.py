@@ -49,7 +49,7 @@ class Worker(Actor):
 
     async def handle(self, letters: Sequence[Letter]) -> None:
         """Crash or refuse as ordered, else answer."""
-        orders = [letter.message.what for letter in letters]  # type: ignore[union-attr]
+        orders = [letter.message.what for letter in letters]
         self.batches.append(orders)
         for letter, order in zip(letters, orders, strict=True):
             if order == "answer first":

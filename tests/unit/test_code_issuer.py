@@ -76,7 +76,7 @@ def issue(account: UUID) -> Issue:
 async def issuer(codes: ScriptedCodes, wakeups: FakeWakeups) -> AsyncIterator[Address]:
     """Run the actor around the body; it must not crash."""
     crashes: list[Exception] = []
-    supervisor = Supervisor(lambda name, error: crashes.append(error))  # noqa: ARG005 - there is one actor
+    supervisor = Supervisor(lambda _, error: crashes.append(error))
     address = supervisor.employ(lambda: CodeIssuer(codes, wakeups))
     async with supervisor.running():
         yield address
@@ -89,7 +89,7 @@ async def test_a_batch_goes_to_the_store_in_turns_of_one_per_account() -> None:
     heard: list[object] = []
 
     async def ask(message: Redeem | Issue) -> None:
-        heard.append(await address.ask(message))  # type: ignore[misc]  # any of the answers
+        heard.append(await address.ask(message))
 
     async with issuer(codes, wakeups) as address, trio.open_nursery() as nursery:
         nursery.start_soon(ask, redeem(UUID(int=9), right=False))
@@ -130,5 +130,5 @@ async def test_a_store_that_is_away_is_no_crash() -> None:
     async with issuer(codes, wakeups) as address:
         for message in (redeem(ADA), issue(ADA)):
             with pytest.raises(StoreUnavailable):
-                await address.ask(message)  # type: ignore[misc]  # any of the answers
+                await address.ask(message)
     assert wakeups.rung == []

@@ -176,7 +176,7 @@ async def test_the_token_is_taken_from_a_form_only() -> None:
         ({"Origin": "https://evil.example"}, False),
     ],
 )
-def test_forms_of_other_sites_are_told_by_what_browsers_send(headers: dict[str, str], own: bool) -> None:  # noqa: FBT001
+def test_forms_of_other_sites_are_told_by_what_browsers_send(headers: dict[str, str], *, own: bool) -> None:
     """Sec-Fetch-Site decides where it is sent, else Origin against our own names."""
     assert own_page(Headers({"Host": "here:8000", **headers}), "public.example") is own
 

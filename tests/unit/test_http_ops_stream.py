@@ -51,7 +51,7 @@ class Client:
                 self.enough.set()
                 await anyio.sleep_forever()
 
-        await self.app(self.scope, receive, send)  # type: ignore[arg-type]
+        await self.app(self.scope, receive, send)
 
 
 def test_a_snapshot_tells_everything_that_the_page_shows() -> None:

@@ -49,7 +49,7 @@ class Note(Offer):
 
 def words(letters: list[Letter]) -> list[str]:
     """Return what the letters say, in their order."""
-    return [letter.message.word for letter in letters]  # type: ignore[union-attr]
+    return [letter.message.word for letter in letters]
 
 
 async def test_letters_are_taken_in_the_order_of_their_arrival() -> None:

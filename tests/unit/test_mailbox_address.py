@@ -37,7 +37,7 @@ class SayLater(Ask[str]):
 
 def words(letters: list[Letter]) -> list[str]:
     """Return what the letters say, in their order."""
-    return [letter.message.word for letter in letters]  # type: ignore[union-attr]
+    return [letter.message.word for letter in letters]
 
 
 async def test_the_first_outcome_of_a_letter_stands() -> None:

@@ -19,7 +19,7 @@ NOBODY = 2**22 + 1  # no process has this pid
 
 
 @pytest.mark.parametrize(("ready", "patience"), [(True, STALL_SECONDS), (False, START_SECONDS)])
-def test_a_silent_child_is_killed(ready: bool, patience: float) -> None:  # noqa: FBT001 - a parameter of the test
+def test_a_silent_child_is_killed(patience: float, *, ready: bool) -> None:
     """One that was ready is given up sooner than one that still starts; neither before its time."""
     ours, theirs = socket.socketpair()
     now = time.monotonic()

@@ -357,7 +357,7 @@ async def test_the_ticking_loop_writes_each_second_and_the_supervisor_the_rest(a
     del autojump_clock
     house = House()
     tally = Tally("api-1")
-    supervisor = Supervisor(lambda **_: None)
+    supervisor = Supervisor(lambda *_: None)
     address = supervisor.employ(lambda: MetricsAggregator(tally, house.quick, house.ledger))
     async with supervisor.running(), anyio.create_task_group() as group:
         group.start_soon(ticking, address)

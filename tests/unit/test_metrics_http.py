@@ -5,6 +5,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from prometheus_client import parser
+from prometheus_client.openmetrics import parser as modern_parser
 from quart_trio import QuartTrio
 
 from actors.domain.sketches import Sketch
@@ -133,7 +135,7 @@ async def test_an_unavailable_store_is_left_to_the_table_of_problems() -> None:
         ("", False),
     ],
 )
-async def test_the_format_follows_accept(accept: str, wanted: bool) -> None:  # noqa: FBT001 - a table of cases
+async def test_the_format_follows_accept(accept: str, *, wanted: bool) -> None:
     """OpenMetrics goes to who prefers it, plain text to everyone else."""
     assert wants_openmetrics(accept) is wanted
     answer = await fetch("/metrics", FixedReader(metrics()), accept)
@@ -143,10 +145,8 @@ async def test_the_format_follows_accept(accept: str, wanted: bool) -> None:  # 
 
 def test_prometheus_own_parsers_read_both_formats_alike() -> None:
     """The parsers of the Prometheus client find the same samples in both, label values unharmed."""
-    parsers = pytest.importorskip("prometheus_client.parser", reason="the Prometheus client is not installed")
-    modern_parsers = pytest.importorskip("prometheus_client.openmetrics.parser")
-    plain = samples(parsers.text_string_to_metric_families(exposition(metrics(), openmetrics=False)))
-    modern = samples(modern_parsers.text_string_to_metric_families(exposition(metrics(), openmetrics=True)))
+    plain = samples(parser.text_string_to_metric_families(exposition(metrics(), openmetrics=False)))
+    modern = samples(modern_parser.text_string_to_metric_families(exposition(metrics(), openmetrics=True)))
     assert plain == modern
     labels = (("method", "POST"), ("route", "/api/v1/users/register"), ("status", "201"))
     assert ("vestibule_http_requests_total", labels, 1.0) in plain

@@ -96,7 +96,7 @@ def test_a_password_beside_the_address_is_fine() -> None:
 
 
 @pytest.mark.parametrize(("text", "expected"), [("x" * 72, True), ("x" * 73, False), ("nul\0inside", False)])
-def test_what_bcrypt_cannot_take_is_known(text: str, expected: bool) -> None:  # noqa: FBT001 - a table's column
+def test_what_bcrypt_cannot_take_is_known(text: str, *, expected: bool) -> None:
     """A password that bcrypt would cut is not hashed."""
     assert Password.typed(text).hashable is expected
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @asynccontextmanager
 async def counters(seconds: float) -> AsyncIterator[Address]:
     """Run both actors, with one thread each, around the body."""
-    supervisor = Supervisor(lambda name, error: None)  # noqa: ARG005 - none crashes
+    supervisor = Supervisor(lambda *_: None)
     limiter = supervisor.employ(lambda: RateLimiter(FakeWindows(trio.current_time)))
     hashing = FakeHashing(seconds)
     checker = supervisor.employ(lambda: PasswordChecker(hashing, limiter, 1, DUMMY, seconds=seconds))

@@ -34,7 +34,7 @@ GUESSES = (Bucket(Rule("password", 3, 60), "ada"),)
 async def hasher(hashing: FakeHashing, windows: FakeWindows | None = None) -> AsyncIterator[Address]:
     """Run the actor, with as many copies as threads, around the body."""
     crashes: list[Exception] = []
-    supervisor = Supervisor(lambda name, error: crashes.append(error))  # noqa: ARG005 - none is expected
+    supervisor = Supervisor(lambda _, error: crashes.append(error))
     limiter = supervisor.employ(lambda: RateLimiter(windows or FakeWindows(trio.current_time)))
     address = supervisor.employ(lambda: PasswordHasher(hashing, limiter, THREADS, DUMMY), copies=THREADS)
     async with supervisor.running():
@@ -166,7 +166,7 @@ async def test_a_full_window_does_not_keep_the_others_from_counting() -> None:
 
 async def test_a_hash_is_reckoned_as_it_lasts_on_a_busy_machine(autojump_clock: MockClock) -> None:
     """A worker that has not hashed yet, or only while the others were idle, lets no longer queue in."""
-    supervisor = Supervisor(lambda name, error: None)  # noqa: ARG005 - none crashes
+    supervisor = Supervisor(lambda *_: None)
     limiter = supervisor.employ(lambda: RateLimiter(FakeWindows(trio.current_time)))
     hashing = FakeHashing(seconds=0.5)
     address = supervisor.employ(lambda: PasswordHasher(hashing, limiter, THREADS, DUMMY, seconds=1.0), copies=THREADS)
@@ -185,7 +185,7 @@ async def test_a_hash_is_reckoned_as_it_lasts_on_a_busy_machine(autojump_clock: 
 async def test_a_crowd_that_was_refused_comes_back_spread(autojump_clock: MockClock) -> None:
     """By chance between the moment when there is room again and the one when the queue has run dry."""
     chances = iter([1.0, 0.5, 0.0])
-    supervisor = Supervisor(lambda name, error: None)  # noqa: ARG005 - none crashes
+    supervisor = Supervisor(lambda *_: None)
     limiter = supervisor.employ(lambda: RateLimiter(FakeWindows(trio.current_time)))
     busy = PasswordHasher(FakeHashing(1.0), limiter, 1, DUMMY, seconds=1.0, chance=lambda: next(chances))
     address = supervisor.employ(lambda: busy)

@@ -48,7 +48,7 @@ class CountingWindows(FakeWindows):
 @asynccontextmanager
 async def limiter(windows: FakeWindows, decisions: Decisions | None = None) -> AsyncIterator[Address]:
     """Run the actor around the body."""
-    supervisor = Supervisor(lambda name, error: None)  # noqa: ARG005 - a crash is part of a test
+    supervisor = Supervisor(lambda *_: None)
     address = supervisor.employ(lambda: RateLimiter(windows, decisions))
     async with supervisor.running():
         yield address

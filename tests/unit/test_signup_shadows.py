@@ -51,7 +51,7 @@ async def test_a_taken_address_can_be_registered(strict: Flows) -> None:
 async def test_no_code_activates_a_shadow(strict: Flows) -> None:
     """Not even the one that its ids would make under the signing key."""
     await strict.signup.register(visit(), form(password=THEIRS))
-    (_, shadow) = (await strict.accounts.find_all([KEY]))[0]  # type: ignore[union-attr]  # strict ones can
+    (_, shadow) = (await strict.accounts.find_all([KEY]))[0]
     code = strict.keyring.code(shadow.id, strict.keyring.code_id(shadow.code.id.number))
     with pytest.raises(WrongCode) as caught:
         await strict.signup.activate(visit(), credentials(THEIRS), code)
@@ -81,7 +81,7 @@ async def test_a_wrong_password_costs_one_hash(strict: Flows, email: str) -> Non
 async def test_all_passwords_of_an_address_share_a_salt(strict: Flows) -> None:
     """So that one hash tells which of them was typed, and a registration from open days is among them."""
     await strict.signup.register(visit(), form(password=THEIRS))
-    (accounts,) = await strict.accounts.find_all([KEY])  # type: ignore[union-attr]  # strict ones can
+    (accounts,) = await strict.accounts.find_all([KEY])
     assert len({account.password_hash[:39] for account in accounts}) == 1
     assert len({account.password_hash for account in accounts}) == 2
 

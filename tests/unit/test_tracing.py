@@ -184,7 +184,7 @@ async def test_what_is_no_request_is_no_trace() -> None:
 
 async def test_asks_of_one_batch_share_a_span_that_is_linked_to_all(autojump_clock: object) -> None:
     """Two askers, one batch: a child of the first, a link to the other; each mail keeps its own asker's place."""
-    traces, supervisor, answers = Traces(), Supervisor(lambda **_: None), {}
+    traces, supervisor, answers = Traces(), Supervisor(lambda *_: None), {}
     issuer = traces.tracing.employ(supervisor, Issuer)
 
     async def ask(number: int) -> None:
@@ -210,7 +210,7 @@ async def test_asks_of_one_batch_share_a_span_that_is_linked_to_all(autojump_clo
 )
 async def test_refusals_are_outcomes_and_machine_errors_failures(error: Exception, status: StatusCode) -> None:
     """Both reach the asker as they would without traces, and are told by their type."""
-    traces, supervisor = Traces(), Supervisor(lambda **_: None)
+    traces, supervisor = Traces(), Supervisor(lambda *_: None)
     issuer = traces.tracing.employ(supervisor, Issuer)
     async with supervisor.running():
         with pytest.raises(type(error)):

@@ -36,13 +36,13 @@ class SlowAccounts(FakeAccounts):
         self.gate = trio.Event()
         self.sizes: list[tuple[str, int]] = []
 
-    async def find(self, email_keys: Sequence[str]) -> list:  # type: ignore[type-arg]  # as the fake's
+    async def find(self, email_keys: Sequence[str]) -> list:
         """Wait, then look up."""
         self.sizes.append(("find", len(email_keys)))
         await self.gate.wait()
         return await super().find(email_keys)
 
-    async def find_registrations(self, registrations: Sequence[UUID]) -> list:  # type: ignore[type-arg]  # as above
+    async def find_registrations(self, registrations: Sequence[UUID]) -> list:
         """Look up."""
         self.sizes.append(("find_registrations", len(registrations)))
         return await super().find_registrations(registrations)
@@ -57,7 +57,7 @@ class SlowAccounts(FakeAccounts):
 async def registry(accounts: FakeAccounts) -> AsyncIterator[Address]:
     """Run the actor around the body."""
     crashes: list[Exception] = []
-    supervisor = Supervisor(lambda name, error: crashes.append(error))  # noqa: ARG005 - there is one actor
+    supervisor = Supervisor(lambda _, error: crashes.append(error))
     address = supervisor.employ(lambda: UserRegistry(accounts))
     async with supervisor.running():
         yield address
@@ -84,7 +84,7 @@ async def test_what_waits_is_answered_by_one_statement_of_each_kind() -> None:
     heard: dict[str, object] = {}
 
     async def ask(name: str, message: Find | FindRegistration | Register) -> None:
-        heard[name] = await address.ask(message)  # type: ignore[misc]  # any of the answers
+        heard[name] = await address.ask(message)
 
     async with registry(accounts) as address, trio.open_nursery() as nursery:
         nursery.start_soon(ask, "first", Find("nobody@example.com"))
@@ -101,8 +101,8 @@ async def test_what_waits_is_answered_by_one_statement_of_each_kind() -> None:
         accounts.gate.set()
     assert accounts.sizes == [("find", 1), ("register", 2), ("find", 2), ("find_registrations", 1)]
     assert (heard["first"], heard["nobody"]) == (None, None)
-    assert {heard["ada"].id, heard["find"].id} == {ada.id}  # type: ignore[attr-defined]
-    assert {heard["bob"].id, heard["registration"].id} == {bob.id}  # type: ignore[attr-defined]
+    assert {heard["ada"].id, heard["find"].id} == {ada.id}
+    assert {heard["bob"].id, heard["registration"].id} == {bob.id}
 
 
 async def test_registrations_of_one_address_in_a_batch_have_one_winner() -> None:
@@ -150,7 +150,7 @@ async def test_a_store_that_is_away_is_no_crash() -> None:
     async with registry(accounts) as address:
         for message in (Find("ada@example.com"), FindRegistration(UUID(int=1)), Register(new())):
             with pytest.raises(StoreUnavailable):
-                await address.ask(message)  # type: ignore[misc]  # any of the answers
+                await address.ask(message)
 
 
 async def test_a_registration_that_has_lost_its_key_decides_nothing_for_the_others_of_its_address() -> None:
