@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from random import SystemRandom
 from time import perf_counter, process_time
 
 import bcrypt
@@ -27,7 +28,7 @@ class Ceiling:
 
 def free_ports(count: int, lowest: int = 18_000, highest: int = 20_000) -> int:
     """Return the first of `count` ports in a row that nobody listens on; a bench must not measure somebody else."""
-    start = lowest + os.getpid() % (highest - lowest)
+    start = SystemRandom().randrange(lowest, highest - count)  # another one for each process and each call
     for first in chain(range(start, highest - count), range(lowest, start)):
         if all(_free(first + place) for place in range(count)):
             return first
