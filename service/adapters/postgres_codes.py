@@ -18,15 +18,16 @@ if TYPE_CHECKING:
 
 # Attack: guessing. The attempt is counted in the statement that decides, so parallel guesses cannot share one; a miss
 # counts on every live code, and only if each of them was among the compared ones. Race: 16 redeemers of one code; the
-# row's newest version is active for 15 of them. A re-registration in between has another password hash. Rows are taken
-# in the order of their ids, here and below, so that two batches seldom wait for each other.
+# row's newest version is active for 15 of them. A re-registration in between has another password hash. Rows are locked
+# in the order of their ids, here and below, so that no two batches wait for each other.
 REDEEM: Final = """
 WITH wanted AS (
     SELECT * FROM unnest(
         %(accounts)s::uuid[], %(hashes)s::text[], %(newest)s::text[], %(older)s::text[], %(hits)s::text[],
         %(redeems)s::uuid[]
     ) WITH ORDINALITY AS w (account, password_hash, newest, older, hit, redeem_id, place)
-    ORDER BY account
+), locked AS MATERIALIZED (
+    SELECT id FROM users WHERE id = ANY(%(accounts)s) ORDER BY id FOR NO KEY UPDATE
 ), tried AS (
     UPDATE users u SET
         activated_at = CASE WHEN w.hit IS NOT NULL THEN now() END,
@@ -35,8 +36,8 @@ WITH wanted AS (
                                            AND u.code_attempts < %(attempts)s)::integer,
         old_code_attempts = u.old_code_attempts + (w.hit IS NULL AND now() < u.old_code_expires_at
                                                    AND u.old_code_attempts < %(attempts)s)::integer
-    FROM wanted w
-    WHERE u.id = w.account AND u.password_hash = w.password_hash AND u.activated_at IS NULL
+    FROM locked JOIN wanted w ON w.account = locked.id
+    WHERE u.id = locked.id AND u.password_hash = w.password_hash AND u.activated_at IS NULL
       AND (w.hit IS NULL OR u.shadow_of IS NULL)
       AND CASE
           WHEN w.hit = u.code_id THEN now() < u.code_expires_at AND u.code_attempts < %(attempts)s
@@ -78,7 +79,8 @@ WITH wanted AS (
         %(accounts)s::uuid[], %(hashes)s::text[], %(codes)s::text[], %(mails)s::uuid[], %(locales)s::text[],
         %(traces)s::text[]
     ) WITH ORDINALITY AS w (account, password_hash, code_id, mail_id, locale, traceparent, place)
-    ORDER BY account
+), locked AS MATERIALIZED (
+    SELECT id FROM users WHERE id = ANY(%(accounts)s) ORDER BY id FOR NO KEY UPDATE
 ), issued AS (
     UPDATE users u SET
         superseded = CASE
@@ -96,8 +98,8 @@ WITH wanted AS (
         code_id = w.code_id, code_expires_at = now() + make_interval(secs => %(max_age)s), code_attempts = 0,
         code_mail = 'owed', code_accepted_at = NULL, locale = coalesce(w.locale, u.locale),
         codes_issued = codes_of_a_day(u.codes_issued, now()) || now()
-    FROM wanted w
-    WHERE u.id = w.account AND u.password_hash = w.password_hash AND u.activated_at IS NULL
+    FROM locked JOIN wanted w ON w.account = locked.id
+    WHERE u.id = locked.id AND u.password_hash = w.password_hash AND u.activated_at IS NULL
       AND u.code_id <> w.code_id AND codes_free_at(u.codes_issued, %(limits)s, %(seconds)s) <= now()
     RETURNING u.id, u.locale, u.codes_issued
 ), withdrawn AS (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
@@ -11,19 +13,22 @@ import trio
 
 from actors.domain.errors import EmailTaken
 from actors.ports import IdempotencyClaim, Missed, Redeemed, Registered
-from tests.contracts.conftest import PostgresStore
+from service.adapters.postgres import Postgres
+from service.adapters.postgres_codes import PostgresCodes
+from tests.contracts.conftest import People, PostgresStore
+from tests.fakes.accounts import DEFAULTS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from actors.domain.user import Account
     from actors.ports import NewAccount
-    from tests.contracts.conftest import People
 
 ResultT = TypeVar("ResultT")
 
 CROWD = 16
 ATTEMPTS = 5
+DEADLOCKS = "SELECT deadlocks::int FROM pg_stat_database WHERE datname = current_database()"
 
 
 @pytest.fixture
@@ -229,3 +234,26 @@ async def test_renewals_race_the_registrations_whose_keys_they_keep(
         taken = await postgres_store.keys.claim(IdempotencyClaim(claim.digest, uuid4()), b"b" * 32)
         assert taken is not None
         assert taken.registered is not None
+
+
+async def test_batches_of_the_same_accounts_in_any_order_wait_for_nobody_in_a_circle(database_url: str) -> None:
+    """Workers whose batches cross take turns: a deadlock costs a second, and with it the way to the database."""
+    async with Postgres.open(database_url, size=8) as postgres:
+        codes = PostgresCodes(postgres, replace(DEFAULTS, budget=(), cooldown=0, attempts=10_000), "test")
+        store = PostgresStore(postgres)
+        new = [People(f"{number}@example.com").registering() for number in range(40)]
+        await store.accounts.register(new)
+        accounts = [account for account in await store.accounts.find([one.email.key for one in new]) if account]
+
+        async def work(seed: int) -> None:
+            chance = random.Random(seed)  # noqa: S311 - an order, no secret
+            for _ in range(20):
+                some = chance.sample(accounts, 30)
+                if seed % 2:
+                    await codes.redeem([People.trying(account, None) for account in some])
+                else:
+                    await codes.issue([People.resending(account) for account in some])
+
+        await at_once([partial(work, seed) for seed in range(8)])
+        assert postgres.breaker().opened == 0
+        assert await postgres.run(DEADLOCKS) == [(0,)]
