@@ -52,12 +52,15 @@ class Remote:
     """A service at a URL. Connects directly, whatever proxy is set, and follows no redirect: a token stays here."""
 
     def __init__(self, url: str, token: str | None = None) -> None:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            self._place = (parts.hostname or "", parts.port)
+        except ValueError:
+            raise Unreachable(f"{url} is no URL") from None
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise Unreachable(f"{url} is no http:// or https:// URL")
         self.url = url.rstrip("/")
         self._secure = parts.scheme == "https"
-        self._place = (parts.hostname, parts.port)
         self._prefix = parts.path.rstrip("/")
         self._token = token
 
@@ -78,7 +81,7 @@ class Remote:
             connection.request(method, self._prefix + path, body, headers)
             response = connection.getresponse()
             data = response.read()
-        except (OSError, HTTPException) as error:
+        except (OSError, HTTPException, UnicodeError) as error:  # the last for a host or a token that is none
             reason = getattr(error, "strerror", None) or type(error).__name__
             raise Unreachable(f"{self.url} does not answer: {reason}") from None
         finally:
@@ -114,8 +117,9 @@ def _token() -> str | None:
     if file:
         try:
             return Path(file).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise Unreachable(f"VESTIBULE_OPS_TOKEN_FILE: cannot read {file}: {error.strerror}") from None
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise Unreachable(f"VESTIBULE_OPS_TOKEN_FILE: cannot read {file}: {reason}") from None
     return os.environ.get("VESTIBULE_OPS_TOKEN")
 
 

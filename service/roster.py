@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 STALL_SECONDS = 8.0  # a worker beats every second; a longer silence is a stuck loop or a stopped process
-START_SECONDS = 60.0  # to become ready
+START_SECONDS = 60.0  # the same before it is ready: its first hash blocks, on a machine with too much to do for long
 
 
 class Roster:
@@ -39,7 +39,7 @@ class Roster:
             self._watch(child)
         for child in strangers:
             self._watch(child)
-            self._dismiss(posts[0], child, RETIRE)
+            self._dismiss(min(posts, key=lambda post: post.tier), child, RETIRE)  # API workers have the longest grace
 
     def children(self) -> Iterator[Child]:
         """Return all that run, those that are on their way out last."""

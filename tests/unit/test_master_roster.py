@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service.children import READY, Child, Post, command, fork
+from service.children import READY, RETIRE, STOP, Child, Post, command, fork
 from service.roster import STALL_SECONDS, START_SECONDS, Roster
 
 if TYPE_CHECKING:
@@ -31,6 +31,26 @@ def test_a_silent_child_is_killed(patience: float, *, ready: bool) -> None:
         assert os.waitpid(child.pid, os.WNOHANG) == (0, 0)
         roster.kill_overdue(now + patience + 0.1)
         assert os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1]) == -signal.SIGKILL
+
+
+def test_a_child_without_a_post_leaves_as_those_who_stop_first() -> None:
+    """Fewer API workers after a reload: the one too many has the time of its kind, not the few seconds of a server."""
+    ours, theirs = socket.socketpair()
+    stranger = Child("api-2", NOBODY, 0.0, 0.0, ours, ready=True, obeys=True)
+    server = Post("postgres", 4, _never, 15.0, signal.SIGINT, child=Child("postgres", NOBODY + 1, 0.0, 0.0))
+    worker = Post("api-1", 0, _never, 40.0, child=Child("api-1", NOBODY + 2, 0.0, 0.0))
+    with ours, theirs:
+        began = time.monotonic()
+        roster = Roster([server, worker], selectors.DefaultSelector(), [stranger])
+        assert theirs.recv(9) == RETIRE
+        assert stranger.deadline is not None
+        assert stranger.deadline - began >= 40.0
+        roster.end(0)
+        assert theirs.recv(9) == STOP
+
+
+def _never() -> Child:
+    raise AssertionError("nobody is to be started")
 
 
 def test_a_post_whose_start_failed_during_a_reload_gets_one_child() -> None:

@@ -52,6 +52,17 @@ EMPTY: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize("script", ["metrics.py", "smoke.py", "funnel.py"])
+@pytest.mark.parametrize("url", ["http://127.0.0.1:80a0", "http://[", "http://a..b", "ftp://here"])
+def test_an_address_that_is_none_is_one_line(script: str, url: str) -> None:
+    """Exit status 3 and what was typed, no traceback."""
+    ended = subprocess.run(
+        [sys.executable, OPS / script, "--url", url], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert (ended.returncode, ended.stderr.count("\n")) == (3, 1), ended.stderr
+    assert url in ended.stderr
+
+
 @pytest.fixture
 def service() -> Iterator[RemoteService]:
     """Run a service with metrics."""
