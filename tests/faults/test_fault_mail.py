@@ -65,7 +65,7 @@ def state(service: Site, name: str) -> str:
 
 @pytest.mark.parametrize("lasts", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed(service: Site, lasts: int) -> None:
-    """The mail server is away: registrations go on, and their mails leave with the first new one that it takes, once."""
+    """The mail server is away: registrations go on; their mails leave, once, with the first new one that it takes."""
     service.smtp.refuse()
     try:
         names = registered(service, 8)
