@@ -72,7 +72,8 @@ ORDER BY w.place
 """
 
 # Race: two resends at once. The budget lies in the row that both update, so the second one sees the first one's code.
-# The code before stays alive until the new mail is accepted; where the newest one never left, the one before it does.
+# The code before stays alive until the new mail is accepted, which takes it away; so where there still is one, the
+# newest code's mail has not been accepted, and it is the newest that goes.
 ISSUE: Final = """
 WITH wanted AS (
     SELECT * FROM unnest(
@@ -83,18 +84,10 @@ WITH wanted AS (
     SELECT id FROM users WHERE id = ANY(%(accounts)s) ORDER BY id FOR NO KEY UPDATE
 ), issued AS (
     UPDATE users u SET
-        superseded = CASE
-            WHEN u.old_code_id IS NOT NULL AND u.code_mail NOT IN ('accepted', 'delivered')
-            THEN with_superseded(u.superseded, u.code_id) ELSE with_superseded(u.superseded, u.old_code_id) END,
-        old_code_id = CASE
-            WHEN u.old_code_id IS NOT NULL AND u.code_mail NOT IN ('accepted', 'delivered')
-            THEN u.old_code_id ELSE u.code_id END,
-        old_code_expires_at = CASE
-            WHEN u.old_code_id IS NOT NULL AND u.code_mail NOT IN ('accepted', 'delivered')
-            THEN u.old_code_expires_at ELSE u.code_expires_at END,
-        old_code_attempts = CASE
-            WHEN u.old_code_id IS NOT NULL AND u.code_mail NOT IN ('accepted', 'delivered')
-            THEN u.old_code_attempts ELSE u.code_attempts END,
+        superseded = with_superseded(u.superseded, CASE WHEN u.old_code_id IS NOT NULL THEN u.code_id END),
+        old_code_id = coalesce(u.old_code_id, u.code_id),
+        old_code_expires_at = coalesce(u.old_code_expires_at, u.code_expires_at),
+        old_code_attempts = coalesce(u.old_code_attempts, u.code_attempts),
         code_id = w.code_id, code_expires_at = now() + make_interval(secs => %(max_age)s), code_attempts = 0,
         code_mail = 'owed', code_accepted_at = NULL, locale = coalesce(w.locale, u.locale),
         codes_issued = codes_of_a_day(u.codes_issued, now()) || now()

@@ -32,7 +32,7 @@ WITH wanted AS (
     SELECT m.id, m.user_id FROM users u JOIN mails m ON m.user_id = u.id AND m.code_id = u.code_id
     WHERE m.id = ANY(%(ids)s) AND m.kind = 'code' AND m.state IN ('dead', 'accepted') AND u.activated_at IS NULL
       AND u.code_attempts < %(attempts)s
-    FOR UPDATE
+    ORDER BY u.id FOR UPDATE
 ), account AS (
     UPDATE users u SET code_mail = 'owed', code_accepted_at = NULL
     FROM wanted WHERE u.id = wanted.user_id AND NOT %(dry_run)s
@@ -60,11 +60,14 @@ WITH done AS (
 )
 SELECT id FROM done UNION SELECT id FROM users WHERE email_key = %(key)s AND activated_by = %(by)s
 """
+# As postgres_codes.ISSUE, without its limits.
 RESEND: Final = """
 WITH done AS (
     UPDATE users SET
-        superseded = with_superseded(superseded, old_code_id),
-        old_code_id = code_id, old_code_expires_at = code_expires_at, old_code_attempts = code_attempts,
+        superseded = with_superseded(superseded, CASE WHEN old_code_id IS NOT NULL THEN code_id END),
+        old_code_id = coalesce(old_code_id, code_id),
+        old_code_expires_at = coalesce(old_code_expires_at, code_expires_at),
+        old_code_attempts = coalesce(old_code_attempts, code_attempts),
         code_id = %(code)s, code_expires_at = now() + make_interval(secs => %(max_age)s), code_attempts = 0,
         code_mail = 'owed', code_accepted_at = NULL
     WHERE email_key = %(key)s AND activated_at IS NULL AND code_id <> %(code)s RETURNING id, locale

@@ -102,6 +102,22 @@ async def test_a_replay_leaves_alone_who_registers_anew_meanwhile(database_url: 
         assert shown.code_mail == "accepted"
 
 
+async def test_resends_in_a_row_leave_the_code_that_has_arrived_alive(database_url: str) -> None:
+    """It dies when a newer mail is accepted; the codes whose mails never left are none that anybody has."""
+    async with Postgres.open(database_url) as postgres:
+        account = await registered(postgres)
+        outbox, desk = PostgresOutbox(postgres, POLICY, "test"), PostgresDesk(postgres, POLICY)
+        [mail] = await outbox.claim([account.mail_id])
+        assert await outbox.accepted(mail)
+        second, third = KEYRING.code_id(uuid4()), KEYRING.code_id(uuid4())
+        assert await desk.resend(ADDRESS.key, second, uuid4())
+        assert await desk.resend(ADDRESS.key, third, uuid4())
+        [found] = await PostgresAccounts(postgres, POLICY, "test").find([ADDRESS.key])
+        assert found is not None
+        assert [code.id for code in found.live_codes(POLICY.attempts)] == [third, account.code_id]
+        assert found.superseded == (second,)
+
+
 async def test_an_account_is_shown_activated_and_deleted(database_url: str) -> None:
     """The desk's words change one account once; a second time there is nothing to change."""
     async with Postgres.open(database_url) as postgres:
