@@ -163,24 +163,26 @@ def check(words: argparse.Namespace) -> int:
     return 0
 
 
-def shown(name: str, value: object) -> str:  # noqa: PLR0911 - one line for each kind of setting
+def shown(name: str, value: object) -> str:
     """Return a setting as it would be written in the environment; secrets as ***, nothing for what is unset."""
     if name.endswith(("_limit", "_limits")) and not value:
         return "off"
     match value:
         case None:
-            return ""
+            text = ""
         case SecretStr():
-            return "***"
+            text = "***"
         case dict():
-            return ",".join(f"{kid}:***" for kid in value)
+            text = ",".join(f"{kid}:***" for kid in value)
         case bool():
-            return "1" if value else "0"
+            text = "1" if value else "0"
         case tuple():
-            return ",".join(shown("", one) for one in value)
+            text = ",".join(shown("", one) for one in value)
         case Rule():
-            return f"{value.limit}/{next(word for word, seconds in PERIODS.items() if seconds == value.seconds)}"
-    return str(value)
+            text = f"{value.limit}/{next(word for word, seconds in PERIODS.items() if seconds == value.seconds)}"
+        case _:
+            text = str(value)
+    return text
 
 
 def _serving(address: str) -> None:

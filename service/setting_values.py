@@ -24,6 +24,7 @@ MOST_IN_A_WINDOW = 1_000_000
 KEY_BYTES = 32  # of a code key: as many as the hash it keys
 KID = re.compile(r"[A-Za-z0-9_-]{1,16}")
 MOST_PORT = 65535
+WEB_PORTS = {"http": 80, "https": 443}
 
 
 def of_text(reader: Callable[[str], object]) -> BeforeValidator:
@@ -81,7 +82,8 @@ def origins(text: str) -> tuple[str, ...]:
 def _origin(text: str) -> str:
     try:
         url = _url(text.rstrip("/"))
-        exact = url.scheme in {"http", "https"} and f"{url.scheme}://{url.netloc}" == text.rstrip("/")
+        written = f"{url.scheme}://{url.netloc}"  # no browser writes the port that goes without saying, or non-ASCII
+        exact = url.port != WEB_PORTS.get(url.scheme, url.port) and written == text.rstrip("/") and text.isascii()
     except ValueError:
         exact = False
     if not exact or "@" in text or "*" in text:

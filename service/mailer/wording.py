@@ -53,8 +53,9 @@ class Wording:
 
     def __init__(self, settings: Settings, site: str | None = None) -> None:
         self._folders = folders(settings)
+        self._loader = ChoiceLoader([FileSystemLoader(folder) for folder in self._folders])
         self._environment = Environment(
-            loader=ChoiceLoader([FileSystemLoader(folder) for folder in self._folders]),
+            loader=self._loader,
             autoescape=select_autoescape(("html",), default_for_string=False),
             undefined=StrictUndefined,
             auto_reload=False,
@@ -110,7 +111,7 @@ class Wording:
     def _check(self, name: str) -> None:
         """Refuse a template that does not parse, asks for what there is not, or makes no proper mail."""
         try:
-            source, _, _ = self._environment.loader.get_source(self._environment, name)  # type: ignore[union-attr]
+            source, _, _ = self._loader.get_source(self._environment, name)
             unknown = meta.find_undeclared_variables(self._environment.parse(source)) - PLACEHOLDERS
             if unknown:
                 raise _bad(name, f"asks for {min(unknown)}; there is {', '.join(sorted(PLACEHOLDERS))}")
