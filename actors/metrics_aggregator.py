@@ -7,6 +7,7 @@ a wiped Redis is whole again a second later.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
@@ -100,7 +101,8 @@ class MetricsAggregator(Actor[Observation | Tick]):
         if leaving or now >= self._pulse_due or self._tally.totals() != self._ledger_totals:
             ledger_is_well = await self._write_ledger(now, machinery, leaving=leaving)
             if leaving and ledger_is_well and quick_is_well:
-                await self._forget([self._tally.worker])
+                with suppress(MachineError):  # it expires
+                    await self._quick.forget([self._tally.worker])
 
     async def _write_quick(self, now: float, machinery: Machinery, *, leaving: bool) -> bool:
         try:
@@ -127,23 +129,20 @@ class MetricsAggregator(Actor[Observation | Tick]):
         return True
 
     async def _tidy(self) -> None:
-        """Enter what departed workers left in the quick store into the ledger, for it forgets them in an hour."""
+        """See that neither store keeps what the other should have, or what nobody needs; with one away the other."""
         now = self._now()
         if now < self._tidy_due:
             return
         self._tidy_due = now + TIDY_SECONDS
-        try:
-            departed = [report for report in await self._quick.departed() if report.worker != self._tally.worker]
-            for report in departed:
-                await self._ledger.write(report)
-            if departed:
-                await self._quick.forget([report.worker for report in departed])
+        with suppress(MachineError):  # the next round finds them still
+            await self._take_over()
+        with suppress(MachineError):
             await self._ledger.compact(first_slice(now))
-        except MachineError:
-            return  # the next round finds them still
 
-    async def _forget(self, workers: Sequence[str]) -> None:
-        try:
-            await self._quick.forget(workers)
-        except MachineError:
-            return  # they expire
+    async def _take_over(self) -> None:
+        """Enter what departed workers left in the quick store into the ledger, for it forgets them in an hour."""
+        departed = [report for report in await self._quick.departed() if report.worker != self._tally.worker]
+        for report in departed:
+            await self._ledger.write(report)
+        if departed:
+            await self._quick.forget([report.worker for report in departed])

@@ -150,6 +150,18 @@ async def test_without_the_quick_store_the_ledger_gets_totals_and_slices_every_s
     assert metrics.notes == [REDIS_AWAY]
 
 
+async def test_without_the_quick_store_the_ledger_does_not_grow() -> None:
+    """However long Redis is away, what has left the window is dropped."""
+    house = House()
+    worker = house.worker()
+    house.quick.away = True
+    for _ in range(3):
+        await worker.observe(10)
+        house.now += WINDOW_SECONDS + 2 * SLICE_SECONDS
+    await worker.tick()
+    assert {start for start, _ in house.ledger.slices} == set()
+
+
 async def test_without_the_ledger_the_quick_store_and_the_last_reading_answer() -> None:
     """While the database is away, counters go on and business stays as last read, with a note."""
     house = House()
