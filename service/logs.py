@@ -45,6 +45,7 @@ SAFE_TO_SHOW = (
 )  # others by type: a repr may hold anything
 COLOURS = {"DEBUG": "\x1b[2m", "WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[1;31m"}
 RESET = "\x1b[0m"
+ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode
 TOLD_IN_FULL = ("psycopg.pool",)  # libraries whose messages hold no value of a user
 
 
@@ -68,7 +69,7 @@ def configure(settings: Settings, worker: str, *, threaded: bool = True, descrip
 
 def as_json(fields: Mapping[str, Any]) -> str:
     """Return the fields as one line of JSON."""
-    return json.dumps(fields, ensure_ascii=False, separators=(",", ":"), default=str) + "\n"
+    return ENCODE(fields) + "\n"
 
 
 def as_text(fields: Mapping[str, Any], *, colour: bool = False) -> str:
@@ -125,7 +126,8 @@ def _fields(record: Record) -> dict[str, Any]:
 
 
 def _head(when: datetime, level: str, message: str) -> dict[str, Any]:
-    return {"time": f"{when:%Y-%m-%dT%H:%M:%S}.{when.microsecond // 1000:03d}Z", "level": level, "message": message}
+    clock = when.replace(tzinfo=None).isoformat(timespec="milliseconds")
+    return {"time": f"{clock}Z", "level": level, "message": message}
 
 
 def _loss(worker: str, lines: int) -> dict[str, Any]:
