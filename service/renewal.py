@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from typing import TYPE_CHECKING
+from io import BytesIO
+from typing import IO, TYPE_CHECKING
 
 from loguru import logger
 
@@ -29,12 +30,11 @@ class Renewal:
         self._bind = bind
         self._claim = claim
         self._terminal = terminal
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - kept for the life of the master
+        self._said: IO[bytes] = BytesIO()
 
     def check(self) -> int:
-        """Start a process that exits with 0 if a reload would work; return its pid."""
-        self._said.seek(0)
-        self._said.truncate()
+        """Start a process that exits with 0 if a reload would work; return its pid. Raises OSError on a full disk."""
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - it is read when the trial has ended
         become = command(self._trial)
 
         def body() -> int:

@@ -28,14 +28,19 @@ def main(data_dir: Path, *, stay: bool) -> int:
             process.wait_ready(pid)
         announce(data_dir, gather(settings, processes))
     except BadEnvironment as refusal:
-        print(refusal, flush=True)  # noqa: T201 - its one line of output
+        _say(str(refusal))
         return 1
-    print(json.dumps(dict(zip((process.name for process in processes), pids, strict=True))), flush=True)  # noqa: T201
+    _say(json.dumps(dict(zip((process.name for process in processes), pids, strict=True))))
     if stay:
         signal.pause()
     for process, pid in reversed(list(zip(processes, pids, strict=True))):
         stop(pid, process.stop_signal)
     return 0
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
