@@ -113,6 +113,15 @@ def _server_url(schemes: tuple[str, ...], text: str) -> SecretStr:
     return SecretStr(text)
 
 
+def database_url(text: str) -> SecretStr:
+    """Read a URL as libpq does: it ends the password at the first @ or /, and names the rest in its errors."""
+    url = _server_url(("postgresql", "postgres"), text)
+    place, _, rest = text.partition("://")[2].partition("?")[0].partition("/")
+    if place.count("@") > 1 or "@" in rest:
+        raise ValueError("must have @ and / in its user and password percent-encoded")
+    return url
+
+
 def listener(text: str) -> str:
     """Read `host:port`, `[v6]:port` or `unix:/path`."""
     if text.startswith("unix:"):
@@ -185,6 +194,6 @@ Bind = Annotated[str, of_text(listener)]
 Sender = Annotated[str, of_text(sender)]
 Token = Annotated[SecretStr, of_text(token)]
 WebAddress = Annotated[str, of_text(web_address)]
-DatabaseUrl = Annotated[SecretStr, server_url("postgresql", "postgres")]
+DatabaseUrl = Annotated[SecretStr, of_text(database_url)]
 RedisUrl = Annotated[SecretStr, server_url("redis", "rediss", "unix")]
 MailUrl = Annotated[SecretStr, server_url("smtp", "smtp+starttls", "smtps", "http", "https")]

@@ -145,6 +145,16 @@ def test_a_servers_url_is_known_by_its_scheme(name: str, schemes: str, text: str
     assert SECRET not in line
 
 
+@pytest.mark.parametrize("mark", "@/")
+def test_a_password_that_would_be_taken_for_a_host_is_refused_unshown(mark: str) -> None:
+    """What stands behind such a character in the password would be named as the host that is not found."""
+    line = fault(DATABASE_URL=f"postgresql://app:s3{mark}cret@db/app")
+    assert "percent-encoded" in line
+    assert "cret" not in line
+    for encoded in ("%40", "%2F", "#"):
+        assert settings(DATABASE_URL=f"postgresql://app:s3{encoded}cret@db/app?user=a@b").database_url is not None
+
+
 @pytest.mark.parametrize("token", ["two words", "tab\there", "sch\u00f6n", "line\nbreak"])
 def test_a_token_that_no_bearer_header_can_carry_is_refused_unshown(token: str) -> None:
     """Nobody could ever present it; the line tells how to make one and does not repeat it."""
