@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 STALL_SECONDS = 8.0  # a worker beats every second; a longer silence is a stuck loop or a stopped process
-START_SECONDS = 60.0  # the same before it is ready: its first hash blocks, on a machine with too much to do for long
+START_SECONDS = 60.0  # to become ready: its first hash blocks, on a machine with too much to do for long
 
 
 class Roster:
@@ -164,10 +164,10 @@ class Roster:
         logger.log(level, "fallen", child=child.name, pid=child.pid, code=code, next_try_in_seconds=delay)
 
     def kill_overdue(self, now: float) -> None:
-        """Kill who has been silent, or has been leaving, for too long."""
+        """Kill who has been silent, or leaving, or about to be ready, for too long."""
         for child in self.children():
-            silent = child.channel is not None and now - child.heard > (STALL_SECONDS if child.ready else START_SECONDS)
-            late = child.deadline is not None and now > child.deadline
+            silent = child.ready and child.channel is not None and now - child.heard > STALL_SECONDS
+            late = now > child.deadline if child.deadline else not child.ready and now - child.started > START_SECONDS
             if late or silent:
                 logger.error("killed", child=child.name, pid=child.pid, reason="too late" if late else "silent")
                 child.kill()

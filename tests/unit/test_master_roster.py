@@ -18,12 +18,15 @@ if TYPE_CHECKING:
 NOBODY = 2**22 + 1  # no process has this pid
 
 
-@pytest.mark.parametrize(("ready", "patience"), [(True, STALL_SECONDS), (False, START_SECONDS)])
-def test_a_silent_child_is_killed(patience: float, *, ready: bool) -> None:
-    """One that was ready is given up sooner than one that still starts; neither before its time."""
+@pytest.mark.parametrize(
+    ("ready", "patience", "heard"),
+    [(True, STALL_SECONDS, 0.0), (False, START_SECONDS, 0.0), (False, START_SECONDS, 59.0)],
+)
+def test_a_child_that_is_silent_or_never_ready_is_killed(patience: float, heard: float, *, ready: bool) -> None:
+    """One that was ready is given up when it is silent, one that still starts later, though it beats; not before."""
     ours, theirs = socket.socketpair()
     now = time.monotonic()
-    child = Child("one", fork(command(["sleep", "1000"])), now, now, ours, ready)
+    child = Child("one", fork(command(["sleep", "1000"])), now, now + heard, ours, ready)
     roster = Roster([Post("one", 0, lambda: child, 1.0)], selectors.DefaultSelector())
     with ours, theirs:
         roster.fill(now)
