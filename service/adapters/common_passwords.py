@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import importlib.util
 from functools import cache
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 SEPARATOR = "\n"
 
 
 class CommonPasswords:
-    """A container of words in lower case, kept as one text: 30,000 of them in 240 kB, found in microseconds.
+    """A container of words in lower case, kept as a text for each initial: 30,000 in 240 kB, found in microseconds.
 
-    A set of them takes 4 MB; and as one object it is shared by forked processes, whose reference counts would
-    copy the pages of many small ones.
+    A set of them takes 4 MB; and few objects are shared by forked processes, whose reference counts would copy the
+    pages of many small ones.
     """
 
     def __init__(self, words: list[str]) -> None:
-        self._text = SEPARATOR + SEPARATOR.join(words) + SEPARATOR
+        self._texts: dict[str, str] = {}
+        for initial, same in groupby(sorted(words), key=itemgetter(0)):
+            self._texts[initial] = SEPARATOR + SEPARATOR.join(same) + SEPARATOR
 
     def __contains__(self, word: object) -> bool:
         if not isinstance(word, str) or not word or SEPARATOR in word:
             return False
-        return f"{SEPARATOR}{word}{SEPARATOR}" in self._text
+        return f"{SEPARATOR}{word}{SEPARATOR}" in self._texts.get(word[0], "")
 
 
 @cache
