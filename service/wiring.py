@@ -34,6 +34,7 @@ from service.adapters.postgres import Postgres
 from service.adapters.postgres_accounts import PostgresAccounts
 from service.adapters.postgres_codes import CodePolicy, PostgresCodes
 from service.adapters.postgres_desk import PostgresDesk
+from service.adapters.postgres_expired import forget
 from service.adapters.postgres_idempotency import PostgresIdempotencyKeys
 from service.adapters.postgres_metrics import PostgresMetrics
 from service.adapters.postgres_shadows import PostgresShadowCodes, PostgresShadows
@@ -135,7 +136,7 @@ async def running(  # noqa: PLR0913, PLR0917 - what a process is given
         shadow_registry = tracing.employ(supervisor, lambda: ShadowRegistry(registrations)) if strict else None
         await enter(supervisor.running())
         aside.start_soon(ticking, metrics)
-        aside.start_soon(_forgetting, idempotency_keys, registrations)
+        aside.start_soon(_forgetting, postgres)
 
         ring = Keyring(keys, settings.code_digits)
         idempotency = Idempotency(idempotency_keys, ring)
@@ -167,13 +168,12 @@ async def running(  # noqa: PLR0913, PLR0917 - what a process is given
         yield Service(signup, metrics, limiter, supervisor, health, reader, PostgresDesk(postgres, policy), noticed)
 
 
-async def _forgetting(keys: PostgresIdempotencyKeys, registrations: PostgresShadows) -> None:
+async def _forgetting(postgres: Postgres) -> None:
     """Delete what has expired, now and then, in one of the processes or another."""
     while True:
         await anyio.sleep(FORGET_SECONDS)
         with suppress(MachineError):
-            await keys.forget()
-            await registrations.forget()
+            await forget(postgres)
 
 
 def _report(name: str, error: Exception) -> None:

@@ -44,7 +44,6 @@ FROM held WHERE k.digest = held.digest
 RELEASE: Final = """
 DELETE FROM idempotency_keys WHERE digest = %(digest)s AND claim = %(claim)s AND registration_id IS NULL RETURNING 1
 """
-FORGET: Final = "DELETE FROM idempotency_keys WHERE expires_at <= now()"
 
 
 class PostgresIdempotencyKeys:
@@ -81,7 +80,3 @@ class PostgresIdempotencyKeys:
     async def release(self, claim: IdempotencyClaim) -> bool:
         """Give an unbound key back; a bound one stays. False when it was not, or no longer, the caller's to give."""
         return bool(await self._postgres.run(RELEASE, {"digest": claim.digest, "claim": claim.claim}))
-
-    async def forget(self) -> None:
-        """Delete the keys whose day is over."""
-        await self._postgres.run(FORGET)

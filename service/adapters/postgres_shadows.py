@@ -72,8 +72,6 @@ WITH wanted AS (
 )
 SELECT owed, extract(epoch FROM resend_at - now())::float8, left_today FROM issued ORDER BY place
 """
-FORGET_USERS: Final = "DELETE FROM users WHERE forget_after <= now() AND activated_at IS NULL"
-FORGET_ADDRESSES: Final = "DELETE FROM shared_addresses WHERE touched_at <= now() - interval '2 days'"
 
 
 class PostgresShadows:
@@ -102,11 +100,6 @@ class PostgresShadows:
             Registered(user_id, registration, created_at, account.mail_id) if user_id else RequestInProgress(1)
             for account, (user_id, registration, created_at) in zip(accounts, rows, strict=True)
         ]
-
-    async def forget(self) -> None:
-        """Delete the unproven registrations and what addresses shared, when their time is over."""
-        await self._postgres.run(FORGET_USERS)
-        await self._postgres.run(FORGET_ADDRESSES)
 
 
 class PostgresShadowCodes(PostgresCodes):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from actors.domain.mail import MailKind
+from service.adapters.postgres_expired import forget
 from service.adapters.postgres_shadows import PostgresShadowCodes, PostgresShadows
 from tests.contracts.conftest import MemoryStore, PostgresStore, Store
 from tests.fakes.accounts import DEFAULTS
@@ -78,6 +79,10 @@ class PostgresShadowStore(PostgresStore):
         """See ShadowStore."""
         rows = await self._postgres.run(KIND, {"id": mail_id})
         return MailKind(rows[0][0]) if rows else None
+
+    async def forget(self) -> None:
+        """Delete what has had its time."""
+        await forget(self._postgres)
 
     async def post(self) -> None:
         """See ShadowStore."""

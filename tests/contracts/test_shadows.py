@@ -316,9 +316,9 @@ async def test_what_nobody_proved_is_forgotten(database_url: str, people: People
         assert (await opened.codes.redeem([people.trying(*await rows(opened), active.code_id)]))[0]
         await opened.registrations.enter([shadow])
         await opened.wait(29 * DAY)
-        await opened.registrations.forget()
+        await opened.forget()
         assert len(await rows(opened)) == 2
         await opened.wait(2 * DAY)
-        await opened.registrations.forget()
+        await opened.forget()
         (left,) = await rows(opened)
         assert left.id == active.id
