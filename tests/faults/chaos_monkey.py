@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import socket
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 import psutil
 
 from tests.faults.outage import children
+from tests.servers.signals import send
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,5 +106,5 @@ class Monkey:
         if not found:
             return False
         with suppress(ProcessLookupError):
-            os.kill(self._chance.choice(found), signal.SIGKILL)
+            send(self._chance.choice(found), signal.SIGKILL)
         return True

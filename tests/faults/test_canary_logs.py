@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 from contextlib import suppress
@@ -18,6 +17,7 @@ from tests.e2e.post import Post, ServerLetters
 from tests.e2e.stores import found_in
 from tests.e2e.world import ROOMY, Person, Place, wrong_code
 from tests.faults.under_test import wait_for
+from tests.servers.signals import send
 from tests.servers.smtp import SmtpServer
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def test_broken_servers_bring_no_secret_into_the_logs(tmp_path: Path, loop: str)
             other.registered()
         for role in ROLES:
             fallen = child(instance, role)
-            os.kill(fallen, signal.SIGKILL)
+            send(fallen, signal.SIGKILL)
             use(person, wrong_code(code))
             wait_for(lambda role=role, fallen=fallen: child(instance, role) not in {0, fallen}, f"{role} is back")
             wait_for(instance.ready, "the service is ready again")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import signal
 import time
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import pytest
 from tests.faults.clients import new
 from tests.faults.outage import passes, site, told
 from tests.faults.under_test import patience, wait_for
+from tests.servers.signals import send
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -179,7 +179,7 @@ def test_a_mail_worker_killed_in_the_middle(service: Site) -> None:
         [name] = registered(service)
         wait_for(lambda: service.postgres.query(IN_HANDS)[0][0] > 0, "it is in somebody's hands")
         for pid in service.mail_workers():
-            os.kill(pid, signal.SIGKILL)
+            send(pid, signal.SIGKILL)
         wait_for(lambda: len(service.mail_workers()) == 2, "both are back", 5.0)
     finally:
         service.smtp.go_on()

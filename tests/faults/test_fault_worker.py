@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -11,6 +10,7 @@ import pytest
 from tests.faults.clients import new
 from tests.faults.outage import site, told
 from tests.faults.under_test import patience, wait_for
+from tests.servers.signals import send
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +37,7 @@ def kill_in_the_middle(service: Site, name: str) -> None:
     sent.start()
     wait_for(lambda: service.postgres.query(CLAIMED) not in ([], before), "the key is claimed", 10.0)
     for pid in set(service.workers()) - set(service.mail_workers()):
-        os.kill(pid, signal.SIGKILL)
+        send(pid, signal.SIGKILL)
     sent.join()
     assert dict(service.postgres.query(MADE)).get(name) is None, "it was killed too late"
 

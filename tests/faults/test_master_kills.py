@@ -12,6 +12,7 @@ import pytest
 
 from tests.faults.under_test import alive, load, running, wait_for
 from tests.servers.ports import free_ports
+from tests.servers.signals import send
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +29,7 @@ def test_a_killed_worker_is_replaced_within_two_seconds_while_the_others_answer(
     with load(stand_in.port) as seen:
         before = stand_in.workers()
         wait_for(lambda: seen.answers > 50, "load")
-        os.kill(before[0], signal.SIGKILL)
+        send(before[0], signal.SIGKILL)
         wait_for(lambda: len(set(stand_in.workers()) - set(before)) == 1, "a new worker", 2.0)
         new = (set(stand_in.workers()) - set(before)).pop()
         wait_for(lambda: stand_in.get()[1].startswith(f"{new} "), "the new worker answers", 10.0)
@@ -50,7 +51,7 @@ def test_a_failure_beside_the_app_ends_the_worker_and_brings_another(stand_in: R
 def test_workers_that_hang_are_noticed_by_their_silence_and_replaced(stand_in: Running) -> None:
     """A worker is stopped, another's loop is stuck in a request: both miss their beats and are replaced within 10 s."""
     before, told = stand_in.workers(), len(stand_in.said())
-    os.kill(before[0], signal.SIGSTOP)
+    send(before[0], signal.SIGSTOP)
     with pytest.raises((OSError, http.client.HTTPException)):
         stand_in.get("/stuck", timeout=15.0)
     wait_for(lambda: not set(before) & set(stand_in.workers()) and len(stand_in.workers()) == 2, "replacements", 4.0)
@@ -66,7 +67,7 @@ def test_a_worker_that_is_terminated_by_hand_finishes_and_is_replaced(stand_in: 
     asker = threading.Thread(target=lambda: answers.append(stand_in.get("/slow")))
     asker.start()
     old = stand_in.asked(told)
-    os.kill(old, signal.SIGTERM)
+    send(old, signal.SIGTERM)
     go.touch()
     asker.join()
     assert answers == [(200, f"{old} v1")]
@@ -79,8 +80,9 @@ def test_a_killed_command_is_back_within_five_seconds(stand_in: Running) -> None
     """Kill -9 of a command child brings a new one, while the API workers stay as they are."""
     workers = stand_in.workers()
     for _ in range(3):
+        wait_for(lambda: _sleeper(stand_in.master), "it has become its command", 5.0)
         old = _sleeper(stand_in.master)
-        os.kill(old, signal.SIGKILL)
+        send(old, signal.SIGKILL)
         wait_for(lambda old=old: _sleeper(stand_in.master) not in {0, old}, "a new one", 5.0)
     assert stand_in.workers() == workers
 
@@ -105,7 +107,7 @@ def test_nothing_survives_a_killed_master(tmp_path: Path) -> None:
     with running(tmp_path, free_ports(1), "sleeper") as service:
         family = [child.pid for child in service.master.children(recursive=True)]
         assert len(family) == 3
-        os.kill(service.process.pid, signal.SIGKILL)
+        send(service.process.pid, signal.SIGKILL)
         service.process.wait(5)
         wait_for(lambda: not any(alive(pid) for pid in family), "all are gone", 5.0)
 
@@ -115,7 +117,7 @@ def test_a_crash_loop_is_slowed_down_and_told(tmp_path: Path) -> None:
     with running(tmp_path, free_ports(1)) as service:
         service.version.write_text("broken", encoding="utf-8")
         for pid in service.workers():
-            os.kill(pid, signal.SIGKILL)
+            send(pid, signal.SIGKILL)
         wait_for(lambda: service.said().count('"next_try_in_seconds":0.8') >= 1, "a longer pause", 20.0)
         tries = service.said().count('"fallen"')
         assert tries < 20

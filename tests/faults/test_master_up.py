@@ -18,6 +18,7 @@ import pytest
 
 from tests.faults.under_test import alive, patience, wait_for
 from tests.servers.ports import free_ports
+from tests.servers.signals import send
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -128,7 +129,7 @@ def test_servers_and_workers_that_are_killed_are_back_within_five_seconds(one: U
     for role in ROLES:
         old = one.child(role)
         assert old, role
-        os.kill(old, signal.SIGKILL)
+        send(old, signal.SIGKILL)
         wait_for(lambda role=role, old=old: one.child(role) not in {0, old} and one.ready(), f"{role} is back", 5.0)
 
 
@@ -136,7 +137,7 @@ def test_a_mail_worker_that_hangs_is_replaced(one: Up) -> None:
     """SIGSTOP of the mail worker: it misses its beats, is killed and replaced within 10 s."""
     old = one.child("mail worker")
     wait_for(lambda: f'"pid":{old}}}' in one.output.read_text(encoding="utf-8"), "it has started")
-    os.kill(old, signal.SIGSTOP)
+    send(old, signal.SIGSTOP)
     wait_for(lambda: one.child("mail worker") not in {0, old}, "another mail worker", 10.0)
     assert '"reason":"silent"' in one.output.read_text(encoding="utf-8")
 
@@ -145,10 +146,10 @@ def test_a_server_that_cannot_start_yet_holds_nobody_up(one: Up) -> None:
     """The remains of a killed server are in its way for a while: a worker that is killed meanwhile is back in 2 s."""
     postgres, worker = one.child("postgres"), min(one.workers())
     with _suspended(one.process.pid), (one.data_dir / "postgres.lock").open("rb+") as lock:
-        os.kill(postgres, signal.SIGKILL)
+        send(postgres, signal.SIGKILL)
         wait_for(lambda: _locked(lock.fileno()), "its last process is gone")
-        os.kill(worker, signal.SIGKILL)
-        os.kill(one.process.pid, signal.SIGCONT)
+        send(worker, signal.SIGKILL)
+        send(one.process.pid, signal.SIGCONT)
         wait_for(lambda: worker not in one.workers() and len(one.workers()) == 2, "another worker", 2.0)
         began = time.monotonic()
         wait_for(lambda: time.monotonic() - began > 1.0, "the lock is held for a while")
@@ -178,7 +179,7 @@ def test_nothing_survives_a_killed_master_and_the_next_start_works(tmp_path: Pat
     port = free_ports(1)
     with up(tmp_path, port) as one:
         family = [child.pid for child in psutil.Process(one.process.pid).children(recursive=True)]
-        os.kill(one.process.pid, signal.SIGKILL)
+        send(one.process.pid, signal.SIGKILL)
         one.process.wait(5)
         wait_for(lambda: not any(alive(pid) for pid in family), "all are gone", 5.0)
     with up(tmp_path, port) as again:
@@ -247,11 +248,11 @@ def test_a_signal_in_the_middle_of_the_start_ends_it_without_a_trace(tmp_path: P
 @contextmanager
 def _suspended(pid: int) -> Iterator[None]:
     """Let a process pause; it goes on at the end at the latest."""
-    os.kill(pid, signal.SIGSTOP)
+    send(pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        os.kill(pid, signal.SIGCONT)
+        send(pid, signal.SIGCONT)
 
 
 def _locked(descriptor: int) -> bool:

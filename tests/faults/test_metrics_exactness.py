@@ -27,6 +27,7 @@ from service.embedded.redis import EmbeddedRedis
 from tests.e2e.instance import COMMAND, Instance, running
 from tests.faults.test_master_up import ROLES
 from tests.faults.under_test import patience, wait_for
+from tests.servers.signals import send
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -176,7 +177,7 @@ def torment(instance: Instance, load: Load) -> list[Kill]:
     def kill() -> None:
         victim = dice.choice(api_workers(instance))
         kills.append((time.time(), names(instance)[victim]))
-        os.kill(victim, signal.SIGKILL)
+        send(victim, signal.SIGKILL)
 
     def wipe() -> None:
         with redis.Redis.from_url(EmbeddedRedis(instance.data_dir).url) as server:

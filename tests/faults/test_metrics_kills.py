@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import random
 import signal
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from service.embedded.redis import EmbeddedRedis
 from tests.faults.test_master_up import up
 from tests.faults.under_test import wait_for
 from tests.servers.ports import free_ports
+from tests.servers.signals import send
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,7 +73,7 @@ def test_metrics_are_exact_through_kills_wipes_outages_and_a_restart(tmp_path: P
             client.ask(50)
             wait_for(client.exact, "the metrics are exact", 2.0)
             wait_for(lambda: in_ledger(tmp_path) == client.asked, "all of it is a tick old", 2.0)
-            os.kill(random.choice(sorted(one.workers())), signal.SIGKILL)  # noqa: S311 - any
+            send(random.choice(sorted(one.workers())), signal.SIGKILL)  # noqa: S311 - any
             wipe(tmp_path)
             wait_for(client.exact, "nothing is taken back, in the first reading that is not shared", 2.0)
             wait_for(lambda: len(one.workers()) == 2 and one.ready(), "the worker is back", 5.0)
@@ -95,13 +95,13 @@ def in_ledger(data_dir: Path) -> int:
 def stall_redis(one: Up, client: Client) -> None:
     """Stop Redis in its tracks: counters stay exact, and the metrics say that it is away."""
     pid = one.child("redis")
-    os.kill(pid, signal.SIGSTOP)
+    send(pid, signal.SIGSTOP)
     try:
         client.ask(50)
         wait_for(client.exact, "the metrics are exact without Redis", 4.0)
         assert client.metrics()["notes"]
     finally:
-        os.kill(pid, signal.SIGCONT)
+        send(pid, signal.SIGCONT)
 
 
 def wipe(data_dir: Path) -> None:

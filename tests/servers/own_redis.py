@@ -8,6 +8,7 @@ import signal
 from typing import TYPE_CHECKING, Self
 
 from service.embedded.redis import EmbeddedRedis
+from tests.servers.signals import send
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,14 +40,14 @@ class OwnRedis:
     def kill(self) -> None:
         """Kill it with -9, running, stopped or ended."""
         if self._pid:
-            os.kill(self._pid, signal.SIGKILL)
+            send(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
             self._pid = 0
 
     def stall(self) -> None:
         """Stop the process: connections stay open and nothing is answered."""
-        os.kill(self._pid, signal.SIGSTOP)
+        send(self._pid, signal.SIGSTOP)
 
     def resume(self) -> None:
         """Let it go on, with what it was sent meanwhile."""
-        os.kill(self._pid, signal.SIGCONT)
+        send(self._pid, signal.SIGCONT)
