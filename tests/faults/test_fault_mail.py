@@ -148,6 +148,19 @@ def test_a_poisonous_mail_blocks_nobody(service: Site) -> None:
     told(fault="poisonous mail", neighbours_left=seconds)
 
 
+def test_its_answer_lost(service: Site) -> None:
+    """It takes a mail and the connection breaks before it says so: the same mail leaves again, with the same code."""
+    service.smtp.hang_up()
+    [name] = registered(service)
+    _, seconds = service.mailed(name, 2)
+    mails = [mail for mail in service.smtp.mails if f"{name}@example.com" in mail.recipients]
+    assert len({mail.message["Message-ID"] for mail in mails}) == 1
+    [code] = set(service.codes(name))
+    wait_for(lambda: state(service, name) == "accepted", "it is accepted", 5.0)
+    assert service.clients.activate(name, code).status == 200
+    told(fault="mail server's answer lost", again_after=seconds, mails=len(mails))
+
+
 def test_slow(service: Site) -> None:
     """Every packet late by 150 ms each way: mails take the round trips that they take, and leave once."""
     service.post.delay = 0.15
