@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("--loop", default="uvloop", choices=["uvloop", "asyncio", "trio"])
     parser.add_argument("--bare", type=int, default=4000, help="requests to the bare route")
     parser.add_argument("--fast", type=int, default=400, help="registrations at cost 4, per number of connections")
-    parser.add_argument("--slow", type=int, default=60, help="registrations at cost 12, per number of connections")
+    parser.add_argument("--slow", type=int, default=160, help="registrations at cost 12, per number of connections")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     rows, facts = asyncio.run(run(options))

@@ -40,3 +40,4 @@ def show(rows: list[Row], facts: dict[str, object]) -> None:
             f"{row.what:28}{row.connections:5}{row.count:6}{row.rate:8.1f}{row.p50_ms:8.1f}{row.p99_ms:8.1f}"
             f"{livez:>9}{ceiling:>9}  {sum(own.values()):.2f} = {parts}  {row.statuses}"
         )
+    print("CPU outside the hash counts at cost 4: at 12 one hash differs from the next by more than all the rest.")
