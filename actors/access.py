@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from actors.domain.windows import Admission, Rule
     from actors.forms import Credentials, Limits, Rules, Visit
     from actors.kit.mailbox import Address
+    from actors.password_counters import Passwords
     from actors.shadows import Shadows
 
 
@@ -61,7 +62,7 @@ class Access:
         *,
         limiter: Address,
         registry: Address,
-        hasher: Address,
+        hasher: Passwords,
         limits: Limits,
         rules: Rules,
         shadows: Shadows | None = None,

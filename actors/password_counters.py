@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from actors.kit.mailbox import Address
 from actors.password_hasher import PasswordHasher
 
 if TYPE_CHECKING:
-    from actors.kit.mailbox import Ask
+    from actors.kit.mailbox import Address, Ask
 
 AnswerT = TypeVar("AnswerT")
 
@@ -19,8 +18,20 @@ class PasswordChecker(PasswordHasher):
     name = "PasswordChecker"
 
 
-class PasswordCounters(Address):
-    """The address of both: messages of lane 0 go to the checker, the others to the hasher."""
+class Passwords(Protocol):
+    """Where passwords are hashed and checked; the address of one actor is one too."""
+
+    async def ask(self, message: Ask[AnswerT]) -> AnswerT:
+        """Return the answer; raises as Address.ask."""
+        ...
+
+    def expect_room(self, message: Ask[Any], coming: int = 0) -> None:
+        """Raise NotAccepted when the message would be turned away now; `coming` have been let in and not asked yet."""
+        ...
+
+
+class PasswordCounters:
+    """Both: messages of lane 0 go to the checker, the others to the hasher."""
 
     def __init__(self, checker: Address, hasher: Address) -> None:
         self._counters = (checker, hasher)

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from actors.domain.user import Account
     from actors.domain.windows import Bucket
     from actors.kit.mailbox import Address
+    from actors.password_counters import Passwords
     from actors.ports import NewAccount, Registered
 
 
 class Shadows:
     """Hashes, recognises and registers over the ShadowRegistry and the PasswordHasher."""
 
-    def __init__(self, registry: Address, hasher: Address, keyring: Keyring) -> None:
+    def __init__(self, registry: Address, hasher: Passwords, keyring: Keyring) -> None:
         self._registry = registry
         self._hasher = hasher
         self._keyring = keyring

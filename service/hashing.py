@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from time import thread_time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from actors.password_counters import PasswordChecker, PasswordCounters
+from actors.password_counters import PasswordChecker, PasswordCounters, Passwords
 from actors.password_hasher import PasswordHasher
 from service.adapters.bcrypt_threads import BcryptThreads
 
@@ -34,7 +34,7 @@ class Employ(Protocol):
 
 
 @asynccontextmanager
-async def hashing(settings: Settings, employ: Employ, limiter: Address) -> AsyncIterator[Address]:
+async def hashing(settings: Settings, employ: Employ, limiter: Address) -> AsyncIterator[Passwords]:
     """Keep the threads of this process around the body, as many for checks and for hashes as there are cores.
 
     Blocks for one hash: by its CPU time, times the workers that share the cores, the queues are bounded from the start.

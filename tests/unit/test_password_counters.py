@@ -22,11 +22,9 @@ if TYPE_CHECKING:
 
     from trio.testing import MockClock
 
-    from actors.kit.mailbox import Address
-
 
 @asynccontextmanager
-async def counters(seconds: float) -> AsyncIterator[Address]:
+async def counters(seconds: float) -> AsyncIterator[PasswordCounters]:
     """Run both actors, with one thread each, around the body."""
     supervisor = Supervisor(lambda *_: None)
     limiter = supervisor.employ(lambda: RateLimiter(FakeWindows(trio.current_time)))
