@@ -163,6 +163,15 @@ def vestibule(*arguments: str) -> list[str]:
     return [sys.executable, "-c", "from service.cli import main; raise SystemExit(main())  # vestibule", *arguments]
 
 
+def stopped(pid: int) -> bool:
+    """Return whether SIGSTOP has stopped a process and nobody has let it go on; False where the system cannot tell."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return False
+    return stat.rpartition(b")")[2].split()[:1] == [b"T"]  # proc(5): the state; a debugger's stop is another one, t
+
+
 def reap() -> deque[tuple[int, int]]:
     """Collect every ended child without waiting: (pid, exit code, negative for a signal). As pid 1, strangers too."""
     ended: deque[tuple[int, int]] = deque()

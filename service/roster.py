@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
-from service.children import DRAIN, READY, RETIRE, STOP, SUCCESSOR, Child, Post
+from service.children import DRAIN, READY, RETIRE, STOP, SUCCESSOR, Child, Post, stopped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -166,7 +166,9 @@ class Roster:
     def kill_overdue(self, now: float) -> None:
         """Kill who has been silent, or leaving, or about to be ready, for too long."""
         for child in self.children():
-            silent = child.ready and child.channel is not None and now - child.heard > STALL_SECONDS
+            if child.channel is None and not stopped(child.pid):
+                child.heard = now  # a server does not beat
+            silent = child.ready and now - child.heard > STALL_SECONDS
             late = now > child.deadline if child.deadline else not child.ready and now - child.started > START_SECONDS
             if late or silent:
                 logger.error("killed", child=child.name, pid=child.pid, reason="too late" if late else "silent")
