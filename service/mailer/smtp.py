@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CONNECTIONS = 8  # at once and process: mail servers turn away who opens more than ten or twenty
 CONNECT_SECONDS = 10.0
 COMMAND_SECONDS = 30.0
-DATA_SECONDS = 60.0  # servers scan a mail for spam and viruses before they answer for it
+DATA_SECONDS = 120.0  # servers scan a mail for spam and viruses before they answer for it, some for a minute
 IDLE_SECONDS = 30.0  # an unused connection is closed after it; servers cut it after a minute or five
 TIDY_SECONDS = 5.0
 PERMANENT, SERVICE_CLOSING = 500, 421
