@@ -66,13 +66,19 @@ class Remote:
 
     def get(self, path: str, headers: dict[str, str] | None = None, *, ops: bool = False) -> Answer:
         """Fetch a path; `ops` sends the operator's token along. Raises Unreachable."""
-        bearer = {"Authorization": f"Bearer {self._token}"} if ops and self._token else {}
-        return self._call("GET", path, None, {"Accept": "application/json", **bearer, **(headers or {})})
+        return self._call("GET", path, None, {"Accept": "application/json", **self._bearer(ops), **(headers or {})})
 
-    def post(self, path: str, body: dict[str, object], headers: dict[str, str] | None = None) -> Answer:
-        """Send JSON; raises Unreachable."""
+    def post(
+        self, path: str, body: dict[str, object], headers: dict[str, str] | None = None, *, ops: bool = False
+    ) -> Answer:
+        """Send JSON, as `get` fetches; raises Unreachable."""
         data = json.dumps(body).encode()
-        return self._call("POST", path, data, {"Content-Type": "application/json", **(headers or {})})
+        return self._call(
+            "POST", path, data, {"Content-Type": "application/json", **self._bearer(ops), **(headers or {})}
+        )
+
+    def _bearer(self, ops: bool) -> dict[str, str]:  # noqa: FBT001 - passed on from a keyword
+        return {"Authorization": f"Bearer {self._token}"} if ops and self._token else {}
 
     def _call(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
         connection = self._connection()
