@@ -18,20 +18,23 @@ SLOW, VERY_SLOW = 500.0, 2000.0  # milliseconds at the 99th percentile
 
 
 class Course:
-    """What changed between readings: requests a second, and the slowest 99th percentile."""
+    """The last readings, a line for each figure: requests a second, the slowest route, the funnel and the mails."""
 
     def __init__(self) -> None:
-        self.rates: deque[float] = deque(maxlen=HISTORY)
-        self.slowest: deque[float] = deque(maxlen=HISTORY)
+        names = ("requests/s", "p95 ms", "activated %", "mail p95 ms")
+        self.lines: dict[str, deque[float]] = {name: deque(maxlen=HISTORY) for name in names}
         self._last: tuple[float, int] | None = None
 
     def add(self, metrics: dict[str, Any], at: float) -> None:
         """Take a reading made at `at`, in seconds of any clock that only goes forward."""
         requests = sum(metrics["request_counts"].values())
         if self._last is not None and at > self._last[0]:
-            self.rates.append(max(0, requests - self._last[1]) / (at - self._last[0]))
+            self.lines["requests/s"].append(max(0, requests - self._last[1]) / (at - self._last[0]))
         self._last = (at, requests)
-        self.slowest.append(max((route["p99"] for route in metrics["latencies"].values()), default=0.0))
+        business = metrics["business_metrics"]
+        self.lines["p95 ms"].append(max((route["p95"] for route in metrics["latencies"].values()), default=0.0))
+        self.lines["activated %"].append(100 * business["activations"] / max(1, business["registrations"]))
+        self.lines["mail p95 ms"].append(metrics["mail"]["time_to_accept"]["p95"] or 0.0)
 
 
 def sparkline(values: deque[float]) -> str:
@@ -46,9 +49,8 @@ def view(metrics: dict[str, Any], url: str, course: Course | None = None) -> Ren
     """Return everything, ready to print."""
     parts: list[RenderableType] = [_head(metrics, url)]
     parts += [Text(f"note: {note}", style="yellow") for note in metrics.get("notes") or ()]
-    if course is not None and course.rates:
-        parts.append(Text(f"{'requests/s':<11}{course.rates[-1]:>9.1f}  {sparkline(course.rates)}"))
-        parts.append(Text(f"{'p99 ms':<11}{course.slowest[-1]:>9.1f}  {sparkline(course.slowest)}"))
+    if course is not None and course.lines["requests/s"]:
+        parts += [Text(f"{name:<11}{line[-1]:>9.1f}  {sparkline(line)}") for name, line in course.lines.items()]
     parts += [_requests(metrics), _business(metrics)]
     return Group(*parts)
 

@@ -182,7 +182,7 @@ def test_the_token_comes_from_the_environment_or_a_file_and_is_never_shown(tmp_p
 
 
 def test_watch_shows_reading_after_reading_until_interrupted() -> None:
-    """In a pipe the readings follow one another with rates; Ctrl-C ends it with status 0."""
+    """In a pipe the readings follow one another, with the course of each figure; Ctrl-C ends it with status 0."""
     later = {**METRICS, "request_counts": {REGISTER: 220}}
     with RemoteService({"GET /api/v1/metrics": [(200, METRICS), (200, later)]}) as service:
         watching = subprocess.Popen(
@@ -194,12 +194,15 @@ def test_watch_shows_reading_after_reading_until_interrupted() -> None:
         shown = ""
         for line in watching.stdout:
             shown += line
-            if shown.count("requests/s") > 2:
+            if shown.count("mail p95 ms") > 2:
                 break
         watching.send_signal(signal.SIGINT)
         watching.stdout.read()
         assert watching.wait(10) == 0
-    assert "█" in shown
+    assert "p95 ms         480.2  ██" in shown
+    assert "activated %     75.0  ██" in shown
+    assert "mail p95 ms    120.0  ██" in shown
+    assert shown.count("requests/s") > 2
 
 
 @pytest.mark.parametrize("script", ["metrics.py", "funnel.py", "smoke.py"])
