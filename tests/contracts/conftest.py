@@ -174,6 +174,19 @@ class People:
 
 
 @pytest.fixture
+async def postgres(database_url: str) -> AsyncIterator[Postgres]:
+    """Connect."""
+    async with Postgres.open(database_url) as postgres:
+        yield postgres
+
+
+@pytest.fixture
+def outbox(postgres: Postgres) -> PostgresOutbox:
+    """Build the mail worker's side."""
+    return PostgresOutbox(postgres, DEFAULTS, "test")
+
+
+@pytest.fixture
 def people() -> People:
     """Return somebody to register."""
     return People()

@@ -8,37 +8,21 @@ import pytest
 
 from actors.domain.user import State
 from actors.ports import Redeemed, Registered
-from service.adapters.postgres import Postgres
-from service.adapters.postgres_outbox import PostgresOutbox
 from tests.contracts.conftest import KEYRING, PostgresStore
 from tests.contracts.steps import ATTEMPTS, find, issue, redeem, register
-from tests.fakes.accounts import DEFAULTS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
+    from service.adapters.postgres import Postgres
+    from service.adapters.postgres_outbox import PostgresOutbox
     from tests.contracts.conftest import People, Store
 
 DAY: Final = 86_410
 
 
 @pytest.fixture
-async def postgres(database_url: str) -> AsyncIterator[Postgres]:
-    """Connect."""
-    async with Postgres.open(database_url) as postgres:
-        yield postgres
-
-
-@pytest.fixture
 def store(postgres: Postgres) -> Store:
     """Build the store over it."""
     return PostgresStore(postgres)
-
-
-@pytest.fixture
-def outbox(postgres: Postgres) -> PostgresOutbox:
-    """Build the mail worker's side."""
-    return PostgresOutbox(postgres, DEFAULTS, "test")
 
 
 async def test_an_address_whose_mail_was_owed_for_a_day_is_free(

@@ -10,40 +10,25 @@ import pytest
 from actors.domain.email_address import EmailAddress
 from actors.domain.mail import MailKind
 from actors.domain.user import State
-from service.adapters.postgres import Postgres
 from service.adapters.postgres_desk import PostgresDesk
-from service.adapters.postgres_outbox import PostgresOutbox
 from tests.contracts.shadow_stores import PostgresShadowStore
 from tests.contracts.steps import ATTEMPTS
 from tests.fakes.accounts import DEFAULTS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from actors.domain.mail import ClaimedMail
     from actors.ports import NewAccount
+    from service.adapters.postgres import Postgres
+    from service.adapters.postgres_outbox import PostgresOutbox
     from tests.contracts.conftest import People
 
 KEY: Final = "ada@example.com"
 
 
 @pytest.fixture
-async def postgres(database_url: str) -> AsyncIterator[Postgres]:
-    """Connect."""
-    async with Postgres.open(database_url) as postgres:
-        yield postgres
-
-
-@pytest.fixture
 def store(postgres: Postgres) -> PostgresShadowStore:
     """Build the store over it."""
     return PostgresShadowStore(postgres)
-
-
-@pytest.fixture
-def outbox(postgres: Postgres) -> PostgresOutbox:
-    """Build the mail worker's side."""
-    return PostgresOutbox(postgres, DEFAULTS, "test")
 
 
 def stranger(people: People, number: int = 0) -> NewAccount:
