@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         before = None
         if options.over is not None:
             before = metrics_of(remote)
-            time.sleep(max(0.0, options.over))
+            time.sleep(max(0.0, options.over))  # the time that --over asks to count
         steps = funnel(metrics_of(remote), before)
     except Unreachable as error:
         print(f"funnel.py: {error}", file=sys.stderr)

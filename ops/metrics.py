@@ -116,7 +116,7 @@ def watch(remote: Remote, interval: float) -> int:
             course.add(metrics, time.monotonic())
             shown = view(metrics, remote.url, course)
             live.update(shown, refresh=True) if live is not None else console.print(shown)
-            time.sleep(interval)
+            time.sleep(interval)  # the pause that --interval asks for
             try:
                 metrics = metrics_of(remote)
             except Unreachable as error:

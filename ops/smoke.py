@@ -69,7 +69,7 @@ class Canary:
             code = code_for(self.email, answer.json()["mails"])
             if code is not None:
                 return code, (time.perf_counter() - begun) * 1000
-            time.sleep(LOOK_SECONDS)
+            time.sleep(LOOK_SECONDS)  # a mailbox tells no event
         raise StepFailed(f"no mail within {MAIL_SECONDS:g} s: does a mail worker run?")
 
     def activate(self, code: str) -> float:

@@ -180,7 +180,7 @@ class Postgres:
             while not self._answers(statement):
                 if statement.left() <= LOOK_SECONDS:
                     raise Stalled
-                sleep(LOOK_SECONDS)
+                sleep(LOOK_SECONDS)  # in a thread; a server that comes back tells nobody
             fresh = self._new_pool()
             fresh.open(wait=False)
             self._pool = fresh

@@ -43,7 +43,7 @@ def claim(data_dir: Path) -> int:
         if time.monotonic() > deadline:
             os.close(lock)
             raise BadEnvironment(f"{data_dir} is in use by another `vestibule up`")
-        time.sleep(0.02)
+        time.sleep(0.02)  # flock has no time-out of its own
     return lock
 
 

@@ -94,7 +94,7 @@ class ServerProcess(ABC):
                 raise BadEnvironment(self._why(f"ended while it started: {self.said()}"))
             if time.monotonic() > deadline:
                 raise BadEnvironment(self._why(f"was not ready within {timeout:g} s: see {self.log}"))
-            time.sleep(LOOK_SECONDS)
+            time.sleep(LOOK_SECONDS)  # another process, which tells no event
 
     def _why(self, otherwise: str) -> str:
         disk = os.statvfs(self.data_dir)
@@ -118,7 +118,7 @@ class ServerProcess(ABC):
                 os.close(lock)
                 raise BadEnvironment(f"{self.name} in {self.data_dir} is already running")
             self.evict()
-            time.sleep(LOOK_SECONDS)
+            time.sleep(LOOK_SECONDS)  # another process, which tells no event
         return lock
 
 
@@ -154,7 +154,7 @@ def stop(pid: int, first: signal.Signals, patience: float = 10.0) -> None:
     while not ended(pid):
         if time.monotonic() > deadline:
             os.kill(pid, signal.SIGKILL)
-        time.sleep(LOOK_SECONDS)
+        time.sleep(LOOK_SECONDS)  # another process, which tells no event
     os.waitpid(pid, 0)
 
 

@@ -115,7 +115,7 @@ def settled(database: psycopg.Connection[tuple[str, int]]) -> list[tuple[str, in
     """Wait for the last outcomes to be written, a lease at most, and return what is still owed."""
     until = time.monotonic() + SETTLE_SECONDS / 2
     while (owed := database.execute(OWED).fetchall()) and time.monotonic() < until:
-        time.sleep(0.1)
+        time.sleep(0.1)  # what is waited for is in another process
     return owed
 
 
