@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from quart import Quart
 
 Pairs = list[tuple[bytes, bytes]]
@@ -47,8 +49,19 @@ def scope_of(method: str, path: str, headers: Pairs, **members: object) -> Any: 
     }
 
 
+async def serve(
+    app: Quart,
+    scope: object,
+    receive: Callable[[], Awaitable[dict[str, Any]]],
+    send: Callable[[dict[str, Any]], Awaitable[None]],
+) -> None:
+    """Call the application with events as dictionaries, which is what servers send it."""
+    application: Any = app
+    await application(scope, receive, send)
+
+
 async def call(
-    app: Quart, method: str, path: str, headers: Pairs | None = None, body: bytes = b"", **scope: object
+    app: Quart, method: str, path: str, headers: Pairs | None = None, body: bytes = b"", /, **scope: object
 ) -> Answer:
     """Send one request as an ASGI server would, and hang on until its answer is complete."""
     events: list[dict[str, Any]] = []
@@ -63,5 +76,5 @@ async def call(
     async def send(event: dict[str, Any]) -> None:
         events.append(event)
 
-    await app(scope_of(method, path, headers or [], **scope), receive, send)
+    await serve(app, scope_of(method, path, headers or [], **scope), receive, send)
     return Answer(events)

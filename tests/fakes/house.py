@@ -41,19 +41,22 @@ class House:
         """Be the supervisor's crash report."""
         self.crashes.append(f"{name}: {type(error).__name__}")
 
-    def actor(self, title: str, *, downstream: Address | None = None) -> Callable[[], Actor]:
+    def actor(self, title: str, *, downstream: Address | None = None) -> Callable[[], Actor[Do]]:
         """Return how to build an actor that writes into the diary."""
-        return lambda: Member(self, title, downstream)
+
+        class Titled(Member):
+            name = title
+
+        return lambda: Titled(self, downstream)
 
 
-class Member(Actor):
+class Member(Actor[Do]):
     """Does one order at a time, and answers with the order and its own number."""
 
     batch_limit = 1
 
-    def __init__(self, house: House, title: str, downstream: Address | None) -> None:
+    def __init__(self, house: House, downstream: Address | None) -> None:
         house.built += 1
-        self.name = title
         self._house = house
         self._number = house.built
         self._downstream = downstream
@@ -75,7 +78,7 @@ class Member(Actor):
         if message == Do("nobody wants"):
             raise NotAccepted(retry_after=self._number)
 
-    async def handle(self, letters: Sequence[Letter]) -> None:
+    async def handle(self, letters: Sequence[Letter[Do]]) -> None:
         """Follow the order."""
         for letter in letters:
             what = letter.message.what

@@ -24,9 +24,9 @@ class PromptLimiter(Address):
 
     async def ask(self, message: Any) -> Any:  # noqa: ANN401 - one kind of message, and its answer
         """Decide."""
-        return await self._admit(message)
+        return await self._decide(message)
 
-    async def _admit(self, message: Admit) -> Admission:
+    async def _decide(self, message: Admit) -> Admission:
         self.asked.append(message)
         [admission] = await self.windows.decide([WindowRequest(message.buckets, message.count, message.ticket)])
         return admission

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -38,7 +38,7 @@ class Hear(Offer):
     what: str
 
 
-class Worker(Actor):
+class Worker(Actor[Any]):
     """Does what it is told, all in one go, and remembers the batches it was given."""
 
     name = "Worker"
@@ -47,7 +47,7 @@ class Worker(Actor):
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
 
-    async def handle(self, letters: Sequence[Letter]) -> None:
+    async def handle(self, letters: Sequence[Letter[Any]]) -> None:
         """Crash or refuse as ordered, else answer."""
         orders = [letter.message.what for letter in letters]
         self.batches.append(orders)
@@ -64,7 +64,7 @@ class Worker(Actor):
                 letter.answer(order)
 
 
-async def outcomes(letters: Sequence[Letter]) -> list[object]:
+async def outcomes(letters: Sequence[Letter[Any]]) -> list[object]:
     """Return each letter's answer, or the type of its error."""
     heard: list[object] = []
     for letter in letters:

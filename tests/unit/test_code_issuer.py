@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -20,7 +20,7 @@ from tests.fakes.flows import FakeWakeups
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from actors.kit.mailbox import Address
+    from actors.kit.mailbox import Address, Ask
 
 ADA, BOB = UUID(int=1), UUID(int=2)
 
@@ -88,14 +88,15 @@ async def test_a_batch_goes_to_the_store_in_turns_of_one_per_account() -> None:
     codes, wakeups = ScriptedCodes(), FakeWakeups()
     heard: list[object] = []
 
-    async def ask(message: Redeem | Issue) -> None:
+    async def ask(message: Ask[Any]) -> None:
         heard.append(await address.ask(message))
 
     async with issuer(codes, wakeups) as address, trio.open_nursery() as nursery:
         nursery.start_soon(ask, redeem(UUID(int=9), right=False))
         await trio.testing.wait_all_tasks_blocked()
         resends = [issue(ADA), issue(BOB), issue(ADA)]
-        for message in (*resends, redeem(ADA), redeem(BOB), redeem(ADA), redeem(ADA)):
+        messages: list[Ask[Any]] = [*resends, redeem(ADA), redeem(BOB), redeem(ADA), redeem(ADA)]
+        for message in messages:
             nursery.start_soon(ask, message)
         ringing = uuid4()
         address.offer(Ring(ringing))
@@ -128,7 +129,8 @@ async def test_a_store_that_is_away_is_no_crash() -> None:
     codes.gate.set()
     codes.away = StoreUnavailable()
     async with issuer(codes, wakeups) as address:
-        for message in (redeem(ADA), issue(ADA)):
+        messages: list[Ask[Any]] = [redeem(ADA), issue(ADA)]
+        for message in messages:
             with pytest.raises(StoreUnavailable):
                 await address.ask(message)
     assert wakeups.rung == []

@@ -36,6 +36,7 @@ async def test_a_mail_with_enough_life_leaves_with_its_own_code() -> None:
     outbox, postman = MemoryOutbox(), ScriptedPostman()
     row = outbox.owe(code_id())
     [mail] = await outbox.claim([row.id])
+    assert mail.code_id is not None
     delivered = await delivery(outbox, postman).deliver(mail)
     assert delivered.outcome is Outcome.ACCEPTED
     assert postman.taken == [(mail, KEYRING.code(mail.account, mail.code_id))]

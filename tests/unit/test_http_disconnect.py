@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 import anyio.lowlevel
@@ -13,7 +13,7 @@ from actors.kit.mailbox import Ask
 from actors.kit.supervisor import Supervisor
 from service.http.app import create_app
 from service.settings import Settings
-from tests.fakes.asgi import JSON, scope_of
+from tests.fakes.asgi import JSON, scope_of, serve
 from tests.fakes.signup import EMAIL, PASSWORD, FakeService, ScriptedSignUp
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from actors.kit.mailbox import Letter
 
 
-class Worker(Actor):
+class Worker(Actor["Work"]):
     """Writes down what it was asked, once it may."""
 
     name = "Worker"
@@ -32,11 +32,11 @@ class Worker(Actor):
         self._may = may
         self._done = done
 
-    async def handle(self, letters: Sequence[Letter]) -> None:
+    async def handle(self, letters: Sequence[Letter[Work]]) -> None:
         """Wait for leave, then settle."""
         await self._may.wait()
         for letter in letters:
-            self._done.append(cast("Work", letter.message).email)
+            self._done.append(letter.message.email)
             letter.answer(None)
 
 
@@ -79,7 +79,7 @@ def test_a_client_that_leaves_stops_nothing(loop: Literal["trio", "uvloop"]) -> 
             sent.append(event)
 
         async with supervisor.running():
-            await app(scope_of("POST", "/api/v1/users/register", [JSON]), receive, send)
+            await serve(app, scope_of("POST", "/api/v1/users/register", [JSON]), receive, send)
             assert not done
             may.set()
         assert await service.observations() == []

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from service.http.app import create_app
 from service.settings import Settings
-from tests.fakes.asgi import JSON, Answer, Pairs, call, scope_of
+from tests.fakes.asgi import JSON, Answer, Pairs, call, scope_of, serve
 from tests.fakes.signup import EMAIL, PASSWORD, FakeService
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ async def test_a_slow_body_is_a_timeout(app: Quart, autojump_clock: object) -> N
     async def send(event: dict[str, Any]) -> None:
         events.append(event)
 
-    await app(scope_of("POST", "/api/v1/users/register", [JSON]), receive, send)
+    await serve(app, scope_of("POST", "/api/v1/users/register", [JSON]), receive, send)
     answer = Answer(events)
     assert (answer.status, answer.code) == (408, "RequestTimeout")
 
@@ -166,7 +166,8 @@ async def test_cors_is_for_the_listed_origins_only(app: Quart) -> None:
 
 async def test_web_sockets_are_not_found(app: Quart) -> None:
     """Where the server can answer, the answer is a 404; else the connection is closed."""
-    for extensions in ({"websocket.http.response": {}}, {}):
+    offers: list[dict[str, Any]] = [{"websocket.http.response": {}}, {}]
+    for extensions in offers:
         events: list[dict[str, Any]] = []
 
         async def receive() -> dict[str, Any]:
@@ -176,7 +177,7 @@ async def test_web_sockets_are_not_found(app: Quart) -> None:
             events.append(event)
 
         scope: Any = {"type": "websocket", "path": "/livez", "headers": [], "extensions": extensions}
-        await app(scope, receive, send)
+        await serve(app, scope, receive, send)
         assert events[0].get("status", 404) == 404
         assert len(extensions) == len([head for head in events[0].get("headers", []) if head[0] == b"x-request-id"])
         assert events[0]["type"] == ("websocket.http.response.start" if extensions else "websocket.close")

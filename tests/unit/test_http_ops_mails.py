@@ -15,7 +15,7 @@ MAIL = ScriptedMail(UUID(int=1))
 PATH = "/api/v1/ops/mails"
 
 
-async def asked(service: FakeService, method: str, path: str, query: bytes = b"", **fields: object) -> Answer:
+async def asked(service: FakeService, method: str, path: str, query: bytes = b"", /, **fields: object) -> Answer:
     """Ask as an operator on this machine."""
     app = create_app(Settings(loop="trio"), service)
     body = json.dumps(fields).encode() if method == "POST" else b""

@@ -26,7 +26,7 @@ HTML = (b"accept", b"text/html")
 STRANGER = {"client": ("192.0.2.7", 5)}
 
 
-def guarded(service: FakeService | None = None, **settings: Any) -> Quart:  # noqa: ANN401 - any setting
+def guarded(service: FakeService | None = None, /, **settings: Any) -> Quart:  # noqa: ANN401 - any setting
     """Return the application with the operators' token set."""
     return app_of(service or Telling(), ops_token=TOKEN, **settings)
 

@@ -10,7 +10,7 @@ from actors.metrics_aggregator import Observation
 from service.ending import ENDING
 from service.http.ops_snapshot import SnapshotView
 from service.http.ops_stream import LIFE_SECONDS, MOST_STREAMS
-from tests.fakes.asgi import call, scope_of
+from tests.fakes.asgi import call, scope_of, serve
 from tests.fakes.ops import Telling, app_of, metrics
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Client:
                 self.enough.set()
                 await anyio.sleep_forever()
 
-        await self.app(self.scope, receive, send)
+        await serve(self.app, self.scope, receive, send)
 
 
 def test_a_snapshot_tells_everything_that_the_page_shows() -> None:

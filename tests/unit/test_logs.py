@@ -79,7 +79,7 @@ def test_exceptions_lose_their_text_and_values_but_keep_type_and_stack(pipe: Pip
     password = "hunter2-" + "x" * 8
     try:
         try:
-            {}[password]
+            {"other": 1}[password]
         except KeyError as error:
             raise ValueError(password) from error
     except ValueError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 import trio
@@ -47,7 +47,7 @@ class Note(Offer):
     word: str
 
 
-def words(letters: list[Letter]) -> list[str]:
+def words(letters: list[Letter[Any]]) -> list[str]:
     """Return what the letters say, in their order."""
     return [letter.message.word for letter in letters]
 
@@ -206,7 +206,7 @@ async def test_closing_wakes_takers_and_those_who_wait_for_room() -> None:
 async def test_an_abandoned_mailbox_refuses_what_waits_as_never_handled() -> None:
     """Letters that no actor will see are safe to repeat, in every lane."""
     mailbox = Mailbox(4, lanes=2)
-    letters = [Letter(Say("a")), Letter(SayLater("b"))]
+    letters: list[Letter[Any]] = [Letter(Say("a")), Letter(SayLater("b"))]
     for lane, letter in enumerate(letters):
         await mailbox.put(letter, lane)
     mailbox.abandon()

@@ -35,7 +35,7 @@ class SayLater(Ask[str]):
     word: str
 
 
-def words(letters: list[Letter]) -> list[str]:
+def words(letters: list[Letter[Any]]) -> list[str]:
     """Return what the letters say, in their order."""
     return [letter.message.word for letter in letters]
 

@@ -54,7 +54,7 @@ class Worker:
 
     async def observe(self, *latencies: float, route: str = REGISTER, status: int = 201, tick: bool = True) -> None:
         """Count requests, and write if `tick`."""
-        messages = [Observation(route, status, each) for each in latencies]
+        messages: list[Observation | Tick] = [Observation(route, status, each) for each in latencies]
         await self.aggregator.handle([Letter(message) for message in (*messages, *([Tick()] if tick else []))])
 
     async def tick(self) -> None:

@@ -110,7 +110,10 @@ def test_json_is_the_services_own(service: RemoteService) -> None:
 
 def test_prometheus_is_the_services_own_text() -> None:
     """`--prometheus` prints /metrics as it came."""
-    answers = {"GET /api/v1/metrics": [(200, METRICS)], "GET /metrics": [(200, "vestibule_workers 2\n")]}
+    answers: dict[str, list[tuple[int, Any]]] = {
+        "GET /api/v1/metrics": [(200, METRICS)],
+        "GET /metrics": [(200, "vestibule_workers 2\n")],
+    }
     with RemoteService(answers) as service:
         assert run("metrics.py", "--prometheus", url=service.url).stdout == "vestibule_workers 2\n"
 

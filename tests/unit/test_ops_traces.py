@@ -39,7 +39,8 @@ def export() -> bytes:
         span.attributes.add(key="http.route").value.string_value = "/x"
         span.links.add(span_id=b"l" * 8)
     span.status.code = span.status.STATUS_CODE_ERROR
-    return request.SerializeToString()
+    sent: bytes = request.SerializeToString()
+    return sent
 
 
 def send(port: int, data: bytes, path: str = "/v1/traces", **headers: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -78,7 +78,7 @@ class CutKeys(FakeIdempotencyKeys):
         return taken
 
 
-async def heard(actor: Actor, *messages: Ask[object]) -> list[type[Exception]]:
+async def heard(actor: Actor[Any], *messages: Ask[Any]) -> list[type[Exception]]:
     """Hand the actor one batch and return what each asker hears."""
     letters = [Letter(message) for message in messages]
     await actor.work(letters)

@@ -46,7 +46,7 @@ async def test_what_is_lost_with_a_registration_is_not_lost_with_a_look_up() -> 
     async def look_up() -> None:
         assert await address.ask(FindAll(KEY)) == ()
 
-    supervisor = Supervisor(pytest.fail)
+    supervisor = Supervisor(lambda name, error: pytest.fail(f"{name}: {error!r}"))
     address = supervisor.employ(lambda: ShadowRegistry(registrations))
     async with supervisor.running(), trio.open_nursery() as nursery:
         nursery.start_soon(lose)

@@ -37,6 +37,12 @@ async def strict() -> AsyncIterator[Flows]:
         yield flows
 
 
+def shadows(flows: Flows) -> FakeShadows:
+    """Return the store of strict flows."""
+    assert isinstance(flows.accounts, FakeShadows)
+    return flows.accounts
+
+
 async def test_a_taken_address_can_be_registered(strict: Flows) -> None:
     """A stranger hears what the first registration heard, and finds an account that waits."""
     registration = await strict.signup.register(visit(), form(password=THEIRS))
@@ -44,14 +50,13 @@ async def test_a_taken_address_can_be_registered(strict: Flows) -> None:
     profile = await strict.signup.profile(visit(), credentials(THEIRS))
     assert (profile.id, profile.is_activated) == (registration.id, False)
     assert (await strict.signup.profile(visit(), credentials())).is_activated
-    assert isinstance(strict.accounts, FakeShadows)
-    assert list(strict.accounts.kinds.values()) == [MailKind.CODE, MailKind.NOTICE]
+    assert list(shadows(strict).kinds.values()) == [MailKind.CODE, MailKind.NOTICE]
 
 
 async def test_no_code_activates_a_shadow(strict: Flows) -> None:
     """Not even the one that its ids would make under the signing key."""
     await strict.signup.register(visit(), form(password=THEIRS))
-    (_, shadow) = (await strict.accounts.find_all([KEY]))[0]
+    (_, shadow) = (await shadows(strict).find_all([KEY]))[0]
     code = strict.keyring.code(shadow.id, strict.keyring.code_id(shadow.code.id.number))
     with pytest.raises(WrongCode) as caught:
         await strict.signup.activate(visit(), credentials(THEIRS), code)
@@ -81,7 +86,7 @@ async def test_a_wrong_password_costs_one_hash(strict: Flows, email: str) -> Non
 async def test_all_passwords_of_an_address_share_a_salt(strict: Flows) -> None:
     """So that one hash tells which of them was typed, and a registration from open days is among them."""
     await strict.signup.register(visit(), form(password=THEIRS))
-    (accounts,) = await strict.accounts.find_all([KEY])
+    (accounts,) = await shadows(strict).find_all([KEY])
     assert len({account.password_hash[:39] for account in accounts}) == 1
     assert len({account.password_hash for account in accounts}) == 2
 

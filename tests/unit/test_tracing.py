@@ -77,17 +77,16 @@ class Issue(Ask[str]):
     error: Exception | None = None
 
 
-class Issuer(Actor):
+class Issuer(Actor[Issue]):
     """Answers whole batches, and looks at what it was sent."""
 
     name = "Issuer"
     refusals: ClassVar[tuple[type[Exception], ...]] = (EmailTaken,)
 
-    async def handle(self, letters: Sequence[Letter]) -> None:
+    async def handle(self, letters: Sequence[Letter[Issue]]) -> None:
         """Answer each with its traceparent."""
         for letter in letters:
             message = letter.message
-            assert isinstance(message, Issue)
             if message.error is not None:
                 letter.refuse(message.error)
             letter.answer(message.code.traceparent)

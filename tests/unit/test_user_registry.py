@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -24,7 +24,8 @@ from tests.fakes.idempotency import FakeIdempotencyKeys
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from actors.kit.mailbox import Address
+    from actors.domain.user import Account
+    from actors.kit.mailbox import Address, Ask
 
 
 class SlowAccounts(FakeAccounts):
@@ -36,13 +37,13 @@ class SlowAccounts(FakeAccounts):
         self.gate = trio.Event()
         self.sizes: list[tuple[str, int]] = []
 
-    async def find(self, email_keys: Sequence[str]) -> list:
+    async def find(self, email_keys: Sequence[str]) -> list[Account | None]:
         """Wait, then look up."""
         self.sizes.append(("find", len(email_keys)))
         await self.gate.wait()
         return await super().find(email_keys)
 
-    async def find_registrations(self, registrations: Sequence[UUID]) -> list:
+    async def find_registrations(self, registrations: Sequence[UUID]) -> list[Account | None]:
         """Look up."""
         self.sizes.append(("find_registrations", len(registrations)))
         return await super().find_registrations(registrations)
@@ -81,21 +82,22 @@ async def test_what_waits_is_answered_by_one_statement_of_each_kind() -> None:
     """Registrations go first, so that a look-up beside them sees them."""
     accounts = SlowAccounts()
     ada, bob = new(), new("bob@example.com")
-    heard: dict[str, object] = {}
+    heard: dict[str, Any] = {}
 
-    async def ask(name: str, message: Find | FindRegistration | Register) -> None:
+    async def ask(name: str, message: Ask[Any]) -> None:
         heard[name] = await address.ask(message)
 
     async with registry(accounts) as address, trio.open_nursery() as nursery:
         nursery.start_soon(ask, "first", Find("nobody@example.com"))
         await trio.testing.wait_all_tasks_blocked()
-        for name, message in {
+        messages: dict[str, Ask[Any]] = {
             "ada": Register(ada),
             "bob": Register(bob),
             "find": Find("ada@example.com"),
             "nobody": Find("nobody@example.com"),
             "registration": FindRegistration(bob.registration),
-        }.items():
+        }
+        for name, message in messages.items():
             nursery.start_soon(ask, name, message)
         await trio.testing.wait_all_tasks_blocked()
         accounts.gate.set()
@@ -108,7 +110,7 @@ async def test_what_waits_is_answered_by_one_statement_of_each_kind() -> None:
 async def test_registrations_of_one_address_in_a_batch_have_one_winner() -> None:
     """The store hears of the address once; the others lose to the first, or share its refusal."""
     accounts = SlowAccounts()
-    heard: list[object] = []
+    heard: list[Any] = []
 
     async def ask() -> None:
         try:
@@ -148,7 +150,8 @@ async def test_a_store_that_is_away_is_no_crash() -> None:
     accounts.gate.set()
     accounts.away = StoreUnavailable()
     async with registry(accounts) as address:
-        for message in (Find("ada@example.com"), FindRegistration(UUID(int=1)), Register(new())):
+        messages: list[Ask[Any]] = [Find("ada@example.com"), FindRegistration(UUID(int=1)), Register(new())]
+        for message in messages:
             with pytest.raises(StoreUnavailable):
                 await address.ask(message)
 
