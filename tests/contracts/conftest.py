@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, Self
 from uuid import UUID, uuid4
 
 import pytest
@@ -55,9 +55,20 @@ TAKE: Final = "UPDATE mails SET due_at = now() WHERE id = %(id)s AND state IN ('
 class Store(Protocol):
     """The three ports over one store, with its clock and the mail side in the test's hands."""
 
-    accounts: Accounts
-    codes: Codes
-    keys: IdempotencyKeys
+    @property
+    def accounts(self) -> Accounts:
+        """The accounts."""
+        ...
+
+    @property
+    def codes(self) -> Codes:
+        """Their codes."""
+        ...
+
+    @property
+    def keys(self) -> IdempotencyKeys:
+        """The keys of repeated requests."""
+        ...
 
     async def wait(self, seconds: float) -> None:
         """Let time pass."""
@@ -113,7 +124,7 @@ class PostgresStore:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str) -> AsyncIterator[PostgresStore]:
+    async def open(cls, url: str) -> AsyncIterator[Self]:
         """Connect."""
         async with Postgres.open(url) as postgres:
             yield cls(postgres)

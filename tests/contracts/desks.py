@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 from tests.contracts.conftest import TAKE, PostgresStore
 from tests.fakes.accounts import FakeAccounts
@@ -23,8 +23,15 @@ if TYPE_CHECKING:
 class Desk(Protocol):
     """A store as the contracts have it, whose mails can be given a fresh code; False when a mail is not needed."""
 
-    accounts: Accounts
-    codes: Codes
+    @property
+    def accounts(self) -> Accounts:
+        """The accounts."""
+        ...
+
+    @property
+    def codes(self) -> Codes:
+        """Their codes."""
+        ...
 
     async def wait(self, seconds: float) -> None:
         """Let time pass."""
@@ -68,7 +75,7 @@ class MemoryDesk:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls) -> AsyncIterator[MemoryDesk]:
+    async def open(cls) -> AsyncIterator[Self]:
         """Begin with nothing."""
         yield cls()
 

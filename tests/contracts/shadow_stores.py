@@ -33,7 +33,10 @@ SELECT coalesce(sum(registrations), 0)::int, coalesce(sum(resends), 0)::int, coa
 class ShadowStore(Store, Protocol):
     """A store, its port for registrations, and what its mails are."""
 
-    registrations: Registrations
+    @property
+    def registrations(self) -> Registrations:
+        """The registrations, shadows among them."""
+        ...
 
     async def kind(self, mail_id: UUID) -> MailKind | None:
         """Return what the mail is, or None when it was never owed."""

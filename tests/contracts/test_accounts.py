@@ -45,6 +45,7 @@ async def test_a_batch_registers_each_in_its_place(store: Store, people: People)
     other = type(people)("bob@example.com").registering()
     taken, added = await store.accounts.register([people.registering(), other])
     assert isinstance(taken, EmailTaken)
+    assert isinstance(added, Registered)
     assert added == Registered(other.id, other.registration, added.created_at, other.mail_id)
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
 
+    from tests.contracts.desks import Desk
+
 ROUNDS = int(os.environ.get("GUESSING_ROUNDS", "100"))
 AT_ONCE = 2  # codes that may be alive when a day begins: the newest one and the one before
 WAITS = st.sampled_from([1.0, 31.0, 61.0, 600.0, 850.0, 901.0, 3601.0, 20_000.0, 86_401.0])
@@ -37,7 +39,7 @@ class Guessing(RuleBasedStateMachine):
         async with self.desk() as desk, Siege.laid(desk) as siege:
             yield siege
 
-    def desk(self) -> AbstractAsyncContextManager[MemoryDesk | PostgresDesk]:
+    def desk(self) -> AbstractAsyncContextManager[Desk]:
         """Return the store to play on."""
         return MemoryDesk.open()
 
@@ -114,7 +116,7 @@ def test_nobody_has_more_guesses_in_postgres_either(database_url: str) -> None:
     """The same, shorter, over the statements that decide it in production."""
 
     class OnPostgres(Guessing):
-        def desk(self) -> AbstractAsyncContextManager[MemoryDesk | PostgresDesk]:
+        def desk(self) -> AbstractAsyncContextManager[Desk]:
             return PostgresDesk.open(database_url)
 
     run_state_machine_as_test(

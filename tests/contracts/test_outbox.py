@@ -37,7 +37,10 @@ EXHAUST: Final = "UPDATE users SET code_attempts = 5 FROM mails m WHERE m.id = %
 class Mails(Protocol):
     """The port, and what the rest of the service does to its mails."""
 
-    outbox: Outbox
+    @property
+    def outbox(self) -> Outbox:
+        """The mails' port."""
+        ...
 
     async def owe(self, code_id: CodeId | None = None) -> UUID:
         """Owe a mail with a code."""

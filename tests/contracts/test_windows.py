@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from actors.domain.windows import Admission
+    from actors.ports import Windows
 
 SHORT = Rule("short", 3, 1)  # a second is the shortest window there is: the suite waits for it in earnest
 HOUR = Rule("hour", 5, 3600)
@@ -31,7 +32,7 @@ HOUR = Rule("hour", 5, 3600)
 class Store:
     """One implementer of the port, and how time passes for it."""
 
-    windows: Any
+    windows: Windows
     wait: Callable[[float], Awaitable[None]]
 
     async def decide(self, *buckets: Bucket, count: bool = True, ticket: str | None = None) -> Admission:
