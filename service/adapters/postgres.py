@@ -82,7 +82,8 @@ class Postgres:
                 "keepalives_interval": 3,
                 "keepalives_count": 3,
                 "tcp_user_timeout": 5000,
-                "options": f"-c statement_timeout={DEADLINE_SECONDS}s -c lock_timeout={LOCK_SECONDS}s",
+                # In UTC, or a day that is counted in SQL would have 23 hours where clocks change.
+                "options": f"-c statement_timeout={DEADLINE_SECONDS}s -c lock_timeout={LOCK_SECONDS}s -c timezone=UTC",
             },
         )
 

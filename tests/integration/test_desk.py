@@ -37,6 +37,12 @@ DO $$ BEGIN
     WHILE NOT EXISTS (SELECT FROM pg_locks WHERE NOT granted) LOOP PERFORM pg_sleep(0.01); END LOOP;
 END $$
 """
+IN_BERLIN = """
+DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET timezone TO %L', current_database(), 'Europe/Berlin'); END $$
+"""
+BEFORE_A_CHANGE_OF_CLOCKS = """
+SELECT cardinality(codes_of_a_day(ARRAY['2026-03-28 13:00Z'::timestamptz], '2026-03-29 12:30Z'))
+"""
 VESTIBULE = Path(sys.executable).with_name("vestibule")
 
 
@@ -133,6 +139,17 @@ async def test_an_account_is_shown_activated_and_deleted(database_url: str) -> N
         assert not await desk.delete(ADDRESS.key)
         assert await desk.show(ADDRESS.key) is None
         assert await desk.mails() == []
+
+
+async def test_the_time_zone_of_the_database_does_not_matter(database_url: str) -> None:
+    """Times are in UTC, and a code of 23.5 hours ago counts against the day's budget though clocks have changed."""
+    with psycopg.connect(database_url, autocommit=True) as operator:
+        operator.execute(IN_BERLIN)
+    async with Postgres.open(database_url) as postgres:
+        await registered(postgres)
+        [mail] = await PostgresDesk(postgres, POLICY).mails()
+        assert mail.created_at.utcoffset() == timedelta(0)
+        assert await postgres.run(BEFORE_A_CHANGE_OF_CLOCKS) == [(1,)]
 
 
 async def test_what_an_operator_does_for_an_account_is_counted(database_url: str) -> None:
