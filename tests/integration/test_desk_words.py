@@ -9,7 +9,7 @@ from uuid import uuid4
 import anyio
 import pytest
 
-VESTIBULE = Path(sys.executable).with_name("vestibule")
+VESTIBULE = str(Path(sys.executable).with_name("vestibule"))
 
 
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])

@@ -72,7 +72,7 @@ async def body(answer: Any) -> bytes:  # noqa: ANN401 - the answer of either fra
     return OWN.sub(b"_", await answer.get_data())
 
 
-async def heard(client: TestClientProtocol, peer: str, email: str) -> list[object]:
+async def heard(client: TestClientProtocol, peer: str, email: str) -> list[tuple[int, list[tuple[str, bytes]], bytes]]:
     """Let a stranger do everything, twice and in a hurry, and return what is heard."""
     first, other, wrong = (basic(email, password) for password in (STRANGER, OTHER, "no such password"))
     form, second = {"email": email, "password": STRANGER}, {"email": email, "password": OTHER}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 import pytest
@@ -40,7 +40,8 @@ async def until_back(client: Redis) -> None:
 
 def refused(operator: redis.Redis) -> int:
     """Return how many SETs the server has refused."""
-    return int(operator.info("commandstats").get("cmdstat_set", {}).get("rejected_calls", 0))
+    stats = cast("dict[str, Any]", operator.info("commandstats"))
+    return int(stats.get("cmdstat_set", {}).get("rejected_calls", 0))
 
 
 async def unavailable(client: Redis, calls: int = 1) -> float:

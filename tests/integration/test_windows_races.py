@@ -8,7 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 import anyio
@@ -53,7 +53,9 @@ class RedisStore:
     def uses(self) -> set[tuple[str, str, int]]:
         """Return bucket, ticket and moment of what counts now."""
         keys = list(self._observer.scan_iter("vestibule:{*"))
-        found = [(key, self._observer.zrange(key, 0, -1, withscores=True)) for key in keys]
+        found = [
+            (key, cast("list[tuple[str, float]]", self._observer.zrange(key, 0, -1, withscores=True))) for key in keys
+        ]
         return {(key, ticket, int(score)) for key, uses in found for ticket, score in uses}
 
 

@@ -34,6 +34,7 @@ class Sink:
         """Take the mail."""
         content = envelope.content if isinstance(envelope.content, bytes) else b""
         part = message_from_bytes(content, policy=SMTPUTF8).get_body(("plain",))
+        assert part is not None
         text = str(part.get_content()).replace("\r\n", "\n")
         line = {"to": str(envelope.rcpt_tos[0]), "code": CODE.findall(text)[0], "at": time.time()}
         self._file.write(json.dumps(line) + "\n")

@@ -7,4 +7,5 @@ from ops.bench import machine
 
 def free_ports(count: int) -> int:
     """Return the first of `count` ports in a row that are free now; different test processes get different ones."""
-    return machine.free_ports(count, 20_000, 32_000)
+    first: int = machine.free_ports(count, 20_000, 32_000)
+    return first
