@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import anyio
 
@@ -31,6 +31,7 @@ WrittenT = TypeVar("WrittenT")
 RENEW_SECONDS = 5.0  # a third of the lease: two renewals may fail before the claim is lost
 SETTLE_SECONDS = 60.0  # how long an outcome waits for a database that is away; later the mail is simply sent again
 HASTENED = 4  # for each mail that is taken: growth by leaps, and few vain tries at a server that is half up
+LOOK_OUT_SECONDS = 1.0  # between connections that are tried for all mails that wait for one
 UNREACHED_KEPT = 1024  # the others come when their wait is over
 LONGEST_WAIT_SECONDS = 900.0  # what a provider may ask for: nobody waits for a code much longer
 
@@ -101,6 +102,19 @@ class Delivery:
             return await self._settled(mail, sent)
         except MachineError as error:
             return Delivered(mail, Outcome.UNSETTLED, type(error).__name__)
+
+    async def look_out(self) -> NoReturn:
+        """Bring mails forward soon after a server that could not be reached is back; looks until cancelled.
+
+        To look is to connect, for all of them together: it takes no attempt from any.
+        """
+        while True:
+            await anyio.sleep(LOOK_OUT_SECONDS)
+            if self._unreached:
+                with suppress(Deferred):
+                    await self._postman.reach()
+                    self._pace.reached()
+                    await self._hasten()
 
     async def _with_code(self, mail: ClaimedMail) -> tuple[ClaimedMail, str | None] | None:
         """Return the mail as it can leave now; None when nobody needs it any more."""
@@ -178,7 +192,7 @@ class Delivery:
         return Delivered(mail, sent.outcome, sent.reason or None, sent.error)
 
     async def _hasten(self) -> None:
-        """Have some of the mails tried at once that wait for a server which has just taken one."""
+        """Have some of the mails tried at once that wait for a server which is there again."""
         some = list(islice(self._unreached, HASTENED))
         if some:
             for mail_id in some:

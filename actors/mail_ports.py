@@ -60,7 +60,11 @@ class Outbox(Protocol):
 
 
 class Postman(Protocol):
-    """Sends one mail."""
+    """Sends mails to one server."""
+
+    async def reach(self) -> None:
+        """Return once a connection could be had, without sending anything; raises Deferred."""
+        ...
 
     async def send(self, mail: ClaimedMail, code: str | None) -> None:
         """Return once the server has accepted the mail; raises Deferred or Rejected."""

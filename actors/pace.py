@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from actors.domain.mail import Deferred, Rejected
+from actors.domain.mail import Deferred, Rejected, Unreached
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -37,6 +37,11 @@ class Pace:
             raise
         self._put_off = None
         self._took.append(anyio.current_time() - begun)
+
+    def reached(self) -> None:
+        """Take note that a connection could be had: no silent mail is put off any longer for the want of one."""
+        if self._put_off is not None and isinstance(self._put_off[1], Unreached):
+            self._put_off = None
 
     async def pretend(self, mail: ClaimedMail) -> None:
         """Take the time of a real send and end as one would now: raises Rejected or Deferred, or returns."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from base64 import b64encode
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from aiohttp import (
     ClientConnectorError,
@@ -29,26 +31,41 @@ if TYPE_CHECKING:
     from service.mailer.mail_url import HttpProvider
 
 CONNECTIONS = 8
-TIMEOUT = ClientTimeout(total=60, connect=10, sock_connect=10)
+CONNECT_SECONDS = 10.0
+TIMEOUT = ClientTimeout(total=60, connect=CONNECT_SECONDS, sock_connect=CONNECT_SECONDS)
 NOT_THIS_MAIL = {401, 403, 404, 405, 407, 408, 425, 429}  # about the token, the address or the moment: repeat later
 
 
 class HttpPostman:
     """Hands mails to one HTTP provider; the `Idempotency-Key` lets it drop a repeat."""
 
-    def __init__(self, provider: HttpProvider, envelopes: Envelopes, session: ClientSession) -> None:
+    def __init__(
+        self, provider: HttpProvider, envelopes: Envelopes, session: ClientSession, tls: ssl.SSLContext | None
+    ) -> None:
         self._provider = provider
         self._envelopes = envelopes
         self._session = session
+        self._tls = tls
 
     @classmethod
     @asynccontextmanager
     async def open(cls, provider: HttpProvider, envelopes: Envelopes) -> AsyncIterator[HttpPostman]:
         """Give a postman around the body; its connections are closed at the end."""
-        secure = provider.url.startswith("https:")
-        connector = TCPConnector(limit=CONNECTIONS, ssl=ssl.create_default_context() if secure else True)
+        tls = ssl.create_default_context() if provider.url.startswith("https:") else None
+        connector = TCPConnector(limit=CONNECTIONS, ssl=tls or True)
         async with ClientSession(connector=connector, timeout=TIMEOUT, headers=_credentials(provider)) as session:
-            yield cls(provider, envelopes, session)
+            yield cls(provider, envelopes, session, tls)
+
+    async def reach(self) -> None:
+        """Connect, over TLS where mails go over it, and ask for nothing; raises Unreached."""
+        url = urlsplit(self._provider.url)
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                port = url.port or (443 if self._tls else 80)
+                _, writer = await asyncio.open_connection(url.hostname, port, ssl=self._tls)
+        except (OSError, ValueError) as error:
+            raise Unreached(f"{type(error).__name__} at the provider") from None
+        writer.close()
 
     async def send(self, mail: ClaimedMail, code: str | None) -> None:
         """Return once the provider has accepted the mail; raises Deferred or Rejected."""

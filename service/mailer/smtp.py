@@ -64,6 +64,11 @@ class SmtpPostman:
         with anyio.CancelScope(shield=True), anyio.move_on_after(1):
             await postman._take_leave(IDLE_SECONDS * -1)
 
+    async def reach(self) -> None:
+        """Connect and log in, and keep the connection for the next mail; raises Deferred."""
+        async with self._places:
+            self._idle.append((await self._connect(), anyio.current_time()))
+
     async def send(self, mail: ClaimedMail, code: str | None) -> None:
         """Return once the server has accepted the mail; raises Deferred or Rejected."""
         envelope = self._envelopes.fill(mail, code)

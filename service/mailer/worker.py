@@ -80,6 +80,9 @@ async def _work(
         delivery = Delivery(
             outbox, postman, keyring, code_ttl_seconds=settings.code_ttl_seconds, chance=CHANCE, new_number=uuid4
         )
+        aside = await stack.enter_async_context(anyio.create_task_group())
+        stack.callback(aside.cancel_scope.cancel)
+        aside.start_soon(delivery.look_out)
         room = MailRoom(outbox, traces.delivery(delivery.deliver), Report(), at_once=SENDS, chance=CHANCE)
         finish = asyncio.Event()
         listener = Listener(partial(_broker, servers.redis_url, room))

@@ -105,6 +105,10 @@ class TracedPostman:
         self._tracer = tracer
         self._protocol = "http" if way.startswith("http") else "smtp"
 
+    async def reach(self) -> None:
+        """Reach its server, which is part of no mail's trace."""
+        await self._postman.reach()
+
     async def send(self, mail: ClaimedMail, code: str | None) -> None:
         """Send it."""
         attributes = {"network.protocol.name": self._protocol}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from actors.domain.code import CodeId
+    from actors.domain.mail import Deferred
 
 LEASE_SECONDS = 15.0
 MADE = datetime(2026, 1, 1, tzinfo=UTC)
@@ -184,10 +185,22 @@ class MemoryOutbox:
 
 @dataclass(slots=True)
 class ScriptedPostman:
-    """Notes what it took, and does `script`'s next step for each mail first; without one it takes the mail."""
+    """Notes what it took, and does `script`'s next step for each mail first; without one it takes the mail.
+
+    `away` is raised to whoever wants to reach it, and `looks` counts those.
+    """
 
     script: list[Callable[[ClaimedMail], Awaitable[None]]] = field(default_factory=list)
     taken: list[tuple[ClaimedMail, str | None]] = field(default_factory=list)
+    away: Deferred | None = None
+    looks: int = 0
+
+    async def reach(self) -> None:
+        """Be there, or not."""
+        await anyio.lowlevel.checkpoint()
+        self.looks += 1
+        if self.away is not None:
+            raise self.away
 
     async def send(self, mail: ClaimedMail, code: str | None) -> None:
         """Take the mail, unless the script has something else in mind."""

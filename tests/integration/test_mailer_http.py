@@ -137,3 +137,22 @@ def test_a_provider_that_is_away_defers_without_telling_where_it_is() -> None:
         with pytest.raises(Unreached) as caught:
             send(f"http://token@127.0.0.1:{closed.getsockname()[1]}/")
     assert caught.value.reason == "ClientConnectorError at the provider"
+
+
+def looked_for(url: str) -> None:
+    """Look for a provider as the mail worker does."""
+
+    async def body() -> None:
+        async with open_postman(Settings(), url) as postman:
+            await postman.reach()
+
+    anyio.run(body, backend="asyncio")
+
+
+def test_a_provider_is_looked_for_by_a_connection_alone(provider: Provider) -> None:
+    """It is there or not; over TLS it is there once it can be trusted, as mails need it to be."""
+    looked_for(f"http://{provider.place}/")
+    assert provider.posted == []
+    for url in (f"https://{provider.place}/", "http://127.0.0.1:1/"):
+        with pytest.raises(Unreached):
+            looked_for(url)

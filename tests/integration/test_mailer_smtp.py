@@ -181,6 +181,23 @@ def test_a_server_that_is_away_defers(smtp_catcher: SmtpServer) -> None:
     assert send(smtp_catcher.url, mail()) == [None]
 
 
+def test_a_server_that_was_looked_for_takes_the_next_mail_over_that_connection(smtp_catcher: SmtpServer) -> None:
+    """Looking asks for nothing but a connection, and says whether it was had."""
+
+    async def body() -> None:
+        async with open_postman(Settings(), smtp_catcher.url) as postman:
+            smtp_catcher.refuse()
+            with pytest.raises(Unreached):
+                await postman.reach()
+            smtp_catcher.accept()
+            await postman.reach()
+            assert (smtp_catcher.connections, smtp_catcher.mails) == (1, [])
+            await postman.send(mail(), CODE)
+
+    anyio.run(body, backend="asyncio")
+    assert (smtp_catcher.connections, len(smtp_catcher.mails)) == (1, 1)
+
+
 def test_no_more_connections_are_opened_than_agreed(smtp_catcher: SmtpServer) -> None:
     """Thirty mails at once share them."""
 

@@ -1,4 +1,4 @@
-"""Deliveries after a mail server's outage: what waited for it is brought forward, a little for each mail it takes."""
+"""Deliveries after a mail server's outage: what waited for it is brought forward soon after it is back, by leaps."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import anyio
+import pytest
 
-from actors.delivery import HASTENED, UNREACHED_KEPT, Delivery, Outcome
+from actors.delivery import HASTENED, LOOK_OUT_SECONDS, UNREACHED_KEPT, Delivery, Outcome
 from actors.domain.code import Keyring
 from actors.domain.mail import Deferred, MailKind, MailState, Unreached
 from actors.ports import StoreUnavailable
@@ -133,3 +134,58 @@ async def test_of_a_long_outage_a_bounded_number_is_remembered() -> None:
     while due := await relay.due():
         hastened += len(due)
     assert hastened == UNREACHED_KEPT
+
+
+@pytest.mark.parametrize("says", [Unreached("SMTPConnectError at connect"), Deferred("421 4.3.2 at connect")])
+async def test_a_server_that_is_back_is_found_soon_and_by_nobodys_attempt(
+    autojump_clock: object, says: Deferred
+) -> None:
+    """Who had to wait for half a minute leaves after a second, without a new mail; one look was for all of them."""
+    _ = autojump_clock
+    relay = Relay()
+    relay.postman.away = says
+    waiting = [await relay.send(away) for _ in range(HASTENED)]
+    for row in waiting:
+        row.due_at = anyio.current_time() + 30
+    async with anyio.create_task_group() as group:
+        group.start_soon(relay.delivery.look_out)
+        await anyio.sleep(10.5)
+        assert (relay.postman.looks, await relay.due()) == (10 / LOOK_OUT_SECONDS, [])
+        relay.postman.away = None
+        await anyio.sleep(LOOK_OUT_SECONDS)
+        assert await relay.due() == waiting
+        assert {row.attempts for row in waiting} == {2}
+        group.cancel_scope.cancel()
+
+
+async def test_nobody_is_looked_out_for_while_no_mail_waits(autojump_clock: object) -> None:
+    """A mail server is left alone by those who want nothing."""
+    _ = autojump_clock
+    relay = Relay()
+    await relay.send(busy)
+    with anyio.move_on_after(5):
+        await relay.delivery.look_out()
+    assert relay.postman.looks == 0
+
+
+async def test_silent_mails_leave_when_the_server_is_back_as_real_ones_do(autojump_clock: object) -> None:
+    """A connection is enough: none of them waits until a real mail was taken."""
+    _ = autojump_clock
+    relay = Relay()
+    real = await relay.send(away)
+    silent = await relay.send(kind=MailKind.SILENT)
+    del relay.outbox.rows[real.id]
+    with anyio.move_on_after(1.5 * LOOK_OUT_SECONDS):
+        await relay.delivery.look_out()
+    assert await relay.due() == [silent]
+
+
+async def test_silent_mails_that_were_told_to_come_later_do_not_come_for_a_connection(autojump_clock: object) -> None:
+    """A server that is there may still put mails off."""
+    _ = autojump_clock
+    relay = Relay()
+    await relay.send(away)
+    await relay.send(busy)
+    with anyio.move_on_after(1.5 * LOOK_OUT_SECONDS):
+        await relay.delivery.look_out()
+    assert (await relay.send(kind=MailKind.SILENT)).state is MailState.QUEUED
