@@ -41,10 +41,12 @@ class Answer:
             raise Unreachable(f"the answer (status {self.status}) is not JSON: is this a Vestibule?") from None
 
     def problem(self) -> str:
-        """Return what a refusal says, as `429 RateLimitExceeded`."""
+        """Return what a refusal says, as `429 RateLimitExceeded` or `422 ValidationError: limit must be …`."""
         try:
-            return f"{self.status} {json.loads(self.body)['error']}"
-        except (ValueError, KeyError, TypeError):
+            said = json.loads(self.body)
+            fields = "; ".join(f"{each['field']} {each['message']}" for each in said.get("errors", ()))
+            return f"{self.status} {said['error']}" + (f": {fields}" if fields else "")
+        except (ValueError, KeyError, TypeError, AttributeError):
             return str(self.status)
 
 
@@ -76,6 +78,18 @@ class Remote:
         return self._call(
             "POST", path, data, {"Content-Type": "application/json", **self._bearer(ops), **(headers or {})}
         )
+
+    def said(self, answer: Answer) -> Any:  # noqa: ANN401 - whatever was sent
+        """Return a good answer's JSON; raises Unreachable for every other one, with what can be done about it."""
+        if answer.status == HTTPStatus.UNAUTHORIZED and self._token:
+            raise Unreachable(
+                f"{self.url} has another operator's token than the one given: look at VESTIBULE_OPS_TOKEN"
+            )
+        if answer.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+            raise Unreachable(f"{self.url} wants the operator's token: set VESTIBULE_OPS_TOKEN")
+        if answer.status != HTTPStatus.OK:
+            raise Unreachable(f"{self.url} answers {answer.problem()}")
+        return answer.json()
 
     def _bearer(self, ops: bool) -> dict[str, str]:  # noqa: FBT001 - passed on from a keyword
         return {"Authorization": f"Bearer {self._token}"} if ops and self._token else {}
@@ -131,12 +145,7 @@ def _token() -> str | None:
 
 def metrics_of(remote: Remote) -> dict[str, Any]:
     """Return the service's metrics; raises Unreachable."""
-    answer = remote.get("/api/v1/metrics", ops=True)
-    if answer.status in {401, 403}:
-        raise Unreachable(f"{remote.url} wants the operator's token: set VESTIBULE_OPS_TOKEN")
-    if answer.status != HTTPStatus.OK:
-        raise Unreachable(f"{remote.url} answers {answer.problem()}")
-    metrics = answer.json()
+    metrics = remote.said(remote.get("/api/v1/metrics", ops=True))
     if not isinstance(metrics, dict) or "request_counts" not in metrics:
         raise Unreachable(f"{remote.url} answers without metrics: is this a Vestibule?")
     return metrics

@@ -17,11 +17,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from time import monotonic
 from typing import TYPE_CHECKING, Self
 
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTraceServiceRequest,
-    ExportTraceServiceResponse,
-)
-from opentelemetry.proto.trace.v1.trace_pb2 import Span as WireSpan
+try:
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+        ExportTraceServiceRequest,
+        ExportTraceServiceResponse,
+    )
+    from opentelemetry.proto.trace.v1.trace_pb2 import Span as WireSpan
+except ModuleNotFoundError as missing:
+    sys.exit(f"traces.py: needs the package {missing.name} (the extra `otel`)")
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -214,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     if any(options.name in span.name for span in spans):
                         print(render(spans), flush=True)
     except OSError as error:
-        print(f"cannot listen on port {options.port}: {error.strerror}", file=sys.stderr)
+        print(f"traces.py: cannot listen on port {options.port}: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 0

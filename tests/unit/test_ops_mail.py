@@ -37,7 +37,9 @@ def service() -> Iterator[RemoteService]:
     answers: dict[str, list[tuple[int, Any]]] = {
         LIST: [(200, {"mails": [MAIL]})],
         f"{LIST}?state=dead&since=2h&limit=5": [(200, {"mails": []})],
-        f"{LIST}?state=lost": [(422, {"error": "InvalidFields"})],
+        f"{LIST}?state=lost": [
+            (422, {"error": "ValidationError", "errors": [{"field": "state", "message": "must be"}]})
+        ],
         f"{LIST}/{ID}": [(200, MAIL)],
         REPLAY: [(200, {"dry_run": False, "replayed": [ID]})],
     }
@@ -87,10 +89,21 @@ def test_mails_are_replayed(service: RemoteService) -> None:
 
 
 def test_a_refusal_is_one_line(service: RemoteService) -> None:
-    """Exit status 3, and what the service says; without the right token, what to set."""
-    assert run(service, "list", "--state", "lost") == (3, "", "mail.py: the service answers 422 InvalidFields\n")
-    service.answers[LIST] = [(401, {"error": "OpsTokenMissing"})]
-    assert run(service, "list") == (3, "", "mail.py: the service wants the operator's token: set VESTIBULE_OPS_TOKEN\n")
+    """Exit status 3, and what the service says, of fields too; with the wrong token and without any, what to do."""
+    wrong = f"mail.py: {service.url} answers 422 ValidationError: state must be\n"
+    assert run(service, "list", "--state", "lost") == (3, "", wrong)
+    service.answers[LIST] = [(401, {"error": "OpsTokenRequired"}), (403, {"error": "OpsTokenRequired"})]
+    another = "has another operator's token than the one given: look at VESTIBULE_OPS_TOKEN"
+    assert run(service, "list") == (3, "", f"mail.py: {service.url} {another}\n")
+    wanted = f"mail.py: {service.url} wants the operator's token: set VESTIBULE_OPS_TOKEN\n"
+    assert run(service, "list") == (3, "", wanted)
+
+
+def test_options_may_stand_behind_the_command(service: RemoteService) -> None:
+    """`list --json` is `--json list`, as with `vestibule mail`."""
+    assert run(service, "list", "--json") == run(service, "--json", "list")
+    assert run(service, "show", ID, "--url", service.url, "--token", "another")[0] == 0
+    assert service.seen[-1][1]["Authorization"] == "Bearer another"
 
 
 def test_which_mails_must_be_said(service: RemoteService) -> None:

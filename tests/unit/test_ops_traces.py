@@ -119,4 +119,4 @@ def test_a_port_that_is_taken_is_one_line() -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         done = subprocess.run([sys.executable, PROGRAM, "--port", port], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, f"cannot listen on port {port}: Address already in use\n")
+    assert (done.returncode, done.stderr) == (1, f"traces.py: cannot listen on port {port}: Address already in use\n")
