@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from service.adapters.redis_client import Redis
 
 
-COUNTED_ASIDE = ("forwarded_untrusted", "log_lines_dropped")  # shown from the start, as all others are
+LOG_LINES_DROPPED = "log_lines_dropped"
+COUNTED_ASIDE = ("forwarded_untrusted", LOG_LINES_DROPPED)  # shown from the start, as all others are
 
 
 def machinery(

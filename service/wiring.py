@@ -45,7 +45,7 @@ from service.adapters.redis_windows import RedisWindows
 from service.adapters.taskiq_wakeups import TaskiqWakeups
 from service.adapters.windows_fallback import WindowsFallback
 from service.hashing import hashing
-from service.machinery import machinery
+from service.machinery import LOG_LINES_DROPPED, machinery
 from service.metrics_reader import Reader
 from service.surroundings import Surroundings
 from service.tracing.tracing import UNTRACED
@@ -126,7 +126,7 @@ async def running(  # noqa: PLR0913, PLR0917 - what a process is given
         supervisor, decisions, noticed = Supervisor(_report), Decisions(), Counter[str]()
 
         def standing() -> Machinery:
-            return machinery(supervisor, decisions, postgres, redis, {**noticed, "log_lines_dropped": lost_lines()})
+            return machinery(supervisor, decisions, postgres, redis, {**noticed, LOG_LINES_DROPPED: lost_lines()})
 
         metrics = supervisor.employ(lambda: MetricsAggregator(tally, quick, ledger, standing))
         limiter = tracing.employ(supervisor, lambda: RateLimiter(windows, decisions))

@@ -42,7 +42,7 @@ COUNTERS = {
     "pool_waited": ("vestibule_database_pool_waited", "", "Statements that waited for a database connection."),
     "pool_timed_out": ("vestibule_database_pool_timed_out", "", "Statements that got no database connection in time."),
     "forwarded_untrusted": ("vestibule_forwarded_untrusted", "", "Forwarded headers of peers that no setting trusts."),
-    "log_lines_dropped": ("vestibule_log_lines_dropped", "", "Log lines of API workers that nobody took in time."),
+    "log_lines_dropped": ("vestibule_log_lines_dropped", "", "Log lines that nobody took in time."),
 }
 LEVELS = {
     "mailbox_waiting": ("vestibule_actor_mailbox_depth", "actor", "Messages waiting in the mailboxes of an actor."),

@@ -6,9 +6,9 @@ import asyncio
 import random
 import signal
 import socket
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 from uuid import uuid4
 
 import anyio
@@ -16,11 +16,15 @@ from loguru import logger
 
 from actors.delivery import Delivery, Outcome
 from actors.domain.code import Keyring
+from actors.domain.tally import Tally
+from actors.kit.mailbox import MachineError
 from actors.mail_room import MailRoom
 from service import logs
 from service.adapters.postgres import Postgres
 from service.adapters.postgres_codes import CodePolicy
+from service.adapters.postgres_metrics import PostgresMetrics
 from service.adapters.postgres_outbox import PostgresOutbox
+from service.machinery import LOG_LINES_DROPPED
 from service.mailer.broker import Listener, wakeup_broker
 from service.mailer.postman import open_postman
 from service.mailer.tasks import register
@@ -30,18 +34,20 @@ from service.traceparent import trace_id
 from service.tracing.tracing import untraced
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager
 
     from taskiq_redis import RedisStreamBroker
 
     from actors.delivery import Delivered
-    from actors.kit.mailbox import MachineError
     from actors.mail_ports import Postman
+    from actors.metrics_ports import Ledger
     from service.servers import Servers
     from service.settings import Settings
     from service.tracing.tracing import Opening
 
 SENDS = 16  # at once: mail servers take half a second and more for a mail, this process a millisecond
+COUNT_SECONDS = 1.0  # between looks for lost log lines, as the ticks of an API worker
 CHANCE = random.SystemRandom().random
 
 
@@ -58,31 +64,34 @@ def run(
     writer = logs.configure(settings, "mail")
     options = {"use_uvloop": settings.loop != "asyncio"}  # Taskiq knows no other loop than asyncio's
     try:
-        work = partial(_work, settings, servers, keyring, postman, tracing)
+        work = partial(_work, settings, servers, keyring, postman, tracing, lambda: writer.dropped)
         anyio.run(beating, channel, work, backend="asyncio", backend_options=options)
     finally:
         writer.stop()
 
 
-async def _work(
+async def _work(  # noqa: PLR0913, PLR0917 - what a process is given
     settings: Settings,
     servers: Servers,
     keyring: Keyring,
     opening: AbstractAsyncContextManager[Postman],
     tracing: Opening,
+    lost_lines: Callable[[], int],
 ) -> None:
+    worker = f"mail@{socket.gethostname()}"
     async with AsyncExitStack() as stack:
         signals = stack.enter_context(anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
         traces = await stack.enter_async_context(tracing("mail"))
         postgres = await stack.enter_async_context(Postgres.open(servers.database_url))
         postman = traces.postman(await stack.enter_async_context(opening), servers.mail_url)
-        outbox = traces.outbox(PostgresOutbox(postgres, CodePolicy.of(settings), f"mail@{socket.gethostname()}"))
+        outbox = traces.outbox(PostgresOutbox(postgres, CodePolicy.of(settings), worker))
         delivery = Delivery(
             outbox, postman, keyring, code_ttl_seconds=settings.code_ttl_seconds, chance=CHANCE, new_number=uuid4
         )
         aside = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(aside.cancel_scope.cancel)
         aside.start_soon(delivery.look_out)
+        aside.start_soon(_counting, PostgresMetrics(postgres), Tally(f"{worker}.{uuid4().hex[:8]}"), lost_lines)
         room = MailRoom(outbox, traces.delivery(delivery.deliver), Report(), at_once=SENDS, chance=CHANCE)
         finish = asyncio.Event()
         listener = Listener(partial(_broker, servers.redis_url, room))
@@ -97,6 +106,19 @@ async def _work(
             finish.set()
             group.cancel_scope.deadline = anyio.current_time() + settings.grace_seconds
         logger.info("mail worker stopped")
+
+
+async def _counting(ledger: Ledger, tally: Tally, lost_lines: Callable[[], int]) -> NoReturn:
+    """Enter into the ledger of the metrics how many log lines were lost, once there is one; until cancelled.
+
+    Always as a worker that leaves: those that stay are counted as the ones that answer requests.
+    """
+    while True:
+        await anyio.sleep(COUNT_SECONDS)
+        if lost := lost_lines():
+            tally.raise_to({LOG_LINES_DROPPED: lost})
+            with suppress(MachineError):  # entered the next time
+                await ledger.write(tally.report({}, {}, leaving=True))
 
 
 def _broker(url: str, room: MailRoom) -> RedisStreamBroker:

@@ -9,7 +9,7 @@ import sys
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 from uuid import UUID, uuid4
 
 import anyio
@@ -18,14 +18,18 @@ import pytest
 
 from actors.domain.code import CodeId, Keyring
 from actors.domain.email_address import EmailAddress
+from actors.domain.tally import Tally
 from actors.ports import NewAccount
 from service.adapters.postgres import Postgres
 from service.adapters.postgres_accounts import PostgresAccounts
+from service.adapters.postgres_metrics import PostgresMetrics
 from service.adapters.postgres_migrations import migrate
 from service.adapters.redis_client import Redis
+from service.adapters.redis_metrics import RedisMetrics
 from service.adapters.taskiq_wakeups import TaskiqWakeups
 from service.embedded.launcher import stop
 from service.embedded.postgres import EmbeddedPostgres
+from service.metrics_reader import Reader
 from tests.fakes.accounts import DEFAULTS
 from tests.servers.own_redis import OwnRedis
 
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import LiteralString
 
+    from actors.metrics_ports import Metrics
     from tests.servers.smtp import Received, SmtpServer
 
 KEY: Final = b"1" * 32
@@ -61,14 +66,19 @@ class Workers:
 
     def start(self, **settings: str) -> subprocess.Popen[bytes]:
         """Start one more and wait until it works."""
-        environment = self.environment | {f"VESTIBULE_{name.upper()}": value for name, value in settings.items()}
         before = self.said().count("mail worker started")
         with self._log.open("ab") as log:
-            process = subprocess.Popen([VESTIBULE, "worker", "--supervised"], env=environment, stdout=log, stderr=log)
-        self._running.callback(process.wait)
-        self._running.callback(process.kill)
+            process = self.begin(log, **settings)
         self.wait(lambda: self.said().count("mail worker started") > before or process.poll() is not None)
         assert process.poll() is None, self.said()
+        return process
+
+    def begin(self, output: BinaryIO, **settings: str) -> subprocess.Popen[bytes]:
+        """Start one more, which writes its log there."""
+        environment = self.environment | {f"VESTIBULE_{name.upper()}": value for name, value in settings.items()}
+        process = subprocess.Popen([VESTIBULE, "worker", "--supervised"], env=environment, stdout=output, stderr=output)
+        self._running.callback(process.wait)
+        self._running.callback(process.kill)
         return process
 
     def said(self) -> str:
@@ -381,3 +391,20 @@ def test_settings_that_could_make_no_mail_stop_the_start_with_one_line(workers: 
     )
     assert result.returncode == 2
     assert result.stderr.splitlines() == ["vestibule: VESTIBULE_MAIL_FROM: must be an address, or Name <address>"]
+
+
+def test_log_lines_that_nobody_took_are_in_the_metrics(workers: Workers) -> None:
+    """Counted with those of the API workers, without making the mail worker one of them, and when it is gone too."""
+
+    async def metrics() -> Metrics:
+        async with Postgres.open(workers.database_url) as postgres, Redis.open(workers.redis_url) as redis:
+            ledger = PostgresMetrics(postgres)
+            return await Reader(Tally("api-1.test"), RedisMetrics(redis), ledger, ledger).read()
+
+    with Path("/dev/full").open("wb") as full:
+        process = workers.begin(full)
+    workers.until("SELECT totals->>'log_lines_dropped' FROM metrics_workers WHERE worker LIKE 'mail@%'", "1")
+    process.kill()
+    process.wait()
+    read = anyio.run(metrics)
+    assert (read.totals["log_lines_dropped"], read.workers) == (1, 1)
