@@ -10,7 +10,7 @@ import anyio
 
 from actors.domain.tally import Window, WorkerReport, first_slice, summed, together
 from actors.kit.mailbox import MachineError
-from actors.metrics_ports import Business, Holdings, MailQueue, Metrics
+from actors.metrics_ports import Business, Holdings, Machinery, MailQueue, Metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +26,8 @@ DATABASE_AWAY = "The database is away: business metrics, mails and workers that 
 class Reader:
     """A MetricsReader over both stores and the process' own tally.
 
-    With Redis away the ledger tells; with the database away Redis and what was last read from the database.
+    With Redis away the ledger tells; with the database away Redis and what was last read from the database; with both
+    away this process still tells how it stands itself.
     """
 
     def __init__(
@@ -36,12 +37,14 @@ class Reader:
         ledger: Ledger,
         books: BusinessBooks,
         now: Callable[[], float] = time.time,
+        machinery: Callable[[], Machinery] = Machinery,
     ) -> None:
         self._tally = tally
         self._quick = quick
         self._ledger = ledger
         self._books = books
         self._now = now
+        self._machinery = machinery
         self._window = Window()
         self._reading = anyio.Lock()
         self._metrics: Metrics | None = None
@@ -62,9 +65,8 @@ class Reader:
         quick = await self._quick_holdings(oldest)  # before the ledger: what is forgotten here stands there already
         booked, books_are_open = await self._books_holdings(oldest, quick)
         ledger, business, mail = booked
-        own = WorkerReport(
-            self._tally.worker, self._tally.version + 1, self._tally.totals(), slices=self._tally.slices(now)
-        )
+        levels, slices = self._machinery().levels, self._tally.slices(now)
+        own = WorkerReport(self._tally.worker, self._tally.version + 1, self._tally.totals(), levels, slices)
         reports = together([*ledger.reports, *(quick.reports if quick else ()), own]).values()
         live = (quick.live if quick else ledger.live) | {self._tally.worker}
         notes = [] if quick else [REDIS_AWAY]

@@ -164,7 +164,7 @@ async def running(  # noqa: PLR0913, PLR0917 - what a process is given
             shadows=shadows,
         )
         health = Surroundings(postgres, redis)
-        reader = Reader(tally, quick, ledger, ledger)
+        reader = Reader(tally, quick, ledger, ledger, machinery=standing)
         yield Service(signup, metrics, limiter, supervisor, health, reader, PostgresDesk(postgres, policy), noticed)
 
 

@@ -178,6 +178,20 @@ async def test_without_the_ledger_the_quick_store_and_the_last_reading_answer() 
     assert metrics.notes == [DATABASE_AWAY]
 
 
+async def test_with_both_stores_away_the_reading_process_tells_how_it_stands() -> None:
+    """What it finds away is shown now, when nobody can be told by way of a store."""
+    house = House()
+    standing = Machinery({"breaker_open|postgres": 0.0})
+    reader = Reader(
+        Tally("reader"), house.quick, house.ledger, house.ledger, lambda: house.now, machinery=lambda: standing
+    )
+    await reader.read()
+    house.ledger.away = house.quick.away = True
+    standing = Machinery({"breaker_open|postgres": 1.0})
+    house.now += FRESH_SECONDS
+    assert (await reader.read()).levels == {"reader": {"breaker_open|postgres": 1.0}}
+
+
 async def test_without_the_ledger_and_without_a_memory_nothing_is_made_up() -> None:
     """A process that never saw the database refuses instead of answering zeros."""
     house = House()
