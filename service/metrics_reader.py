@@ -30,13 +30,14 @@ class Reader:
     away this process still tells how it stands itself.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is one source; the last by name
         self,
         tally: Tally,
         quick: QuickStore,
         ledger: Ledger,
         books: BusinessBooks,
         now: Callable[[], float] = time.time,
+        *,
         machinery: Callable[[], Machinery] = Machinery,
     ) -> None:
         self._tally = tally
