@@ -6,7 +6,7 @@ import re
 import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from playwright.sync_api import sync_playwright
@@ -67,7 +67,7 @@ def browser() -> Iterator[Browser]:
         launched.close()
 
 
-def context_of(launched: Browser, watch: Watch | None = None, **options: object) -> BrowserContext:
+def context_of(launched: Browser, watch: Watch | None = None, **options: Any) -> BrowserContext:  # noqa: ANN401 - Playwright's own
     """Return a context whose waits are bounded."""
     context = launched.new_context(**options)
     context.set_default_timeout(PATIENCE_MS)

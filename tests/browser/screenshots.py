@@ -18,13 +18,13 @@ from tests.faults.under_test import wait_for
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, ViewportSize
 
     from tests.browser.place import Place
 
-DESK = {"width": 1280, "height": 930}
-PHONE = {"width": 390, "height": 1300}
-FORM = {"width": 640, "height": 620}
+DESK: ViewportSize = {"width": 1280, "height": 930}
+PHONE: ViewportSize = {"width": 390, "height": 1300}
+FORM: ViewportSize = {"width": 640, "height": 620}
 COURSE_SECONDS = 58.0  # of a minute, which is what a young page shows
 
 

@@ -9,13 +9,13 @@ from playwright.sync_api import expect
 from tests.browser.contrast import faint_texts
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Page, ViewportSize
 
     from tests.browser.place import Place
 
 PAGES = ["/", "/docs", "/problems/weak-password", "/dev/mail", "/ops"]
-PHONE = {"width": 360, "height": 740}
-DESK = {"width": 1280, "height": 800}
+PHONE: ViewportSize = {"width": 360, "height": 740}
+DESK: ViewportSize = {"width": 1280, "height": 800}
 
 
 def test_the_reader_of_the_description_leads_to_each_call(tab: Page, developers: Place) -> None:

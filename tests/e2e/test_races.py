@@ -16,6 +16,8 @@ from tests.e2e.world import wrong_code
 from tests.faults.under_test import wait_for
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.e2e.client import Answer
     from tests.e2e.conftest import Story
     from tests.e2e.world import Person
@@ -28,6 +30,11 @@ ABORT = struct.pack("ii", 1, 0)  # SO_LINGER: close with a reset
 def outcomes(answers: list[Answer]) -> Counter[str]:
     """Count what was heard."""
     return Counter(answer.outcome for answer in answers)
+
+
+def stands(person: Person, state: str) -> bool:
+    """Return whether the person's registration is in this state."""
+    return person.state() == state
 
 
 def test_of_sixteen_registrations_of_one_address_one_wins(story: Story) -> None:
@@ -64,8 +71,8 @@ def test_a_redeem_that_meets_resends_wins_once_or_can_be_repeated(story: Story) 
     for _ in range(ROUNDS):
         person = story.place.person().registered()
         code = person.code()
-        calls = [partial(person.activate, code), person.resend] * (MANY // 2)
-        answers = at_once(calls)
+        calls: list[Callable[[], Answer]] = [partial(person.activate, code), person.resend]
+        answers = at_once(calls * (MANY // 2))
         redeems, resends = outcomes(answers[0::2]), outcomes(answers[1::2])
         assert redeems["200"] <= 1
         assert redeems.keys() <= {"200", "409 UserAlreadyActivated", "400 InvalidActivationCode"}
@@ -73,7 +80,7 @@ def test_a_redeem_that_meets_resends_wins_once_or_can_be_repeated(story: Story) 
         if not redeems["200"]:
             assert all(answer.json()["superseded"] for answer in answers[0::2])
             latest = 1 + resends["202"]
-            wait_for(lambda person=person: person.state() == "accepted", "the latest mail is accepted")
+            wait_for(partial(stands, person, "accepted"), "the latest mail is accepted")
             newest = story.place.post.to(person.email)[-1].code
             assert latest >= 2
             assert person.activate(newest).outcome == "200"
@@ -94,8 +101,9 @@ def _one_of_two_owners(first: Person) -> None:
     for _ in range(4):
         first.activate(wrong_code(code))
     second = first.another_password()
-    redeem, register = partial(first.activate, code), second.register
-    answers = at_once([partial(first.activate, wrong_code(code)), *[redeem, register] * 7])
+    pair: list[Callable[[], Answer]] = [partial(first.activate, code), second.register]
+    calls: list[Callable[[], Answer]] = [partial(first.activate, wrong_code(code)), *pair * 7]
+    answers = at_once(calls)
     redeems, registrations = outcomes(answers[1::2]), outcomes(answers[2::2])
     assert redeems["200"] + registrations["201"] <= 1
     assert not {"500", "503"} & {outcome[:3] for outcome in redeems | registrations}

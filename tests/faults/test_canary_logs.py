@@ -21,6 +21,7 @@ from tests.servers.signals import send
 from tests.servers.smtp import SmtpServer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 ROLES = {"postgres": re.compile(r"/bin/postgres "), "redis": re.compile(r"valkey|redis-server")}
@@ -35,10 +36,15 @@ def child(instance: Instance, role: str) -> int:
     return 0
 
 
+def replaced(instance: Instance, role: str, fallen: int) -> bool:
+    """Return whether another process has taken the fallen server's place."""
+    return child(instance, role) not in {0, fallen}
+
+
 def use(person: Person, code: str) -> None:
     """Make every call; whatever is heard is held to the form of answers, which is all that matters here."""
     client = person.client
-    calls = [
+    calls: list[Callable[[], object]] = [
         partial(client.register, f"again.{person.email}", person.password),
         partial(person.activate, code),
         person.resend,
@@ -55,15 +61,15 @@ def test_broken_servers_bring_no_secret_into_the_logs(tmp_path: Path, loop: str)
         place = Place(instance, Post(ServerLetters(mail_server), instance.ledger))
         person = place.person().registered()
         code = person.code()
-        for reply, stage in (("451 4.2.0 <{}> later", "RCPT"), ("550 5.1.1 <{}> has no mailbox here", "RCPT")):
+        for reply in ("451 4.2.0 <{}> later", "550 5.1.1 <{}> has no mailbox here"):
             other = place.person()
-            mail_server.answer(reply.format(other.email), at=stage)
+            mail_server.answer(reply.format(other.email), at="RCPT")
             other.registered()
         for role in ROLES:
             fallen = child(instance, role)
             send(fallen, signal.SIGKILL)
             use(person, wrong_code(code))
-            wait_for(lambda role=role, fallen=fallen: child(instance, role) not in {0, fallen}, f"{role} is back")
+            wait_for(partial(replaced, instance, role, fallen), f"{role} is back")
             wait_for(instance.ready, "the service is ready again")
         use(person, code)
         wait_for(lambda: '"mail dead"' in instance.said(), "the refused mail is given up")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +12,7 @@ from tests.faults.outage import at_once, load, passes, told
 from tests.faults.under_test import patience, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sized
 
     from tests.faults.clients import Answer, Clients
     from tests.faults.outage import Site
@@ -59,6 +60,11 @@ def refused(clients: Clients, waiting: tuple[str, str]) -> list[Answer]:
     return [clients.register(new()), clients.register(name, Idempotency_Key=name), clients.activate(*waiting)]
 
 
+def more_than(number: int, answers: Sized) -> bool:
+    """Return whether the load has so many answers."""
+    return len(answers) > number
+
+
 def pending(service: Site) -> tuple[str, str]:
     """Return somebody who waits, and the code."""
     name = new()
@@ -92,7 +98,7 @@ def test_restarted(service: Site) -> None:
     """A restart under load fails no request."""
     with load(lambda: service.clients.register(new())) as answers:
         for rounds in (1, 2):
-            wait_for(lambda rounds=rounds: len(answers) > 80 * rounds, "load")
+            wait_for(partial(more_than, 80 * rounds, answers), "load")
             began = time.monotonic()
             service.postgres.restart()
             took = time.monotonic() - began
@@ -114,7 +120,7 @@ def test_stopped_in_the_middle(service: Site) -> None:
 
     with load(register, clients=8) as answers:
         for rounds in range(1, 6):
-            wait_for(lambda rounds=rounds: len(answers) > 40 * rounds, "load")
+            wait_for(partial(more_than, 40 * rounds, answers), "load")
             service.postgres.stall()
             passes(1.8)
             service.postgres.resume()

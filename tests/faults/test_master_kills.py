@@ -6,8 +6,10 @@ import signal
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from tests.faults.under_test import alive, load, running, wait_for
@@ -16,8 +18,6 @@ from tests.servers.signals import send
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import psutil
 
     from tests.faults.under_test import Running
 
@@ -83,7 +83,7 @@ def test_a_killed_command_is_back_within_five_seconds(stand_in: Running) -> None
         wait_for(lambda: _sleeper(stand_in.master), "it has become its command", 5.0)
         old = _sleeper(stand_in.master)
         send(old, signal.SIGKILL)
-        wait_for(lambda old=old: _sleeper(stand_in.master) not in {0, old}, "a new one", 5.0)
+        wait_for(partial(_another_sleeper, stand_in.master, old), "a new one", 5.0)
     assert stand_in.workers() == workers
 
 
@@ -131,4 +131,12 @@ def _cpu(process: psutil.Process) -> float:
 
 
 def _sleeper(master: psutil.Process) -> int:
-    return next((child.pid for child in master.children() if child.name() == "sleep"), 0)
+    for child in master.children():
+        with suppress(psutil.NoSuchProcess):  # it was killed a moment ago
+            if child.name() == "sleep":
+                return child.pid
+    return 0
+
+
+def _another_sleeper(master: psutil.Process, old: int) -> bool:
+    return _sleeper(master) not in {0, old}

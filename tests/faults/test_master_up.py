@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -130,7 +131,7 @@ def test_servers_and_workers_that_are_killed_are_back_within_five_seconds(one: U
         old = one.child(role)
         assert old, role
         send(old, signal.SIGKILL)
-        wait_for(lambda role=role, old=old: one.child(role) not in {0, old} and one.ready(), f"{role} is back", 5.0)
+        wait_for(partial(_back, one, role, old), f"{role} is back", 5.0)
 
 
 def test_what_is_stopped_without_dying_is_replaced(one: Up) -> None:
@@ -244,6 +245,10 @@ def test_a_signal_in_the_middle_of_the_start_ends_it_without_a_trace(tmp_path: P
     assert process.wait(20) == 0
     wait_for(lambda: not any(alive(pid) for pid in family), "all are gone", 5.0)
     assert "Traceback" not in output.read_text(encoding="utf-8")
+
+
+def _back(one: Up, role: str, old: int) -> bool:
+    return one.child(role) not in {0, old} and one.ready()
 
 
 @contextmanager

@@ -165,7 +165,9 @@ def metrics(instance: Instance) -> dict[str, Any]:
 def witnessed(instance: Instance) -> dict[str, int]:
     """Return the business counters as Postgres' triggers have seen them."""
     with psycopg.connect(EmbeddedPostgres(instance.data_dir).url) as database:
-        seen = Counter(dict(database.execute("SELECT what, count(*) FROM witnessed GROUP BY what").fetchall()))
+        seen: Counter[str] = Counter(
+            dict(database.execute("SELECT what, count(*) FROM witnessed GROUP BY what").fetchall())
+        )
     made = {name: seen[name] for name in ("registrations", "activations", "mails_accepted")}
     return {**made, "resends": seen["mails"] - seen["registrations"], "mails_dead": 0}
 

@@ -6,7 +6,7 @@ import json
 from base64 import b64encode
 from contextlib import suppress
 from ipaddress import ip_network
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
@@ -130,7 +130,7 @@ def address(text: str) -> None:
     assert reader.read(read.key).key == read.key
 
 
-READERS: Final = {
+READERS: Final[dict[str, tuple[Callable[..., None], tuple[st.SearchStrategy[Any], ...]]]] = {
     "Basic header": (basic_header, (st.lists(BASIC, max_size=2),)),
     "forwarded headers": (
         forwarded_headers,
@@ -156,8 +156,7 @@ def fuzz(name: str, inputs: int, start: int) -> int:
     def one(values: tuple[object, ...]) -> None:
         nonlocal count
         count += 1
-        call: Callable[..., None] = read
-        call(*values)
+        read(*values)
 
     one()
     return count
