@@ -63,18 +63,21 @@ async def serve(
 async def call(
     app: Quart, method: str, path: str, headers: Pairs | None = None, body: bytes = b"", /, **scope: object
 ) -> Answer:
-    """Send one request as an ASGI server would, and hang on until its answer is complete."""
+    """Send one request as an ASGI server would, and hang up when its answer is complete."""
     events: list[dict[str, Any]] = []
     requests = [{"type": "http.request", "body": body, "more_body": False}]
+    answered = anyio.Event()
 
     async def receive() -> dict[str, Any]:
         if requests:
             return requests.pop()
-        await anyio.sleep_forever()
-        raise AssertionError
+        await answered.wait()
+        return {"type": "http.disconnect"}
 
     async def send(event: dict[str, Any]) -> None:
         events.append(event)
+        if not event.get("more_body", True):
+            answered.set()
 
     await serve(app, scope_of(method, path, headers or [], **scope), receive, send)
     return Answer(events)
