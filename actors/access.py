@@ -98,6 +98,10 @@ class Access:
             raise (RateLimited if registrations_full else CodesExhausted)(admission.retry_after)
         return Entry(self._limiter, admission.ticket if admission else "", client, code)
 
+    async def attempt(self, visit: Visit) -> None:
+        """Count a registration of this client that asks for no code."""
+        await self._admit(visit, of_client(self._limits.register, visit))
+
     async def code(self, visit: Visit, email_key: str) -> Entry:
         """Reserve a code of this client for this address."""
         code = self._pair(self._limits.codes_client, visit, email_key)

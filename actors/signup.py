@@ -6,6 +6,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+import anyio
+
 from actors.code_flows import CodeFlows
 from actors.code_issuer import Ring
 from actors.domain.code import typed_code
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from actors.shadows import Shadows
 
 STATUS_SECONDS = 86400  # a status address shows nothing after a day
+LOOKS, LOOK_SECONDS = 25, 0.1  # at an address whose codes are reserved, until its registration has its hash
 VACANT = frozenset({State.EXPIRED, State.EXHAUSTED, State.UNDELIVERABLE})  # states that may be registered again
 
 
@@ -76,10 +79,33 @@ class SignUp:
         address = self._rules.addresses.read(form.email)
         password = Password.typed(form.password)
         password.check_strength(address, self._rules.common_passwords)
-        work = partial(self._admitted, visit, form, address, password)
+        work = partial(self._unless_taken, visit, form, address, password)
         registered = await self._errands.run(partial(self._idempotency.once, form, address, password, work))
         token = self._keyring.status_token(registered.registration)
         return Registration(registered.id, form.email, registered.created_at, token)
+
+    async def _unless_taken(
+        self, visit: Visit, form: Form, address: EmailAddress, password: Password, claim: IdempotencyClaim | None
+    ) -> Registered:
+        """Register; a client that is short of codes hears all the same that the address is taken, and uses its try."""
+        said = len(visit.readings)
+        try:
+            return await self._admitted(visit, form, address, password, claim)
+        except CodesExhausted:
+            if self._shadows is not None or not await self._taken(address.key):
+                raise
+        del visit.readings[said:]
+        await self._access.attempt(visit)
+        raise EmailTaken
+
+    async def _taken(self, email_key: str) -> bool:
+        """Return whether the address is taken; wait for those who have reserved its codes and are about to take it."""
+        for _ in range(LOOKS):
+            known = await self._registry.ask(Find(email_key))
+            if known is not None:
+                return known.state(self._rules.attempts) not in VACANT
+            await anyio.sleep(LOOK_SECONDS)
+        return False
 
     async def _admitted(
         self, visit: Visit, form: Form, address: EmailAddress, password: Password, claim: IdempotencyClaim | None
