@@ -6,7 +6,6 @@ bcrypt check (of a dummy for the unknown), then what the address' own limits say
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ from actors.rate_limiter import Admit, GiveBack
 from actors.user_registry import Find
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from typing import Self
 
     from actors.domain.user import Account
     from actors.domain.windows import Admission, Rule
@@ -50,6 +49,24 @@ class Entry:
             self._limiter.offer(GiveBack(buckets, self._ticket))
 
 
+class Place:
+    """Room for one new hash, kept until `leave`: when the hash is asked for, or nobody will ask; may be left twice."""
+
+    def __init__(self, coming: set[Place]) -> None:
+        self._coming = coming
+        coming.add(self)
+
+    def leave(self) -> None:
+        """Make room."""
+        self._coming.discard(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+
 class Access:
     """The limits and the password check, over the RateLimiter, the UserRegistry and the PasswordHasher.
 
@@ -73,7 +90,7 @@ class Access:
         self._hasher = hasher
         self._limits = limits
         self._rules = rules
-        self._coming = 0  # those who have room for a hash and have not asked for it yet
+        self._coming: set[Place] = set()
 
     async def welcome(self, visit: Visit) -> None:
         """Turn away a client whose refused registrations fill their window."""
@@ -118,18 +135,13 @@ class Access:
         """Count another call of an address whose password was right."""
         await self._admit(visit, self._account(self._limits.basic, account))
 
-    @contextmanager
-    def room(self, password: Password) -> Iterator[None]:
-        """Keep room for a hash while the body asks the limits; raises NotAccepted, before anything is spent, without.
+    def place(self) -> Place:
+        """Return a place of one that will ask for a new hash; raises NotAccepted, before anything is spent, without.
 
         Of a crowd that comes at once most are turned away here, not after each has been to the limiter and back.
         """
-        self._hasher.expect_room(Hash(password.secret), self._coming)
-        self._coming += 1
-        try:
-            yield
-        finally:
-            self._coming -= 1
+        self._hasher.expect_room(Hash(b""), len(self._coming))
+        return Place(self._coming)
 
     async def hash(self, email_key: str, password: Password) -> bytes:
         """Hash a new password; NotAccepted when that would take too long."""

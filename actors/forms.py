@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
+    from actors.access import Place
     from actors.domain.code import Keyring
     from actors.domain.user import State
     from actors.domain.windows import Reading, Rule
@@ -21,12 +22,14 @@ class Visit:
     """One request's circumstances, and what the flows note for its answer's headers.
 
     `networks` are the client address' limit keys with their multipliers: ("192.0.2.7", 1), or for IPv6
-    ("2001:db8:1:2::/64", 1) and ("2001:db8:1::/48", 4). `readings` collects what the limits say.
+    ("2001:db8:1:2::/64", 1) and ("2001:db8:1::/48", 4). `readings` collects what the limits say. A registration may
+    have its `place` already.
     """
 
     networks: tuple[tuple[str, int], ...] = field(repr=False)
     traceparent: str | None = None
     readings: list[Reading] = field(default_factory=list)
+    place: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from actors.ports import NewAccount
 from actors.user_registry import Find, FindRegistration, Register
 
 if TYPE_CHECKING:
-    from actors.access import Access
+    from actors.access import Access, Place
     from actors.domain.email_address import EmailAddress
     from actors.domain.user import Account
     from actors.forms import Activation, Credentials, Form, Resend, Rules, Visit
@@ -62,6 +62,10 @@ class SignUp:
         self._shadows = shadows
         self._codes = CodeFlows(registry, issuer, rules, shadows)
         self._keyring = rules.keyring
+
+    def place(self) -> Place:
+        """Return a place for a registration that has not begun; raises NotAccepted when a hash would find no room."""
+        return self._access.place()
 
     async def welcome(self, visit: Visit) -> None:
         """Turn away a client that keeps sending refused registrations: raises RateLimited. Call before reading."""
@@ -111,20 +115,25 @@ class SignUp:
         self, visit: Visit, form: Form, address: EmailAddress, password: Password, claim: IdempotencyClaim | None
     ) -> Registered:
         """Reserve the limits, hash, register; give back what was not used."""
-        with self._access.room(password):
+        with visit.place or self._access.place() as place:
             entry = await self._access.registration(visit, address.key)
-        try:
-            return await self._register(visit, form, address, password, claim)
-        except EmailTaken:
-            entry.give_back_code()
-            raise
-        except (CodesExhausted, MachineError, RequestInProgress):  # the last: a repeat has the key, and its own entry
-            entry.give_back_all()
-            raise
+            try:
+                await self._look(address)
+                place.leave()
+                hashed = await self._access.hash(address.key, password)
+                return await self._register(visit, form, address, hashed, claim)
+            except EmailTaken:
+                entry.give_back_code()
+                raise
+            except (
+                CodesExhausted,
+                MachineError,
+                RequestInProgress,
+            ):  # the last: a repeat has the key, and its own entry
+                entry.give_back_all()
+                raise
 
-    async def _register(
-        self, visit: Visit, form: Form, address: EmailAddress, password: Password, claim: IdempotencyClaim | None
-    ) -> Registered:
+    async def _look(self, address: EmailAddress) -> None:
         """Look first, only to spare a hash and to hear at once that the store is away; the insert decides.
 
         With shadows nobody is refused, and nothing is spared.
@@ -135,7 +144,11 @@ class SignUp:
                 raise EmailTaken
             if known is not None:
                 self._codes.check_budget(known)
-        hashed = await self._access.hash(address.key, password)
+
+    async def _register(
+        self, visit: Visit, form: Form, address: EmailAddress, hashed: bytes, claim: IdempotencyClaim | None
+    ) -> Registered:
+        """Create the account and ring for its mail."""
         account = NewAccount(
             id=uuid4(),
             registration=uuid4(),

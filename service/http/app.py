@@ -27,6 +27,7 @@ from service.http.rate_limit_headers import rate_limit_headers
 from service.http.rendering import StaticFiles
 from service.http.routes import Route, template
 from service.http.schemas import response
+from service.http.turnstile import REGISTER, Turnstile
 from service.http.users import Users
 from service.http.visits import Visits, current_visit
 from service.mailer.locales import available_locales
@@ -91,7 +92,7 @@ def table(settings: Settings, service: Service, access: OpsAccess, users: Users)
     ops = OpsPages(settings, service, access, release)
     mails = OpsMails(service.desk)
     routes = (
-        Route("POST", "/api/v1/users/register", users.register),
+        Route(*REGISTER, users.register),
         Route("POST", "/api/v1/users/activate", users.activate),
         Route("POST", "/api/v1/users/resend", users.resend),
         Route("GET", "/api/v1/users/activation", users.activation),
@@ -142,7 +143,8 @@ def create_app(settings: Settings, service: Service) -> Quart:
     _surround(app, access, {route.handler.__name__: route for route in routes})
     app.after_request(users.count_refusal)  # runs before the one that shows the limits
     inside: Any = app.asgi_app
-    app.asgi_app = cast("Any", Edge(inside, settings, service.metrics))  # type: ignore[method-assign]  # Quart's way
+    turnstile = Turnstile(inside, service.signup.place)
+    app.asgi_app = cast("Any", Edge(turnstile, settings, service.metrics))  # type: ignore[method-assign]  # Quart's way
     return app
 
 

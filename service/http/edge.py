@@ -15,6 +15,7 @@ from uuid import uuid4
 import anyio
 from loguru import logger
 
+from actors.kit.mailbox import NotAccepted
 from actors.metrics_aggregator import Observation
 from service.http.edge_checks import check
 from service.http.edge_headers import EdgeHeaders
@@ -113,7 +114,7 @@ class Edge:
         try:
             check(scope)
             await self._application(scope, receive, send)
-        except RequestRefused as refused:
+        except (RequestRefused, NotAccepted) as refused:
             await _send_problem(send, refused)
         except Exception as error:
             log_crash(error, exchange.request_id)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NoReturn
 from uuid import UUID
 
+from actors.access import Place
 from actors.domain.errors import InvalidCredentials, UnknownStatus
 from actors.domain.user import State
 from actors.domain.windows import Reading, Rule
@@ -37,9 +38,17 @@ class ScriptedSignUp(SignUp):
     def __init__(self) -> None:
         self.failure: Exception | None = None
         self.unwelcome: Exception | None = None
+        self.full: Exception | None = None
+        self.places: set[Place] = set()
         self.refusals = 0
         self.form: Form | None = None
         self.visit: Visit | None = None
+
+    def place(self) -> Place:
+        """Have a place unless the house is full."""
+        if self.full is not None:
+            raise self.full
+        return Place(self.places)
 
     async def welcome(self, visit: Visit) -> None:
         """Turn away whoever is unwelcome."""

@@ -109,7 +109,8 @@ async def bystander(connection: Connection, until: float) -> None:
 
 
 async def owner(connection: Connection, email: str, code: str) -> None:
-    """Activate, in the middle of it."""
+    """Repeat the registration and activate, in the middle of it."""
+    assert (await connection.ask("repeat", register(email, key_of(email))))[0] == 201
     basic = b64encode(f"{email}:{PASSWORD}".encode())
     body = json.dumps({"code": code}).encode()
     head = REGISTER.replace(b"/register", b"/activate") + b"Authorization: Basic " + basic
@@ -134,19 +135,24 @@ async def flood(house: Instance, codes: dict[str, str]) -> Seen:
     return seen
 
 
+def key_of(email: str) -> str:
+    """Return the header under which an owner registers."""
+    return f"Idempotency-Key: {email.partition('@')[0]}"
+
+
 async def registered(house: Instance) -> list[str]:
     """Register the owners, and let each worker hash once."""
     emails = [f"{token_hex(8)}@example.com" for _ in range(OWNERS)]
     for email in emails:
         connection = await Connection.open(house.port, Seen())
-        assert (await connection.ask("register", register(email)))[0] == 201
+        assert (await connection.ask("register", register(email, key_of(email))))[0] == 201
     return emails
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loop", ["uvloop", "trio"])
 def test_a_flood_of_registrations_is_turned_away_at_once(tmp_path: Path, loop: str) -> None:
-    """Who finds no room hears it before anything is hashed, memory stays flat, and owners activate meanwhile."""
+    """Who finds no room hears it before anything is hashed, memory stays flat, and owners are served meanwhile."""
     with running(tmp_path, loop, SETTINGS) as house, unharmed(house):
         emails = asyncio.run(registered(house))
         mails = house.data_dir / "mails"
@@ -158,7 +164,7 @@ def test_a_flood_of_registrations_is_turned_away_at_once(tmp_path: Path, loop: s
         assert len(seen.seconds["register 503"]) > CROWD // 2
         assert statistics.median(seen.seconds["register 503"]) < patience(0.1)
         assert seen.p99("livez 200") < patience(0.1)
-        assert max(seen.seconds["activate 200"]) < patience(2.0)
+        assert max(seen.seconds["activate 200"] + seen.seconds["repeat 201"]) < patience(2.0)
         assert len(seen.seconds["activate 200"]) == OWNERS
         assert max(seen.seconds["register 201"]) < patience(5.0)
         assert seen.most_memory - before < 60 * 2**20

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+import trio.testing
+
+from actors.access import Place
+from actors.kit.mailbox import NotAccepted
+from actors.ports import StoreUnavailable
+from service.http.app import create_app
+from service.settings import Settings
+from tests.fakes.asgi import JSON, Answer, call, scope_of, serve
+from tests.fakes.signup import EMAIL, PASSWORD, FakeService
+
+if TYPE_CHECKING:
+    from quart import Quart
+
+PATH = "/api/v1/users/register"
+BODY = json.dumps({"email": EMAIL, "password": PASSWORD}).encode()
+
+
+@pytest.fixture
+def service() -> FakeService:
+    """Return what the application talks to: without room for a hash."""
+    service = FakeService()
+    service.signup.full = NotAccepted(1.5)
+    return service
+
+
+@pytest.fixture
+def app(service: FakeService) -> Quart:
+    """Return the application on Trio."""
+    return create_app(Settings(loop="trio"), service)
+
+
+async def stalled(app: Quart, pieces: list[bytes]) -> tuple[Answer, list[bytes]]:
+    """Send pieces of a body that never ends; return the answer and the pieces that were not taken."""
+    events: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        if not pieces:
+            await trio.sleep_forever()
+        return {"type": "http.request", "body": pieces.pop(0), "more_body": True}
+
+    async def send(event: dict[str, Any]) -> None:
+        events.append(event)
+
+    await serve(app, scope_of("POST", PATH, [JSON]), receive, send)
+    return Answer(events), pieces
+
+
+async def test_without_room_nothing_of_a_registration_is_looked_at(app: Quart, service: FakeService) -> None:
+    """A full house answers 503 Busy before any flow is asked, and counts the answer under the route's name."""
+    answer = await call(app, "POST", PATH, [JSON], BODY)
+    assert (answer.status, answer.code) == (503, "Busy")
+    assert answer.headers["retry-after"] == "2"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert (service.signup.visit, service.signup.form) == (None, None)
+    (seen,) = await service.observations()
+    assert (seen.route, seen.status) == (f"POST {PATH}", 503)
+
+
+async def test_a_full_house_counts_against_nobody(app: Quart, service: FakeService) -> None:
+    """What was not looked at was not refused."""
+    assert (await call(app, "POST", PATH, [JSON], b"{")).code == "Busy"
+    assert service.signup.refusals == 0
+
+
+async def test_a_key_is_let_through(app: Quart, service: FakeService) -> None:
+    """Who sends an Idempotency-Key may be answered without a hash, whoever waits for one."""
+    answer = await call(app, "POST", PATH, [JSON, (b"idempotency-key", b"k-1")], BODY)
+    assert answer.status == 201
+    assert service.signup.form is not None
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("OPTIONS", PATH), ("GET", PATH), ("GET", "/livez"), ("POST", f"{PATH}/")]
+)
+async def test_only_registrations_are_held(app: Quart, method: str, path: str) -> None:
+    """Every other call is answered as always."""
+    assert (await call(app, method, path)).status != 503
+
+
+async def test_with_room_a_registration_goes_on(app: Quart, service: FakeService) -> None:
+    """A place is kept while the flow runs, and left with the answer."""
+    service.signup.full = None
+    assert (await call(app, "POST", PATH, [JSON], BODY)).status == 201
+    assert service.signup.visit is not None
+    assert isinstance(service.signup.visit.place, Place)
+    assert not service.signup.places
+
+
+async def test_a_place_is_left_when_the_flow_fails(app: Quart, service: FakeService) -> None:
+    """Nobody keeps a place beyond the answer."""
+    service.signup.full, service.signup.failure = None, StoreUnavailable()
+    assert (await call(app, "POST", PATH, [JSON], BODY)).code == "StoreUnavailable"
+    assert not service.signup.places
+
+
+@pytest.mark.parametrize("length", [b"16385", b"999999999999999999", b"1e3"])
+async def test_an_announced_body_that_is_too_large_is_not_taken(app: Quart, length: bytes) -> None:
+    """Nobody waits for a body that is refused by its length, whatever else is full."""
+    answer = await call(app, "POST", PATH, [JSON, (b"content-length", length)], b"x" * 16_385)
+    assert answer.code in {"BodyTooLarge", "MalformedRequest"}
+
+
+async def test_a_large_body_is_not_taken_to_its_end(app: Quart) -> None:
+    """Of a body that has no end 16 KiB are taken, and a bit."""
+    answer, left = await stalled(app, [b"x" * 4096] * 100)
+    assert answer.code == "Busy"
+    assert len(left) == 95
+
+
+async def test_a_large_body_is_refused_where_there_is_room(app: Quart, service: FakeService) -> None:
+    """What was taken already is what the framework sees first."""
+    service.signup.full = None
+    answer, _ = await stalled(app, [b"x" * 4096] * 100)
+    assert answer.code == "BodyTooLarge"
+
+
+async def test_a_slow_body_keeps_no_place(
+    app: Quart, service: FakeService, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Whoever never ends the body is answered after five seconds, and had no place meanwhile."""
+    service.signup.full = None
+    async with trio.open_nursery() as nursery:
+
+        async def slow() -> None:
+            answer, _ = await stalled(app, [b"{"])
+            assert answer.code == "RequestTimeout"
+            assert answer.headers["connection"] == "close"
+
+        nursery.start_soon(slow)
+        await trio.sleep(4.9)
+        assert not service.signup.places
+    assert autojump_clock.current_time() == pytest.approx(5)
