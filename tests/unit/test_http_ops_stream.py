@@ -50,6 +50,8 @@ class Client:
             if self.stop_after in self.text:
                 self.enough.set()
                 await anyio.sleep_forever()
+            if not event.get("more_body", True):
+                self.enough.set()
 
         await serve(self.app, self.scope, receive, send)
 
