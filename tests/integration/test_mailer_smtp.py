@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from tests.servers.smtp import Stage
+
 CODE = "012345"
 
 
@@ -115,7 +117,7 @@ def test_a_repeat_after_a_4xx_carries_the_same_message_id(smtp_catcher: SmtpServ
 
 @pytest.mark.parametrize("stage", ["RCPT", "DATA"])
 def test_a_5xx_about_the_mail_rejects_it_and_the_connection_serves_the_next(
-    smtp_catcher: SmtpServer, stage: str
+    smtp_catcher: SmtpServer, stage: Stage
 ) -> None:
     """One bad address costs no hand-shake for the others."""
     smtp_catcher.answer("550 5.1.1 ada@example.com unknown", at=stage)
@@ -129,7 +131,7 @@ def test_a_5xx_about_the_mail_rejects_it_and_the_connection_serves_the_next(
 @pytest.mark.parametrize(
     ("reply", "stage"), [("530 5.7.0 log in first", "RCPT"), ("550 5.7.1 not this sender", "MAIL")]
 )
-def test_a_5xx_that_an_operator_can_mend_defers(smtp_catcher: SmtpServer, reply: str, stage: str) -> None:
+def test_a_5xx_that_an_operator_can_mend_defers(smtp_catcher: SmtpServer, reply: str, stage: Stage) -> None:
     """A sender or log-in that the server does not like is no fault of the mail."""
     smtp_catcher.answer(reply, at=stage)
     [outcome] = send(smtp_catcher.url, mail())
@@ -146,7 +148,7 @@ def test_a_wrong_password_defers_and_shows_none() -> None:
 
 
 @pytest.mark.parametrize("stage", ["MAIL", "RCPT"])
-def test_a_connection_that_broke_before_the_content_is_replaced_at_once(smtp_catcher: SmtpServer, stage: str) -> None:
+def test_a_connection_that_broke_before_the_content_is_replaced_at_once(smtp_catcher: SmtpServer, stage: Stage) -> None:
     """A mail does not wait a back-off because the server has cut an old connection."""
     outcomes = send(
         smtp_catcher.url,
