@@ -125,11 +125,7 @@ class SignUp:
             except EmailTaken:
                 entry.give_back_code()
                 raise
-            except (
-                CodesExhausted,
-                MachineError,
-                RequestInProgress,
-            ):  # the last: a repeat has the key, and its own entry
+            except (CodesExhausted, MachineError, RequestInProgress):  # in progress: a repeat has an entry of its own
                 entry.give_back_all()
                 raise
 
