@@ -14,7 +14,7 @@ from service.http.describing import operation_of
 from service.http.dev_mail import DevMail, has_catcher
 from service.http.edge import Edge, exchange_of, log_crash
 from service.http.health import HealthCalls
-from service.http.json_gate import MOST_BYTES
+from service.http.json_gate import MOST_BYTES, bounded
 from service.http.metrics import MetricsCalls
 from service.http.openapi import document
 from service.http.ops_access import OpsAccess
@@ -143,7 +143,7 @@ def create_app(settings: Settings, service: Service) -> Quart:
     _surround(app, access, {route.handler.__name__: route for route in routes})
     app.after_request(users.count_refusal)  # runs before the one that shows the limits
     inside: Any = app.asgi_app
-    turnstile = Turnstile(inside, service.signup.place)
+    turnstile = Turnstile(bounded(inside), service.signup.place)
     app.asgi_app = cast("Any", Edge(turnstile, settings, service.metrics))  # type: ignore[method-assign]  # Quart's way
     return app
 

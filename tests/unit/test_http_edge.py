@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 import anyio.lowlevel
@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.http.app import create_app
+from service.http.json_gate import bounded
 from service.settings import Settings
 from tests.fakes.asgi import JSON, Answer, Pairs, call, scope_of, serve
 from tests.fakes.signup import EMAIL, PASSWORD, FakeService
@@ -127,6 +128,50 @@ async def test_a_large_body_is_refused_unread(app: Quart) -> None:
     answer = await call(app, "POST", "/api/v1/users/register", headers)
     assert (answer.status, answer.code) == (413, "BodyTooLarge")
     assert answer.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("loop", ["trio", "uvloop"])
+def test_of_a_body_without_end_little_is_taken(service: FakeService, loop: Literal["trio", "uvloop"]) -> None:
+    """What comes in pieces, without a length, is refused once it is too large, and the rest is kept nowhere."""
+    events: list[dict[str, Any]] = []
+    taken: list[int] = []
+
+    async def receive() -> dict[str, Any]:
+        await anyio.lowlevel.checkpoint()
+        if events and not events[-1].get("more_body", True):
+            return {"type": "http.disconnect"}
+        taken.append(4096)
+        return {"type": "http.request", "body": b" " * taken[-1], "more_body": True}
+
+    async def send(event: dict[str, Any]) -> None:
+        events.append(event)
+
+    scope = scope_of("POST", "/api/v1/users/resend", [JSON, (b"authorization", b"Basic YTpi")])
+    app = create_app(Settings(loop=loop), service)
+    anyio.run(serve, app, scope, receive, send, backend="trio" if loop == "trio" else "asyncio")
+    assert Answer(events).code == "BodyTooLarge"
+    assert len(taken) < 100
+
+
+async def test_a_body_that_is_too_large_ends_early() -> None:
+    """An application is given 16 KiB and the piece beyond as the end; after it comes nothing but the hang-up."""
+    pieces: list[dict[str, Any]] = [{"type": "http.request", "body": b" " * 16_000, "more_body": True}] * 4
+    coming = iter([*pieces, {"type": "http.disconnect"}])
+    seen: list[tuple[str, bool]] = []
+
+    async def receive() -> dict[str, Any]:
+        return next(coming)
+
+    async def send(_event: object) -> None:
+        raise AssertionError
+
+    async def application(_scope: object, receive: Any, _send: object) -> None:  # noqa: ANN401 - as servers pass it
+        for _ in range(3):
+            event = await receive()
+            seen.append((event["type"], event.get("more_body", False)))
+
+    await bounded(application)({}, receive, send)
+    assert seen == [("http.request", True), ("http.request", False), ("http.disconnect", False)]
 
 
 async def test_a_slow_body_is_a_timeout(app: Quart, autojump_clock: object) -> None:
