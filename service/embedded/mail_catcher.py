@@ -7,7 +7,6 @@ import hashlib
 import signal
 import socket
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,8 +100,7 @@ class Keeper:
 
 def run(listener: int, folder: Path) -> None:
     """Serve on a listening socket until SIGTERM."""
-    with suppress(asyncio.CancelledError):
-        asyncio.run(_serve(socket.socket(fileno=listener), folder))
+    asyncio.run(_serve(socket.socket(fileno=listener), folder))
 
 
 async def _serve(listener: socket.socket, folder: Path) -> None:
@@ -118,10 +116,10 @@ async def _serve(listener: socket.socket, folder: Path) -> None:
             timeout=IDLE_SECONDS,
         )
 
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(connection, sock=listener, backlog=BACKLOG)
-    loop.add_signal_handler(signal.SIGTERM, server.close)
-    await server.serve_forever()
+    loop, told = asyncio.get_running_loop(), asyncio.Event()
+    await loop.create_server(connection, sock=listener, backlog=BACKLOG)
+    loop.add_signal_handler(signal.SIGTERM, told.set)
+    await told.wait()  # from Python 3.12 on `serve_forever` would end with the last client, whatever it was told
 
 
 def _listen(first: int) -> socket.socket:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import smtplib
 import socket
 from email.message import EmailMessage
@@ -51,6 +52,16 @@ def test_a_killed_catcher_keeps_its_port_and_loses_no_connection(data_dir: Path)
         with socket.create_connection(("127.0.0.1", port(server)), timeout=10) as waiting, served(server):
             assert waiting.recv(3) == b"220"
         assert server.url == before
+    server.close()
+
+
+def test_it_stops_while_somebody_is_connected(data_dir: Path) -> None:
+    """A client that stays is hung up on, and nobody waits for it."""
+    server = MailCatcher(data_dir)
+    with served(server) as pid, socket.create_connection(("127.0.0.1", port(server)), timeout=5) as client:
+        assert client.recv(100).startswith(b"220")
+        os.kill(pid, server.stop_signal)
+        assert client.recv(100) == b""
     server.close()
 
 
