@@ -1,15 +1,17 @@
 """The codes in Postgres: redeemed and issued by one statement each, every race decided in one row of users."""
 
+# ruff: noqa: S608 - statements are joined of constants, no input among them
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from actors.ports import Missed, Redeemed, Resent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
+    from typing import LiteralString
 
     from actors.domain.windows import Rule
     from actors.ports import NewCode, Redemption
@@ -19,15 +21,12 @@ if TYPE_CHECKING:
 # Attack: guessing. The attempt is counted in the statement that decides, so parallel guesses cannot share one; a miss
 # counts on every live code, and only if each of them was among the compared ones. Race: 16 redeemers of one code; the
 # row's newest version is active for 15 of them. A re-registration in between has another password hash. Rows are locked
-# in the order of their ids, here and below, so that no two batches wait for each other.
-REDEEM: Final = """
-WITH wanted AS (
+# in the order of their keys, here and below, as registrations take them, so that no two batches wait for each other.
+REDEEM_LOCKED: Final = """, wanted AS (
     SELECT * FROM unnest(
         %(accounts)s::uuid[], %(hashes)s::text[], %(newest)s::text[], %(older)s::text[], %(hits)s::text[],
         %(redeems)s::uuid[]
     ) WITH ORDINALITY AS w (account, password_hash, newest, older, hit, redeem_id, place)
-), locked AS MATERIALIZED (
-    SELECT id FROM users WHERE id = ANY(%(accounts)s) ORDER BY id FOR NO KEY UPDATE
 ), tried AS (
     UPDATE users u SET
         activated_at = CASE WHEN w.hit IS NOT NULL THEN now() END,
@@ -70,6 +69,13 @@ LEFT JOIN tried ON tried.id = w.account
 LEFT JOIN users mine ON mine.id = w.account AND mine.activated_by = w.redeem_id
 ORDER BY w.place
 """
+REDEEM: Final = (
+    """
+WITH locked AS MATERIALIZED (
+    SELECT id FROM users WHERE id = ANY(%(accounts)s) ORDER BY email_key FOR NO KEY UPDATE
+)"""
+    + REDEEM_LOCKED
+)
 
 # Race: two resends at once. The budget lies in the row that both update, so the second one sees the first one's code.
 # The code before stays alive until the new mail is accepted, which takes it away; so where there still is one, the
@@ -81,7 +87,7 @@ WITH wanted AS (
         %(traces)s::text[]
     ) WITH ORDINALITY AS w (account, password_hash, code_id, mail_id, locale, traceparent, place)
 ), locked AS MATERIALIZED (
-    SELECT id FROM users WHERE id = ANY(%(accounts)s) ORDER BY id FOR NO KEY UPDATE
+    SELECT id FROM users WHERE id = ANY(%(accounts)s) ORDER BY email_key FOR NO KEY UPDATE
 ), issued AS (
     UPDATE users u SET
         superseded = with_superseded(u.superseded, CASE WHEN u.old_code_id IS NOT NULL THEN u.code_id END),
@@ -151,6 +157,8 @@ class CodePolicy:
 class PostgresCodes:
     """The Codes port; `worker` names this process in the business counters."""
 
+    redeeming: ClassVar[LiteralString] = REDEEM
+
     def __init__(self, postgres: Postgres, policy: CodePolicy, worker: str) -> None:
         self._postgres = postgres
         self._policy = policy
@@ -168,7 +176,7 @@ class PostgresCodes:
             "attempts": self._policy.attempts,
             "worker": self._worker,
         }
-        return [_redeemed(*row) for row in await self._postgres.run(REDEEM, parameters)]
+        return [_redeemed(*row) for row in await self._postgres.run(self.redeeming, parameters)]
 
     async def issue(self, codes: Sequence[NewCode]) -> list[Resent | None]:
         """Give each pending account a new code within its budget and cool-down."""

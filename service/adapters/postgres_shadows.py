@@ -3,17 +3,18 @@
 # ruff: noqa: S608 - statements are joined of constants, no input among them
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from actors.domain.errors import RequestInProgress
 from actors.ports import Registered, Resent
 from service.adapters.postgres_accounts import FIND
-from service.adapters.postgres_codes import PostgresCodes
+from service.adapters.postgres_codes import REDEEM_LOCKED, PostgresCodes
 from service.adapters.postgres_registrations import WANTED, wanted
 from service.adapters.postgres_rows import account_from
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import LiteralString
 
     from actors.domain.errors import Refusal
     from actors.domain.user import Account
@@ -51,6 +52,20 @@ REGISTER: Final = (
 )
 SELECT e.entered, e.registered, e.born FROM asked LEFT JOIN entered e USING (place) ORDER BY place
 """
+)
+# Whoever works on registrations of several addresses takes the addresses first, in their order: the rows of one of them
+# have none, as each may come to hold it.
+REDEEM: Final = (
+    """
+WITH addresses AS MATERIALIZED (
+    SELECT lock_address(address) FROM (
+        SELECT DISTINCT coalesce(shadow_of, email_key) AS address FROM users WHERE id = ANY(%(accounts)s)
+        ORDER BY address
+    ) AS a
+), locked AS MATERIALIZED (
+    SELECT id FROM users WHERE id = ANY(%(accounts)s) AND (SELECT count(*) FROM addresses) > 0 FOR NO KEY UPDATE
+)"""
+    + REDEEM_LOCKED
 )
 ISSUE: Final = """
 WITH wanted AS (
@@ -104,6 +119,8 @@ class PostgresShadows:
 
 class PostgresShadowCodes(PostgresCodes):
     """The Codes port under ENUMERATION=strict."""
+
+    redeeming: ClassVar[LiteralString] = REDEEM
 
     async def issue(self, codes: Sequence[NewCode]) -> list[Resent | None]:
         """Give each pending registration a new code within its own budget and cool-down."""

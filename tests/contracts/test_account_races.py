@@ -249,10 +249,13 @@ async def test_batches_of_the_same_accounts_in_any_order_wait_for_nobody_in_a_ci
             chance = random.Random(seed)  # noqa: S311 - an order, no secret
             for _ in range(20):
                 some = chance.sample(accounts, 30)
-                if seed % 2:
-                    await codes.redeem([People.trying(account, None) for account in some])
-                else:
-                    await codes.issue([People.resending(account) for account in some])
+                match seed % 3:
+                    case 0:
+                        await codes.redeem([People.trying(account, None) for account in some])
+                    case 1:
+                        await codes.issue([People.resending(account) for account in some])
+                    case _:
+                        await store.accounts.register([People(account.email_key).registering() for account in some])
 
         await at_once([partial(work, seed) for seed in range(8)])
         assert postgres.breaker().opened == 0

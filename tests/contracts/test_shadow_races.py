@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -12,14 +14,18 @@ import trio
 from actors.domain.errors import RequestInProgress
 from actors.domain.mail import MailKind
 from actors.ports import IdempotencyClaim, KeyTaken, Registered
+from service.adapters.postgres import Postgres
+from service.adapters.postgres_shadows import PostgresShadowCodes, PostgresShadows
+from tests.contracts.conftest import People
 from tests.contracts.shadow_stores import PostgresShadowStore
+from tests.contracts.test_account_races import DEADLOCKS
+from tests.fakes.accounts import DEFAULTS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from actors.domain.errors import Refusal
     from actors.ports import NewAccount
-    from tests.contracts.conftest import People
 
 CROWD = 16
 KEY = "ada@example.com"
@@ -102,6 +108,35 @@ async def test_batches_over_many_addresses_do_not_wait_in_a_circle(store: Postgr
     for one in several:
         (rows,) = await store.registrations.find_all([one.email])
         assert len(rows) == CROWD
+
+
+async def test_batches_of_the_same_registrations_in_any_order_do_not_wait_in_a_circle(database_url: str) -> None:
+    """Workers that register, activate and resend at once take turns, also where several stand for one address."""
+    async with Postgres.open(database_url, size=8) as postgres:
+        policy = replace(DEFAULTS, budget=(), cooldown=0, attempts=2)
+        registrations = PostgresShadows(postgres, policy, "test")
+        codes = PostgresShadowCodes(postgres, policy, "test")
+        several = [People(f"{number}@example.com") for number in range(30)]
+        new = [one.registering(hashed=b"$2b$12$%d" % number) for number in range(2) for one in several]
+        await registrations.enter(new)
+        found = await registrations.find_all([one.email for one in several])
+        rows = [row for some in found for row in some]
+        assert len(rows) == len(new)
+
+        async def work(seed: int) -> None:
+            chance = random.Random(seed)  # noqa: S311 - an order, no secret
+            for _ in range(20):
+                some = chance.sample(rows, 40)
+                match seed % 4:
+                    case 0:
+                        await codes.redeem([People.trying(row, None, hashed=row.password_hash) for row in some])
+                    case 1:
+                        await registrations.enter(chance.sample(new, 40))
+                    case _:
+                        await codes.issue([People.resending(row, hashed=row.password_hash) for row in some])
+
+        await at_once([partial(work, seed) for seed in range(8)])
+        assert await postgres.run(DEADLOCKS) == [(0,)]
 
 
 async def test_a_key_is_bound_to_a_shadow_as_to_an_account(store: PostgresShadowStore, people: People) -> None:
