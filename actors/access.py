@@ -71,7 +71,7 @@ class Access:
     """The limits and the password check, over the RateLimiter, the UserRegistry and the PasswordHasher.
 
     Full windows raise RateLimited, or CodesExhausted where codes are counted. What each limit says is noted in the
-    visit's readings.
+    visit's readings. `coming` are the places of those who have not asked for their hash yet.
     """
 
     def __init__(  # noqa: PLR0913 - each is one collaborator
@@ -90,7 +90,7 @@ class Access:
         self._hasher = hasher
         self._limits = limits
         self._rules = rules
-        self._coming: set[Place] = set()
+        self.coming: set[Place] = set()
 
     async def welcome(self, visit: Visit) -> None:
         """Turn away a client whose refused registrations fill their window."""
@@ -140,8 +140,8 @@ class Access:
 
         Of a crowd that comes at once most are turned away here, not after each has been to the limiter and back.
         """
-        self._hasher.expect_room(Hash(b""), len(self._coming))
-        return Place(self._coming)
+        self._hasher.expect_room(Hash(b""), len(self.coming))
+        return Place(self.coming)
 
     async def hash(self, email_key: str, password: Password) -> bytes:
         """Hash a new password; NotAccepted when that would take too long."""

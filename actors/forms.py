@@ -31,6 +31,11 @@ class Visit:
     readings: list[Reading] = field(default_factory=list)
     place: Place | None = None
 
+    def leave(self) -> None:
+        """Give up its place, if it has one."""
+        if self.place is not None:
+            self.place.leave()
+
 
 @dataclass(frozen=True, slots=True)
 class Form:

@@ -75,20 +75,21 @@ class Idempotency:
         address: EmailAddress,
         password: Password,
         work: Callable[[IdempotencyClaim | None], Awaitable[Registered]],
+        waiting: Callable[[], None],
     ) -> Registered:
         """Return what `work` returns, or what it returned for an earlier request with the same key and body.
 
         Raises IdempotencyKeyReused for another body, RequestInProgress when the first one takes too long,
         StoreUnavailable when the key could not be had. A key whose work was refused is free again; one whose outcome
         is unknown stays taken until its claim ends. A request that stood still for so long that a repeat took its key
-        over hears what the repeat is told.
+        over hears what the repeat is told. `waiting` is called by whoever has to wait for an earlier one.
         """
         if form.idempotency_key is None:
             return await work(None)
         claim = self._claim(form.idempotency_key, address)
         body = self._keyring.idempotency_digest(form.email, password.secret.decode(), form.locale)
         while True:
-            earlier = await self._earlier(claim, body)
+            earlier = await self._earlier(claim, body, waiting)
             if earlier is not None:
                 return earlier
             self._running.add(claim)
@@ -107,7 +108,7 @@ class Idempotency:
             raise IdempotencyKeyInvalid
         return IdempotencyClaim(self._keyring.idempotency_digest(key, address.key), uuid4())
 
-    async def _earlier(self, claim: IdempotencyClaim, body: bytes) -> Registered | None:
+    async def _earlier(self, claim: IdempotencyClaim, body: bytes, waiting: Callable[[], None]) -> Registered | None:
         with anyio.move_on_after(WAIT_SECONDS):
             while True:
                 try:
@@ -121,6 +122,7 @@ class Idempotency:
                     if not taken.same_body:
                         raise IdempotencyKeyReused
                     return taken.registered
+                waiting()
                 await anyio.sleep(LOOK_SECONDS)
         raise RequestInProgress(1)
 

@@ -84,7 +84,9 @@ class SignUp:
         password = Password.typed(form.password)
         password.check_strength(address, self._rules.common_passwords)
         work = partial(self._unless_taken, visit, form, address, password)
-        registered = await self._errands.run(partial(self._idempotency.once, form, address, password, work))
+        registered = await self._errands.run(
+            partial(self._idempotency.once, form, address, password, work, visit.leave)
+        )
         token = self._keyring.status_token(registered.registration)
         return Registration(registered.id, form.email, registered.created_at, token)
 

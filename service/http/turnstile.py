@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from actors.access import Place
+from actors.kit.mailbox import NotAccepted
 from service.http.edge import exchange_of
 from service.http.errors import BodyTimeout
 from service.http.json_gate import BODY_SECONDS, MOST_BYTES
@@ -17,9 +19,9 @@ from service.http.json_gate import BODY_SECONDS, MOST_BYTES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from actors.access import Place
     from service.http.edge import Application, Event, Receive, Scope, Send
 
+MOST_LOOKING = 8  # at once, in a full house: repeats find their answer, a crowd with keys does not fill the database
 METHOD, PATH = REGISTER = ("POST", "/api/v1/users/register")
 PLACE = "vestibule.place"  # where the scope carries it
 DIGITS = len(str(MOST_BYTES))
@@ -28,13 +30,15 @@ DIGITS = len(str(MOST_BYTES))
 class Turnstile:
     """Wraps an ASGI application; `place` raises NotAccepted when there is no room for one more hash.
 
-    A place is taken when the whole body is there: before, it could be held by whoever never sends one. Who sends an
-    Idempotency-Key may be answered without a hash, and an announced body that is too large unread: both just pass.
+    A place is taken when the whole body is there: before, it could be held by whoever never sends one. An announced
+    body that is too large passes, and is refused unread. Who sends an Idempotency-Key may be answered without a hash:
+    a few of them at a time pass without a place.
     """
 
     def __init__(self, application: Application, place: Callable[[], Place]) -> None:
         self._application = application
         self._place = place
+        self._looking: set[Place] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a scope; raises NotAccepted, or BodyTimeout, instead of an answer."""
@@ -47,17 +51,27 @@ class Turnstile:
         async def again() -> Event:
             return taken.popleft() if taken else await receive()
 
-        with self._place() as scope[PLACE]:
+        with self._let_in(scope):
             await self._application(scope, again, send)
+
+    def _let_in(self, scope: Scope) -> Place:
+        try:
+            scope[PLACE] = place = self._place()
+        except NotAccepted:
+            if len(self._looking) >= MOST_LOOKING or not _values(scope, b"idempotency-key"):
+                raise
+            return Place(self._looking)
+        return place
 
 
 def _holds(scope: Scope) -> bool:
     if scope["type"] != "http" or (scope["method"], scope["path"]) != REGISTER:
         return False
-    return not any(
-        name == b"idempotency-key" or (name == b"content-length" and not _usual(value))
-        for name, value in scope["headers"]
-    )
+    return all(map(_usual, _values(scope, b"content-length")))
+
+
+def _values(scope: Scope, header: bytes) -> list[bytes]:
+    return [value for name, value in scope["headers"] if name == header]
 
 
 def _usual(length: bytes) -> bool:

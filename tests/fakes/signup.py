@@ -22,6 +22,8 @@ from tests.fakes.limiter import PromptLimiter
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import trio
+
     from actors.forms import Credentials, Form, Visit
     from service.http.health import Verdict
 
@@ -40,6 +42,7 @@ class ScriptedSignUp(SignUp):
         self.unwelcome: Exception | None = None
         self.full: Exception | None = None
         self.places: set[Place] = set()
+        self.pause: trio.Event | None = None
         self.refusals = 0
         self.form: Form | None = None
         self.visit: Visit | None = None
@@ -62,7 +65,9 @@ class ScriptedSignUp(SignUp):
         self.refusals += 1
 
     async def register(self, visit: Visit, form: Form) -> Registration:
-        """Register whoever asks."""
+        """Register whoever asks, after a pause if there is one."""
+        if self.pause is not None:
+            await self.pause.wait()
         visit.readings.append(Reading(PER_HOUR, 4, 12.5))
         self._fail()
         self.form = form

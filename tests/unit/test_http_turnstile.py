@@ -69,11 +69,24 @@ async def test_a_full_house_counts_against_nobody(app: Quart, service: FakeServi
     assert service.signup.refusals == 0
 
 
-async def test_a_key_is_let_through(app: Quart, service: FakeService) -> None:
-    """Who sends an Idempotency-Key may be answered without a hash, whoever waits for one."""
-    answer = await call(app, "POST", PATH, [JSON, (b"idempotency-key", b"k-1")], BODY)
-    assert answer.status == 201
-    assert service.signup.form is not None
+async def test_a_few_with_a_key_are_let_through(app: Quart, service: FakeService) -> None:
+    """Who sends an Idempotency-Key may be answered without a hash; eight at a time are let in to find out."""
+    service.signup.pause = trio.Event()
+    heard: list[int] = []
+
+    async def repeat() -> None:
+        heard.append((await call(app, "POST", PATH, [JSON, (b"idempotency-key", b"k-1")], BODY)).status)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(repeat)
+        await trio.testing.wait_all_tasks_blocked()
+        assert heard == [503, 503]
+        service.signup.pause.set()
+    assert heard[2:] == [201] * 8
+    assert service.signup.visit is not None
+    assert service.signup.visit.place is None
+    assert (await call(app, "POST", PATH, [JSON, (b"idempotency-key", b"k-1")], BODY)).status == 201
 
 
 @pytest.mark.parametrize(

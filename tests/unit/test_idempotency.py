@@ -83,7 +83,7 @@ class Pair:
             assert claim is not None
             return await work(claim)
 
-        return await process.once(form(key="k-1"), ADA, Password.typed(PASSWORD), claimed)
+        return await process.once(form(key="k-1"), ADA, Password.typed(PASSWORD), claimed, lambda: None)
 
     async def register(self, claim: IdempotencyClaim) -> Registered:
         """Register, as the store does it."""

@@ -115,7 +115,7 @@ class Registrar:
     async def register(self) -> Registered:
         """Register once more with the same key and body."""
         form = Form("ada@example.com", "correct horse", "en", "key-1")
-        return await self.idempotency.once(form, ADA, Password.typed("correct horse"), self._work)
+        return await self.idempotency.once(form, ADA, Password.typed("correct horse"), self._work, lambda: None)
 
     async def _work(self, _claim: IdempotencyClaim | None) -> Registered:
         await trio.lowlevel.checkpoint()

@@ -276,6 +276,21 @@ async def test_a_repeat_waits_for_the_first(autojump_clock: trio.testing.MockClo
         assert autojump_clock.current_time() >= 1
 
 
+async def test_a_repeat_that_waits_keeps_no_place(autojump_clock: trio.testing.MockClock) -> None:
+    """Repeats of a registration that runs must not keep others from a hash that they do not need themselves."""
+    async with Flows.running() as flows:
+        flows.hashing.seconds = 1
+        visits = [visit(), visit()]
+        for one in visits:
+            one.place = flows.signup.place()
+        async with trio.open_nursery() as nursery:
+            for one in visits:
+                nursery.start_soon(flows.signup.register, one, form(key="k-1"))
+            await trio.sleep(0.5)
+            assert not flows.access.coming
+        assert autojump_clock.current_time() >= 1
+
+
 @pytest.mark.parametrize("key", ["", "x" * 65, "with blank", "ümlaut", "tab\t"])
 async def test_a_key_is_a_short_visible_token(key: str) -> None:
     """1 to 64 visible ASCII characters."""
