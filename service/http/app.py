@@ -89,7 +89,7 @@ def table(settings: Settings, service: Service, access: OpsAccess, users: Users)
     health = HealthCalls(service.health, release)
     metrics = MetricsCalls(service.reader)
     pages = Pages(settings, release, cache(lambda: document(routes, release, settings.code_digits)))
-    ops = OpsPages(settings, service, access, release)
+    ops = OpsPages(settings, service.reader, service.health, access, release)
     mails = OpsMails(service.desk)
     routes = (
         Route(*REGISTER, users.register),

@@ -29,8 +29,8 @@ class RequestHeader:
 class Operation:
     """One call as the description shows it; `success` has the body of each status, or its media type.
 
-    `query` has the schema of each parameter, with its description. `problems` are its own; those that any call may
-    answer are added for it.
+    `query` has the schema of each parameter, with its description. `problems` are its own; those of any call, and
+    of any call for operators, are added for it.
     """
 
     summary: str

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from service.embedded.caught_mails import list_mails, read_mail
 from service.http.describing import Operation, describes
-from service.http.errors import OpsTokenMissing, OpsTokenRequired, UnknownPath
+from service.http.errors import UnknownPath
 from service.http.rendering import page, wants_html
 from service.http.schemas import View
 
@@ -60,14 +60,7 @@ class DevMail:
         self._folder = settings.data_dir / "mails"
         self._threads = anyio.CapacityLimiter(1)  # reading a folder is nothing for the loop, and nothing in a hurry
 
-    @describes(
-        Operation(
-            "List the caught mails.",
-            {200: CaughtMailsView},
-            access="ops",
-            problems=(OpsTokenMissing, OpsTokenRequired),
-        )
-    )
+    @describes(Operation("List the caught mails.", {200: CaughtMailsView}, access="ops"))
     async def caught_mails(self) -> Response:
         """Answer with the newest mails."""
         mails = await anyio.to_thread.run_sync(list_mails, self._folder, NEWEST, limiter=self._threads)
@@ -75,14 +68,7 @@ class DevMail:
             return page("mails.html", mails=mails)
         return CaughtMailsView(mails=[CaughtMailView.of(mail) for mail in mails]).response(headers={"Vary": "Accept"})
 
-    @describes(
-        Operation(
-            "Show a caught mail.",
-            {200: CaughtMailView},
-            access="ops",
-            problems=(OpsTokenMissing, OpsTokenRequired, UnknownPath),
-        )
-    )
+    @describes(Operation("Show a caught mail.", {200: CaughtMailView}, access="ops", problems=(UnknownPath,)))
     async def caught_mail(self, mail_id: str) -> Response:
         """Answer with one mail; raises UnknownPath."""
         mail = await anyio.to_thread.run_sync(read_mail, self._folder, mail_id, limiter=self._threads)

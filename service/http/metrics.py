@@ -10,7 +10,6 @@ from quart import request
 
 from actors.domain.tally import WINDOW_SECONDS
 from service.http.describing import Operation, describes
-from service.http.errors import OpsTokenMissing, OpsTokenRequired
 from service.http.exposition import OPENMETRICS, PLAIN, exposition, wants_openmetrics
 from service.http.schemas import View, response
 
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from actors.metrics_ports import Metrics, MetricsReader
 
 ERRORS = range(500, 600)
-NOT_STORED = {"Cache-Control": "no-store"}
-OPERATORS_ONLY = (OpsTokenMissing, OpsTokenRequired)
 
 
 class BusinessView(View):
@@ -128,26 +125,20 @@ class MetricsCalls:
     def __init__(self, reader: MetricsReader) -> None:
         self._reader = reader
 
-    @describes(Operation("Show the metrics.", {200: MetricsView}, access="ops", problems=OPERATORS_ONLY))
+    @describes(Operation("Show the metrics.", {200: MetricsView}, access="ops"))
     async def metrics(self) -> Response:
         """Answer with everything counted, exact to about a second."""
         view = MetricsView.of(await self._reader.read())
-        return response(view.body(), "application/json", headers=NOT_STORED)
+        return response(view.body(), "application/json")
 
     @describes(
-        Operation(
-            "Show the metrics as text for Prometheus, or as OpenMetrics.",
-            {200: PLAIN},
-            access="ops",
-            problems=OPERATORS_ONLY,
-        )
+        Operation("Show the metrics as text for Prometheus, or as OpenMetrics.", {200: PLAIN}, access="ops"),
     )
     async def prometheus(self) -> Response:
         """Answer in the format that the scraper prefers."""
         openmetrics = wants_openmetrics(request.headers.get("Accept", ""))
         text = exposition(await self._reader.read(), openmetrics=openmetrics)
-        media = OPENMETRICS if openmetrics else PLAIN
-        return response(text, media, headers=NOT_STORED | {"Vary": "Accept"})
+        return response(text, OPENMETRICS if openmetrics else PLAIN, headers={"Vary": "Accept"})
 
 
 def _rounded(milliseconds: float | None) -> float | None:

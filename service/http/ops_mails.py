@@ -12,7 +12,7 @@ from quart import request
 
 from actors.domain.mail import MailState
 from service.http.describing import Operation, describes
-from service.http.errors import InvalidFields, OpsTokenMissing, OpsTokenRequired, UnknownPath
+from service.http.errors import InvalidFields, UnknownPath
 from service.http.json_gate import read
 from service.http.schemas import Sent, Text, View
 from service.moments import moment
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 MOST, USUAL = 1000, 100  # mails in one answer
 LIMIT = re.compile(r"[0-9]{1,4}")
 MOST_REPLAYED = 10_000  # in one call; a repeat takes the next ones
-OPERATORS_ONLY = (OpsTokenMissing, OpsTokenRequired)
 NARROWING: Mapping[str, Mapping[str, object]] = {
     "state": {"description": "Only mails in this state.", "type": "string", "enum": [*MailState]},
     "since": {
@@ -130,7 +129,6 @@ class OpsMails:
             {200: OwedMailsView},
             access="ops",
             query=NARROWING,
-            problems=OPERATORS_ONLY,
         )
     )
     async def mail_queue(self) -> Response:
@@ -140,7 +138,7 @@ class OpsMails:
         return OwedMailsView(mails=[OwedMailView.model_validate(mail) for mail in mails]).response()
 
     @describes(
-        Operation("Show one mail.", {200: OwedMailView}, access="ops", problems=(*OPERATORS_ONLY, UnknownPath)),
+        Operation("Show one mail.", {200: OwedMailView}, access="ops", problems=(UnknownPath,)),
     )
     async def owed_mail(self, mail_id: str) -> Response:
         """Answer with one mail; raises UnknownPath."""
@@ -158,7 +156,6 @@ class OpsMails:
             {200: ReplayedView},
             body=ReplayRequest,
             access="ops",
-            problems=OPERATORS_ONLY,
         )
     )
     async def replay(self) -> Response:

@@ -5,7 +5,7 @@ None of it is in the description: it is for a browser, and what it shows program
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
 from quart import request
@@ -33,25 +33,14 @@ SEE_OTHER = 303
 OWN_ORIGIN = {"Referrer-Policy": "same-origin"}  # without it browsers send `Origin: null` with our own forms
 
 
-class Source(Protocol):
-    """What the dashboard shows."""
-
-    @property
-    def reader(self) -> MetricsReader:
-        """The metrics of all workers."""
-        ...
-
-    @property
-    def health(self) -> Health:
-        """The notes."""
-        ...
-
-
 class OpsPages:
-    """The handlers."""
+    """The handlers, around the metrics of all workers and the notes of the health check."""
 
-    def __init__(self, settings: Settings, source: Source, access: OpsAccess, version: str) -> None:
-        self._source = source
+    def __init__(
+        self, settings: Settings, reader: MetricsReader, health: Health, access: OpsAccess, version: str
+    ) -> None:
+        self._reader = reader
+        self._health = health
         self._access = access
         self._version = version
         self._catcher = has_catcher(settings) and settings.ops_token is None
@@ -94,8 +83,8 @@ class OpsPages:
         return answer
 
     async def _snapshot(self) -> str:
-        metrics = await self._source.reader.read()
-        return SnapshotView.of(metrics, await self._source.health.notes(), self._version).model_dump_json()
+        metrics = await self._reader.read()
+        return SnapshotView.of(metrics, await self._health.notes(), self._version).model_dump_json()
 
     def _page(self, template: str, *, signed_in: bool = False, catcher: bool = False) -> Response:
         answer = page(template, version=self._version, signed_in=signed_in, catcher=catcher)

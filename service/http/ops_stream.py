@@ -31,7 +31,6 @@ BEAT = ": beat\n\n"  # before the reading, which may take its time: proxies and 
 TROUBLE = "event: trouble\ndata: The database cannot be reached. Trying again.\n\n"
 BYE = "event: bye\ndata: This worker ends. Connecting to another one.\n\n"
 HEADERS = {
-    "Cache-Control": "no-store",
     "Connection": "close",  # its end frees the connection too: the next one must be able to reach another worker
     "X-Accel-Buffering": "no",  # nginx would collect events until its buffer is full
 }

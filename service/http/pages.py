@@ -72,9 +72,8 @@ class Pages:
         """Answer browsers with the sign-up page and programs with a card."""
         if wants_html():
             return page("signup.html", digits=self._settings.code_digits, version=self._version)
-        answer = CardView(version=self._version, code_digits=self._settings.code_digits).response()
-        answer.headers["Vary"] = "Accept"
-        return answer
+        card = CardView(version=self._version, code_digits=self._settings.code_digits)
+        return card.response(headers={"Vary": "Accept"})
 
     @describes(Operation("Explain a type of problem.", {200: ProblemView}, problems=(UnknownPath,)))
     async def problem(self, slug: str) -> Response:
@@ -86,19 +85,15 @@ class Pages:
             return page("problem.html", problems=problems)
         answers = [ProblemAnswerView(status=it.status, detail=it.detail, advice=it.advice) for it in problems]
         first = problems[0]
-        answer = ProblemView(type=f"/problems/{slug}", title=first.title, error=first.code, answers=answers).response()
-        answer.headers["Vary"] = "Accept"
-        return answer
+        view = ProblemView(type=f"/problems/{slug}", title=first.title, error=first.code, answers=answers)
+        return view.response(headers={"Vary": "Accept"})
 
     @describes(Operation("Describe every call (OpenAPI 3.1).", {200: SCHEMA_MEDIA}))
     async def openapi(self) -> Response:
         """Answer with the description."""
-        return response(self._text(), SCHEMA_MEDIA)
+        return response(to_json(self._document()).decode(), SCHEMA_MEDIA)
 
     @describes(Operation("Show the description to people.", {200: "text/html"}))
     async def docs(self) -> Response:
         """Answer with the description as a page."""
         return page("docs.html", document=self._document())
-
-    def _text(self) -> str:
-        return to_json(self._document()).decode()
