@@ -124,11 +124,10 @@ def migrate(_words: argparse.Namespace) -> int:
     """Bring the database to this version and say what was done."""
     from service.adapters import postgres_migrations  # noqa: PLC0415 - as above
     from service.reachable import look  # noqa: PLC0415 - as above
-    from service.servers import resolve  # noqa: PLC0415 - as above
+    from service.servers import plain, resolve  # noqa: PLC0415 - as above
 
     settings = read(os.environ)
-    own = settings.database_url
-    url = resolve(settings).database_url if own is None else own.get_secret_value()
+    url = plain(settings.database_url) or resolve(settings).database_url
     look(database_url=url)
     done = postgres_migrations.migrate(url)
     sys.stdout.write("".join(f"applied {name}\n" for name in done) or "nothing to do\n")

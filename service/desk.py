@@ -22,7 +22,7 @@ from service.adapters.postgres_desk import PostgresDesk
 from service.embedded.errors import BadEnvironment
 from service.moments import moment
 from service.reachable import migrated
-from service.servers import code_keys, resolve
+from service.servers import code_keys, plain, resolve
 from service.settings import read
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _since(text: str | None) -> datetime | None:
 
 def _at_the_desk(work: Callable[[PostgresDesk, Settings], Awaitable[ResultT]]) -> ResultT:
     settings = read(os.environ)
-    url = resolve(settings).database_url if settings.database_url is None else settings.database_url.get_secret_value()
+    url = plain(settings.database_url) or resolve(settings).database_url
     migrated(url)
 
     async def run() -> ResultT:

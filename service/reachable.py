@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import psycopg
 import redis
 
-from service.adapters.postgres_migrations import MigrationError, pending
+from service.adapters.postgres_migrations import MigrationError, first_line, pending
 from service.listener import CannotStart
 
 if TYPE_CHECKING:
@@ -51,8 +51,7 @@ def _postgres(url: str) -> None:
     try:
         psycopg.connect(url, connect_timeout=PATIENCE_SECONDS).close()
     except psycopg.OperationalError as error:
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        raise CannotStart(f"the server cannot be reached: {reason}") from None
+        raise CannotStart(f"the server cannot be reached: {first_line(error)}") from None
     except psycopg.Error:
         raise CannotStart("is no valid connection URL") from None
 

@@ -60,9 +60,9 @@ def gather(settings: Settings, processes: Sequence[ServerProcess]) -> Servers:
     """Return where all servers are, once those that `embedded` returned have been started."""
     urls = {process.name: process.url for process in processes}
     return Servers(
-        database_url=_set(settings.database_url) or urls[EmbeddedPostgres.name],
-        redis_url=_set(settings.redis_url) or urls[EmbeddedRedis.name],
-        mail_url=_set(settings.mail_url) or urls[MailCatcher.name],
+        database_url=plain(settings.database_url) or urls[EmbeddedPostgres.name],
+        redis_url=plain(settings.redis_url) or urls[EmbeddedRedis.name],
+        mail_url=plain(settings.mail_url) or urls[MailCatcher.name],
     )
 
 
@@ -84,7 +84,7 @@ def withdraw(data_dir: Path) -> None:
 
 def resolve(settings: Settings) -> Servers:
     """Return where the servers are: as set, else as a running `up` in DATA_DIR has announced; raises ServersMissing."""
-    own = {name: _set(getattr(settings, name)) for name in Servers.__dataclass_fields__}
+    own = {name: plain(getattr(settings, name)) for name in Servers.__dataclass_fields__}
     missing = [name for name, url in own.items() if url is None]
     if not missing:
         return Servers(**{name: url for name, url in own.items() if url is not None})
@@ -100,7 +100,8 @@ def code_keys(settings: Settings) -> dict[str, bytes]:
     return settings.code_keys if settings.code_keys is not None else kept_keys(settings.data_dir)
 
 
-def _set(url: SecretStr | None) -> str | None:
+def plain(url: SecretStr | None) -> str | None:
+    """Return a setting's URL, which may hold a password, as text; None where it is unset."""
     return None if url is None else url.get_secret_value()
 
 

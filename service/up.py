@@ -18,7 +18,7 @@ from service.commands import TRIAL, api, checked
 from service.embedded import data_dir, launcher
 from service.pid_file import pid_file
 from service.reachable import look
-from service.servers import announce, code_keys, embedded, gather, withdraw
+from service.servers import announce, code_keys, embedded, gather, plain, withdraw
 from service.starting import starting
 from service.supervise import MAIL, SERVERS, api_posts, execute_worker, listener_for, supervise
 from service.tracing.choice import choose
@@ -48,7 +48,7 @@ def up(_words: argparse.Namespace) -> int:
             servers = embedded(settings)
             posts = [_server_post(server, SERVERS + place) for place, server in enumerate(reversed(servers))][::-1]
             if taken is None:
-                look(**{name: _url(settings, name) for name in ("database_url", "redis_url", "mail_url")})
+                look(**{name: plain(getattr(settings, name)) for name in ("database_url", "redis_url", "mail_url")})
                 _start(servers, posts, undo)
             where = gather(settings, servers)
             # It imports for half a second: the servers get ready meanwhile.
@@ -113,11 +113,6 @@ def _started(server: ServerProcess, pid: int) -> Child:
 def _mail_post(number: int, settings: Settings) -> Post:
     name, words = f"mail-{number}", vestibule("worker", "--supervised")
     return Post(name, MAIL, lambda: execute_worker(name, words), settings.grace_seconds)
-
-
-def _url(settings: Settings, name: str) -> str | None:
-    secret = getattr(settings, name)
-    return None if secret is None else str(secret.get_secret_value())
 
 
 def _guide(settings: Settings, address: str) -> None:

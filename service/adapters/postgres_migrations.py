@@ -88,9 +88,9 @@ def _connected(url: str) -> Iterator[Connection[tuple[Any, ...]]]:
         with psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_SECONDS) as connection:
             yield connection
     except psycopg.OperationalError as error:
-        raise MigrationError(f"cannot reach the database: {_first_line(error)}") from None
+        raise MigrationError(f"cannot reach the database: {first_line(error)}") from None
     except psycopg.Error as error:
-        reason = _first_line(error) if error.sqlstate else "is that a connection URL?"  # libpq's words quote the URL
+        reason = first_line(error) if error.sqlstate else "is that a connection URL?"  # libpq's words quote the URL
         raise MigrationError(f"the database cannot be used: {reason}") from None
 
 
@@ -106,9 +106,10 @@ def _apply(connection: Connection[tuple[Any, ...]], steps: list[Migration]) -> I
                 connection.execute(step.sql)
                 connection.execute(RECORD, [step.version, step.name, step.checksum])
         except psycopg.Error as error:
-            raise MigrationError(f"migration {step.name} failed: {_first_line(error)}") from None
+            raise MigrationError(f"migration {step.name} failed: {first_line(error)}") from None
         yield step.name
 
 
-def _first_line(error: psycopg.Error) -> str:
+def first_line(error: psycopg.Error) -> str:
+    """Return what the database, or the way to it, says first."""
     return (str(error).strip().splitlines() or ["no reason given"])[0]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
-from service.embedded.data_dir import ensure
+from service.embedded.data_dir import ensure, sync
 from service.embedded.errors import BadEnvironment, one_line
 from service.setting_values import KEY_BYTES, CodeKeys
 
@@ -51,8 +51,4 @@ def _make(path: Path) -> None:
             return
     finally:
         new.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync(path.parent)

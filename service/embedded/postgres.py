@@ -155,7 +155,7 @@ class EmbeddedPostgres(ServerProcess):
                 said = output.read().decode(errors="replace")
                 raise BadEnvironment(self._failure(said))
         new.rename(self.folder)
-        _sync(self.data_dir)
+        folders.sync(self.data_dir)
 
     def _failure(self, said: str) -> str:
         if any(os.strerror(number) in said for number in NO_SPACE):
@@ -180,11 +180,3 @@ def _own(folder: Path, owner: int) -> None:
         return
     for path in (folder, *folder.rglob("*")):
         os.chown(path, owner, -1, follow_symlinks=False)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
