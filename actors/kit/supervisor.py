@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -30,14 +30,6 @@ class TooManyCrashes(Exception):
         super().__init__(f"the actor {name} crashed more than {RESTART_BUDGET} times in {RESTART_SECONDS:g} s")
 
 
-class CrashReport(Protocol):
-    """Where crashes are told: the actor's name and the error."""
-
-    def __call__(self, name: str, error: Exception) -> None:
-        """Take note; must not raise."""
-        ...
-
-
 @dataclass(slots=True)
 class Post:
     """One place in the house: how to build its actor, in how many copies, and the mailbox that survives them."""
@@ -60,10 +52,11 @@ class Supervisor:
     """Runs posts inside one task group and drains them in the reverse order of their employment.
 
     Actors of later posts may ask those of earlier ones, so the later drain first. After `running()` ends every
-    accepted message has been settled, on cancel and after too many crashes with an error.
+    accepted message has been settled, on cancel and after too many crashes with an error. `report` is told of each
+    crash by the actor's name and the error; it must not raise.
     """
 
-    def __init__(self, report: CrashReport) -> None:
+    def __init__(self, report: Callable[[str, Exception], None]) -> None:
         self._report = report
         self._posts: list[Post] = []
 
