@@ -36,13 +36,7 @@ if TYPE_CHECKING:
 LEADING = ("worker", "request_id", "route", "status", "ms")  # what one looks for first, in this order
 TEXT_LIMIT = 500  # characters of one extra: no value makes a line that a collector cuts
 ITEM_LIMIT = 20  # of a list
-SAFE_TO_SHOW = (
-    UUID,
-    PurePath,
-    IPv4Address,
-    IPv6Address,
-    date,
-)  # others by type: a repr may hold anything
+SAFE_TO_SHOW = (UUID, PurePath, IPv4Address, IPv6Address, date)  # others by type: a repr may hold anything
 COLOURS = {"DEBUG": "\x1b[2m", "WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[1;31m"}
 RESET = "\x1b[0m"
 ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode
