@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar, assert_never
 
 import anyio
 
@@ -187,8 +187,10 @@ class Delivery:
                     self._unreached[mail.id] = None
             case Outcome.DEAD:
                 await self._written(lambda: self._outbox.dead(mail, sent.reason))
+            case Outcome.LOST | Outcome.NEEDLESS | Outcome.UNSETTLED:
+                pass  # whoever has the claim writes what becomes of the mail
             case _:
-                pass
+                assert_never(sent.outcome)
         return Delivered(mail, sent.outcome, sent.reason or None, sent.error)
 
     async def _hasten(self) -> None:
