@@ -31,7 +31,7 @@ test *arguments: _venv
 test-slow *arguments: _venv
     @exec {{ python }} -m pytest -m slow "$@"
 
-# Run some tests without coverage: just try tests/unit/test_actor_kit.py -k drain
+# Run some tests without coverage: just try tests/unit/test_supervisor.py -k drain
 [no-exit-message]
 try *arguments: _venv
     @exec {{ python }} -m pytest "$@"
