@@ -207,7 +207,7 @@ TABLE: Mapping[type[Exception], Problem] = {
         503,
         "OutcomeUnknown",
         "The request was accepted, and its outcome got lost.",
-        "Repeat it after `retry_after` seconds with the same Idempotency-Key.",
+        "Repeat it after `retry_after` seconds, a registration with the same Idempotency-Key.",
         wait,
     ),
     http.NotReady: Problem(
