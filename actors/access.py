@@ -98,9 +98,7 @@ class Access:
 
     async def refused(self, visit: Visit) -> None:
         """Count a refused registration; a window that is full already stays as it is."""
-        buckets = of_client(self._limits.invalid, visit)
-        if buckets:
-            await self._limiter.ask(Admit(buckets))
+        await self._ask(visit, of_client(self._limits.invalid, visit))
 
     async def registration(self, visit: Visit, email_key: str) -> Entry:
         """Reserve a registration of this client and a code of this client for this address, both or neither."""
@@ -164,6 +162,7 @@ class Access:
         else:
             account = await self._checked(email_key, password, guesses)
         if account is None:
+            await self._ask(visit, guesses, count=False)  # what was read before the check does not know of this guess
             raise InvalidCredentials
         return account
 

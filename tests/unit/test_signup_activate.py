@@ -228,6 +228,15 @@ async def test_readings_tell_what_the_limits_of_an_activation_say(flows: Flows) 
     }
 
 
+async def test_readings_tell_what_a_wrong_password_has_left(flows: Flows) -> None:
+    """The one that was just counted is among them."""
+    seen = visit()
+    with pytest.raises(InvalidCredentials):
+        await flows.signup.profile(seen, credentials("wrong one"))
+    latest = {reading.rule.name: reading.remaining for reading in seen.readings}
+    assert latest == {"password": 2, "password-client": 29}
+
+
 async def test_a_registration_in_between_ends_the_old_password(unlimited: Flows) -> None:
     """Replaced while its password is being checked, the account is not activated by the old one."""
     code = await unlimited.code()

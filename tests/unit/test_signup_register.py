@@ -168,8 +168,10 @@ async def test_refused_requests_have_a_window_of_their_own() -> None:
     """Sixty a minute, then the client is turned away before its next one is read."""
     async with Flows.running() as flows:
         for _ in range(60):
-            await flows.signup.welcome(visit())
-            await flows.signup.refused(visit())
+            seen = visit()
+            await flows.signup.welcome(seen)
+            await flows.signup.refused(seen)
+        assert (seen.readings[0].remaining, seen.readings[-1].remaining) == (1, 0)
         with pytest.raises(RateLimited) as caught:
             await flows.signup.welcome(visit())
         await flows.signup.refused(visit())
