@@ -158,6 +158,7 @@ class PostgresCodes:
     """The Codes port; `worker` names this process in the business counters."""
 
     redeeming: ClassVar[LiteralString] = REDEEM
+    issuing: ClassVar[LiteralString] = ISSUE
 
     def __init__(self, postgres: Postgres, policy: CodePolicy, worker: str) -> None:
         self._postgres = postgres
@@ -187,15 +188,17 @@ class PostgresCodes:
             "mails": [code.mail_id for code in codes],
             "locales": [code.locale for code in codes],
             "traces": [code.traceparent for code in codes],
-            "max_age": self._policy.max_age,
-            "worker": self._worker,
-            **self._policy.windows(cooldown=True),
+            **self._rules(),
         }
-        rows = await self._postgres.run(ISSUE, parameters)
+        rows = await self._postgres.run(self.issuing, parameters)
         return [
-            Resent(code.mail_id, max(0.0, resend_in), left) if account else None
-            for code, (account, resend_in, left) in zip(codes, rows, strict=True)
+            Resent(code.mail_id, max(0.0, resend_in), left) if issued else None
+            for code, (issued, resend_in, left) in zip(codes, rows, strict=True)
         ]
+
+    def _rules(self) -> dict[str, object]:
+        windows = self._policy.windows(cooldown=True)
+        return {"max_age": self._policy.max_age, "worker": self._worker, **windows}
 
 
 def _redeemed(activated_at: datetime | None, attempts_left: int | None) -> Redeemed | Missed | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from actors.domain.errors import RequestInProgress
-from actors.ports import Registered, Resent
+from actors.ports import Registered
 from service.adapters.postgres_accounts import FIND
 from service.adapters.postgres_codes import REDEEM_LOCKED, PostgresCodes
 from service.adapters.postgres_registrations import WANTED, wanted
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from actors.domain.errors import Refusal
     from actors.domain.user import Account
-    from actors.ports import NewAccount, NewCode
+    from actors.ports import NewAccount
     from service.adapters.postgres import Postgres
     from service.adapters.postgres_codes import CodePolicy
 
@@ -118,29 +118,14 @@ class PostgresShadows:
 
 
 class PostgresShadowCodes(PostgresCodes):
-    """The Codes port under ENUMERATION=strict."""
+    """The Codes port under ENUMERATION=strict: each registration has its own budget and cool-down."""
 
     redeeming: ClassVar[LiteralString] = REDEEM
+    issuing: ClassVar[LiteralString] = ISSUE
 
-    async def issue(self, codes: Sequence[NewCode]) -> list[Resent | None]:
-        """Give each pending registration a new code within its own budget and cool-down."""
+    def _rules(self) -> dict[str, object]:
         own = self._policy.windows(cooldown=True)
-        parameters = {
-            "accounts": [code.account for code in codes],
-            "hashes": [code.password_hash.decode() for code in codes],
-            "codes": [str(code.code_id) for code in codes],
-            "mails": [code.mail_id for code in codes],
-            "locales": [code.locale for code in codes],
-            "traces": [code.traceparent for code in codes],
-            "own_limits": own["limits"],
-            "own_seconds": own["seconds"],
-            **_of(self._policy, self._worker),
-        }
-        rows = await self._postgres.run(ISSUE, parameters)
-        return [
-            Resent(code.mail_id, max(0.0, resend_in), left) if owed else None
-            for code, (owed, resend_in, left) in zip(codes, rows, strict=True)
-        ]
+        return {"own_limits": own["limits"], "own_seconds": own["seconds"], **_of(self._policy, self._worker)}
 
 
 def _of(policy: CodePolicy, worker: str) -> dict[str, object]:
