@@ -73,7 +73,7 @@ class Master:
         self._trial_ends = 0.0
         self._again = False  # asked to reload while a trial was running
         self._closes_at: float | None = None
-        self._tiers = sorted({post.tier for post in posts})
+        self._tiers = self._roster.tiers()
         self._ending = False
 
     def run(self) -> int:

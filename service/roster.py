@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import selectors
+import signal
 import time
 from collections import deque
 from contextlib import suppress
@@ -16,13 +17,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 STALL_SECONDS = 8.0  # a worker beats every second; a longer silence is a stuck loop or a stopped process
+LAST_SECONDS = 15.0  # for a server's last checkpoint
 START_SECONDS = 60.0  # to become ready: its first hash blocks, on a machine with too much to do for long
 
 
 class Roster:
     """Keeps every post filled until `end`, and replaces children one at a time, the new one first.
 
-    Posts that have a child already (after a reload) are replaced; `strangers`, children without a post, are sent away.
+    Posts that have a child already (after a reload) are replaced; `strangers`, children without a post, are sent away,
+    servers among them (they have no channel) once nobody of the old ones is left who may use them.
     Readable channels call back through the selector's `data`.
     """
 
@@ -37,9 +40,13 @@ class Roster:
         self._ended = False
         for child in self.children():
             self._watch(child)
+        self._last = max(post.tier for post in posts) + 1
         for child in strangers:
             self._watch(child)
-            self._dismiss(min(posts, key=lambda post: post.tier), child, RETIRE)  # API workers have the longest grace
+            if child.channel is None and child.deadline is None:  # else it was told before this reload
+                self._leaving.append((self._last, child))
+            else:
+                self._dismiss(min(posts, key=lambda post: post.tier), child, RETIRE)  # API workers: the longest grace
 
     def children(self) -> Iterator[Child]:
         """Return all that run, those that are on their way out last."""
@@ -56,6 +63,7 @@ class Roster:
         """Start what is missing and due, and the next successor if none is on its way."""
         if self._ended:
             return
+        self._part_with_servers()
         for post in self._posts:
             if post.child is None and post.successor is None and post.due <= now:
                 post.child = self._start(post)
@@ -73,6 +81,18 @@ class Roster:
                     self._succeed(post)
                 return
             self._rolling.append(post)
+
+    def _part_with_servers(self) -> None:
+        """Send the servers without a post away if they are all that is left of the old."""
+        if self.complete() and all(child.deadline is None for _, child in self._leaving):
+            self._part(self._last)
+
+    def _part(self, tier: int) -> None:
+        """Ask those of a tier to end who are to leave and have not been told so yet."""
+        for of, child in self._leaving:
+            if of == tier and child.deadline is None:
+                child.deadline = time.monotonic() + LAST_SECONDS
+                child.signal(signal.SIGTERM)
 
     def _start(self, post: Post) -> Child | None:
         try:
@@ -191,6 +211,11 @@ class Roster:
         for of, child in self._leaving:
             if of == tier:
                 child.tell(STOP)
+        self._part(tier)
+
+    def tiers(self) -> list[int]:
+        """Return the tiers of all children, in the order of the stop."""
+        return sorted({post.tier for post in self._posts} | {tier for tier, _ in self._leaving})
 
     def alive(self, tier: int) -> bool:
         """Return whether any child of a tier still runs."""

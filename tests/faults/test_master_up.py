@@ -15,16 +15,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
+import psycopg
 import pytest
 
+from service.servers import resolve
+from service.settings import Settings
 from tests.faults.under_test import alive, patience, wait_for
+from tests.servers.own_postgres import OwnPostgres
 from tests.servers.ports import free_ports
 from tests.servers.signals import send
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 ENDED = re.compile(r'"ended".*"child":"([a-z]+).*"code":(-?\d+)')
+OTHER_CODE = """
+import os, sys
+from pathlib import Path
+os.environ.update(line.split("=", 1) for line in Path(sys.argv.pop(1)).read_text().splitlines())
+from service.cli import main
+raise SystemExit(main())  # vestibule up
+"""
 ROLES = {
     "postgres": re.compile(r"/bin/postgres "),
     "redis": re.compile(r"valkey|redis-server"),
@@ -89,12 +100,16 @@ class Up:
 
 
 @contextmanager
-def up(data_dir: Path, port: int) -> Iterator[Up]:
-    """Run `vestibule up`, ready at the beginning of the body; nothing of it is left afterwards."""
+def up(data_dir: Path, port: int, program: Sequence[str] = ()) -> Iterator[Up]:
+    """Run `vestibule up`, ready at the beginning of the body; nothing of it is left afterwards.
+
+    `program` is another command line that does the same.
+    """
     data_dir.mkdir(exist_ok=True)
     output = data_dir / "output"
     with output.open("wb") as sink:
-        process = subprocess.Popen(command("up"), env=environment(data_dir, port), stdout=sink, stderr=sink)
+        settings = environment(data_dir, port)
+        process = subprocess.Popen(program or command("up"), env=settings, stdout=sink, stderr=sink)
     one = Up(data_dir, port, process, output)
     try:
         wait_for(lambda: one.ready() or process.poll() is not None, "it is ready", 30)
@@ -216,6 +231,31 @@ def test_a_reload_that_cannot_go_on_keeps_all_at_work_and_a_stop_meanwhile_is_an
         wait_for(lambda: not any(alive(pid) for pid in family), "all are gone", 5.0)
 
 
+def test_a_server_that_new_code_does_without_ends_after_all_who_use_it(tmp_path: Path) -> None:
+    """A reload onto another database: the old workers keep theirs to their end, and then it ends, in order."""
+    changes = tmp_path / "changes"
+    changes.touch()
+    program = [sys.executable, "-c", OTHER_CODE, str(changes), "up"]
+    with OwnPostgres(_made(tmp_path / "pg")) as postgres, up(tmp_path / "data", free_ports(1), program) as one:
+        old, server = one.workers() | one.mail_workers(), one.child("postgres")
+        url = resolve(Settings(data_dir=one.data_dir)).database_url
+        changes.write_text(f"VESTIBULE_DATABASE_URL={postgres.url}")
+        assert one.run("reload").returncode == 0
+
+        def gone() -> bool:
+            try:
+                psycopg.connect(url).close()
+            except psycopg.OperationalError:
+                assert not any(alive(pid) for pid in old)
+                return not alive(server)
+            return False
+
+        wait_for(gone, "the workers and then their database have ended", 40)
+        assert ENDED.findall(one.output.read_text(encoding="utf-8"))[-1] == ("postgres", "0")
+        wait_for(one.ready, "it serves from the other one")
+        assert len(one.workers()) == 2
+
+
 def test_other_commands_join_a_running_up_and_a_second_up_is_refused(one: Up) -> None:
     """Migrations and API workers find the servers of the `up` in DATA_DIR; another `up` there ends with one line."""
     port = free_ports(1)
@@ -245,6 +285,11 @@ def test_a_signal_in_the_middle_of_the_start_ends_it_without_a_trace(tmp_path: P
     assert process.wait(20) == 0
     wait_for(lambda: not any(alive(pid) for pid in family), "all are gone", 5.0)
     assert "Traceback" not in output.read_text(encoding="utf-8")
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def _back(one: Up, role: str, old: int) -> bool:

@@ -52,6 +52,59 @@ def test_a_child_without_a_post_leaves_as_those_who_stop_first() -> None:
         assert theirs.recv(9) == STOP
 
 
+def test_a_server_without_a_post_stays_until_all_who_may_use_it_are_gone() -> None:
+    """What a reload does without is asked to end after the last of the old workers, and last of all in a stop."""
+    selector = selectors.DefaultSelector()
+    ours, theirs = socket.socketpair()
+    worker = Post(
+        "api-1", 0, lambda: Child("api-1", NOBODY, 0.0, 0.0, ours), 40.0, child=Child("api-1", NOBODY + 1, 0.0, 0.0)
+    )
+    server = Child("postgres", fork(command(["sleep", "1000"])), 0.0, 0.0, ready=True)
+    roster = Roster([worker], selector, [server])
+    assert roster.tiers() == [0, 1]
+    with ours, theirs:
+        roster.fill(0.0)
+        theirs.send(READY)
+        for key, _ in selector.select(1.0):
+            key.data()
+        roster.fill(0.0)
+        assert (roster.complete(), roster.alive(1), server.deadline) == (True, True, None)
+        roster.end(0)
+        assert server.deadline is None
+        roster.end(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(server.pid, 0)[1]) == -signal.SIGTERM
+
+
+def test_a_server_without_a_post_ends_when_the_last_old_worker_has() -> None:
+    """Nobody has to stop the service for it."""
+    gone = Child("api-2", NOBODY, 0.0, 0.0, ready=True)
+    server = Child("postgres", fork(command(["sleep", "1000"])), 0.0, 0.0, ready=True)
+    worker = Post("api-1", 0, _never, 40.0, renew=False, child=Child("api-1", NOBODY + 1, 0.0, 0.0, ready=True))
+    ours, theirs = socket.socketpair()
+    gone.channel = ours
+    with ours, theirs:
+        roster = Roster([worker], selectors.DefaultSelector(), [gone, server])
+        roster.fill(0.0)
+        assert (server.deadline, roster.alive(1)) == (None, True)
+        roster.fallen(gone.pid, 0, 0.0)
+        roster.fill(0.0)
+        assert os.waitstatus_to_exitcode(os.waitpid(server.pid, 0)[1]) == -signal.SIGTERM
+        roster.fallen(server.pid, 0, 0.0)
+        assert not roster.alive(1)
+
+
+@pytest.mark.parametrize("obeys", [True, False])
+def test_a_child_that_was_told_to_go_before_a_reload_has_its_whole_time_after_it(*, obeys: bool) -> None:
+    """A worker that has closed its channel, or a server: neither is killed, and neither is waited with."""
+    going = Child(
+        "going", fork(command(["sleep", "1000"])), 0.0, 0.0, ready=True, deadline=time.monotonic(), obeys=obeys
+    )
+    worker = Post("api-1", 0, _never, 40.0, renew=False, child=Child("api-1", NOBODY, 0.0, time.monotonic()))
+    roster = Roster([worker], selectors.DefaultSelector(), [going])
+    roster.kill_overdue(time.monotonic() + 39.0)
+    assert os.waitstatus_to_exitcode(os.waitpid(going.pid, 0)[1]) == -signal.SIGTERM
+
+
 def _never() -> Child:
     raise AssertionError("nobody is to be started")
 
