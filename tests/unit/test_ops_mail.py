@@ -95,6 +95,9 @@ def test_a_refusal_is_one_line(service: RemoteService) -> None:
     service.answers[LIST] = [(401, {"error": "OpsTokenRequired"}), (403, {"error": "OpsTokenRequired"})]
     another = "has another operator's token than the one given: look at VESTIBULE_OPS_TOKEN"
     assert run(service, "list") == (3, "", f"mail.py: {service.url} {another}\n")
+    service.answers[f"{LIST}/{OTHER}"] = [(429, {"error": "RateLimitExceeded", "retry_after": 9})]
+    later = f"mail.py: {service.url} answers 429 RateLimitExceeded, again in 9 s\n"
+    assert run(service, "show", OTHER) == (3, "", later)
     wanted = f"mail.py: {service.url} wants the operator's token: set VESTIBULE_OPS_TOKEN\n"
     assert run(service, "list") == (3, "", wanted)
 
