@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 import redis
 
@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 
     from service.adapters.postgres import Postgres
     from service.adapters.redis_client import Redis
-
-Verdict = Literal["ok", "degraded", "down"]
+    from service.http.health import Verdict
 
 LATE_SECONDS = 60  # an owed mail that is older has missed the minute that people wait
 PING: Final = "SELECT 1"
@@ -63,7 +62,7 @@ class Surroundings:
             return "down"
         return "degraded" if late else "ok"
 
-    async def notes(self) -> Sequence[str]:
+    def notes(self) -> Sequence[str]:
         """Return sentences for the operator."""
         return tuple(self._notes)
 

@@ -21,7 +21,7 @@ CHECK_SECONDS = 1.5  # a check that takes longer has failed; probes give up afte
 
 
 class Health(Protocol):
-    """What can be asked about the surroundings; no method raises, and each check may be cancelled."""
+    """What can be asked about the surroundings; nothing raises, and each check may be cancelled."""
 
     @property
     def draining(self) -> bool:
@@ -44,7 +44,7 @@ class Health(Protocol):
         """Add a sentence to the notes, once."""
         ...
 
-    async def notes(self) -> Sequence[str]:
+    def notes(self) -> Sequence[str]:
         """Return the sentences for the operator."""
         ...
 
@@ -105,8 +105,7 @@ class HealthCalls:
             status: Verdict = "down"
         else:
             status = "ok" if {checks.redis, checks.mail_queue, checks.database} == {"ok"} else "degraded"
-        notes = await _notes(self._health)
-        view = HealthView(status=status, version=self._version, checks=checks, notes=notes)
+        view = HealthView(status=status, version=self._version, checks=checks, notes=list(self._health.notes()))
         return view.response(HTTP_STATUS[status])
 
     async def _checks(self) -> ChecksView:
@@ -126,9 +125,3 @@ async def _bounded(check: Callable[[], Awaitable[Verdict]]) -> Verdict:
     with anyio.move_on_after(CHECK_SECONDS):
         return await check()
     return "down"
-
-
-async def _notes(health: Health) -> list[str]:
-    with anyio.move_on_after(CHECK_SECONDS):
-        return list(await health.notes())
-    return []

@@ -84,7 +84,7 @@ class OpsPages:
 
     async def _snapshot(self) -> str:
         metrics = await self._reader.read()
-        return SnapshotView.of(metrics, await self._health.notes(), self._version).model_dump_json()
+        return SnapshotView.of(metrics, self._health.notes(), self._version).model_dump_json()
 
     def _page(self, template: str, *, signed_in: bool = False, catcher: bool = False) -> Response:
         answer = page(template, version=self._version, signed_in=signed_in, catcher=catcher)

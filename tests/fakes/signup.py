@@ -136,7 +136,7 @@ class ScriptedHealth:
         """Keep it."""
         self.told.append(sentence)
 
-    async def notes(self) -> Sequence[str]:
+    def notes(self) -> Sequence[str]:
         """Say what was set."""
         return self.told
 
