@@ -125,6 +125,11 @@ class Access:
             raise CodesExhausted(admission.retry_after)
         return Entry(self._limiter, admission.ticket if admission else "", (), code)
 
+    async def code_wait(self, visit: Visit, email_key: str) -> float:
+        """Return the seconds until this client can have a code of this address again, 0 for now; counts nothing."""
+        admission = await self._ask(visit, self._pair(self._limits.codes_client, visit, email_key), count=False)
+        return admission.retry_after if admission is not None else 0.0
+
     async def activation(self, visit: Visit, account: Account) -> None:
         """Count an activation of an address whose password was right."""
         await self._admit(visit, self._account(self._limits.activate, account))

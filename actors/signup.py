@@ -11,7 +11,14 @@ import anyio
 from actors.code_flows import CodeFlows
 from actors.code_issuer import Ring
 from actors.domain.code import typed_code
-from actors.domain.errors import CodesExhausted, EmailTaken, RequestInProgress, UnknownStatus
+from actors.domain.errors import (
+    CodeAttemptsExhausted,
+    CodesExhausted,
+    EmailTaken,
+    RequestInProgress,
+    ResendTooSoon,
+    UnknownStatus,
+)
 from actors.domain.password import Password
 from actors.domain.user import State
 from actors.forms import Profile, Progress, Registration
@@ -175,12 +182,22 @@ class SignUp:
         account = await self._access.authenticate(visit, credentials)
         if account.activated_at is None:
             await self._access.activation(visit, account)
-        return await self._errands.run(partial(self._codes.redeem, account, typed))
+        try:
+            return await self._errands.run(partial(self._codes.redeem, account, typed))
+        except CodeAttemptsExhausted as dead:
+            wait = await self._access.code_wait(visit, account.email_key)
+            raise CodeAttemptsExhausted(max(dead.retry_after, wait)) from None
 
     async def resend(self, visit: Visit, credentials: Credentials) -> Resend:
         """Issue a new code; the old one stays alive until the new mail is accepted."""
         account = await self._authenticated(visit, credentials)
-        self._codes.check_resend(account)
+        try:
+            self._codes.check_resend(account)
+        except (ResendTooSoon, CodesExhausted) as early:
+            wait = await self._access.code_wait(visit, account.email_key)
+            if wait > early.retry_after:
+                raise CodesExhausted(wait) from None
+            raise
         entry = await self._access.code(visit, account.email_key)
         return await self._errands.run(partial(self._codes.reissue, visit, account, entry))
 

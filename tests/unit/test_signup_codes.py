@@ -13,12 +13,14 @@ from actors.code_flows import LOOKS, CodeFlows
 from actors.code_issuer import CodeIssuer
 from actors.domain.errors import (
     AlreadyActivated,
+    CodeAttemptsExhausted,
     CodesExhausted,
     InvalidCredentials,
     RateLimited,
     RequestInProgress,
     ResendTooSoon,
     UnknownStatus,
+    WrongCode,
 )
 from actors.domain.user import State
 from actors.ports import StoreUnavailable
@@ -73,14 +75,31 @@ async def test_a_resend_too_soon_costs_nothing(flows: Flows) -> None:
 
 
 async def test_a_client_has_three_codes_an_hour_for_an_address(flows: Flows) -> None:
-    """Registration and resends together; another client may still ask."""
-    for _ in range(2):
-        await flows.signup.resend(visit(), credentials())
+    """Registration and resends together, and no cool-down makes it wait for longer; another client may still ask."""
+    await flows.signup.resend(visit(), credentials())
+    flows.clock.advance(30)
+    await flows.signup.resend(visit(), credentials())
+    for since in (60, 90):
+        with pytest.raises(CodesExhausted) as caught:
+            await flows.signup.resend(visit(), credentials())
+        assert caught.value.retry_after == pytest.approx(3600 - since, abs=1)
         flows.clock.advance(30)
-    with pytest.raises(CodesExhausted) as caught:
-        await flows.signup.resend(visit(), credentials())
-    assert caught.value.retry_after == pytest.approx(3600 - 90, abs=1)
     await flows.signup.resend(visit("198.51.100.1"), credentials())
+
+
+async def test_a_dead_code_says_when_its_client_can_have_another() -> None:
+    """When the cool-down is over, or the client's own hour: waiting that long is enough."""
+    async with Flows.running(replace(LIMITS, activate=None)) as flows:
+        await flows.signup.register(visit(), form())
+        for wait in (30, 30, 3540):
+            for _ in range(5):
+                with pytest.raises(WrongCode):
+                    await flows.signup.activate(visit(), credentials(), await flows.wrong_code())
+            with pytest.raises(CodeAttemptsExhausted) as dead:
+                await flows.signup.activate(visit(), credentials(), await flows.code())
+            assert dead.value.retry_after == pytest.approx(wait, abs=1)
+            flows.clock.advance(dead.value.retry_after)
+            await flows.signup.resend(visit(), credentials())
 
 
 async def test_an_address_has_five_codes_an_hour(uncounted: Flows) -> None:
