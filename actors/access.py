@@ -97,8 +97,8 @@ class Access:
         await self._admit(visit, of_client(self._limits.invalid, visit), count=False)
 
     async def refused(self, visit: Visit) -> None:
-        """Count a refused registration; a window that is full already stays as it is."""
-        await self._ask(visit, of_client(self._limits.invalid, visit))
+        """Count a refused registration; raises RateLimited when the window is full already, which stays as it is."""
+        await self._admit(visit, of_client(self._limits.invalid, visit))
 
     async def registration(self, visit: Visit, email_key: str) -> Entry:
         """Reserve a registration of this client and a code of this client for this address, both or neither."""

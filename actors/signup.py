@@ -79,7 +79,7 @@ class SignUp:
         await self._access.welcome(visit)
 
     async def refused(self, visit: Visit) -> None:
-        """Count a registration that was refused as malformed, invalid or too many."""
+        """Count a registration refused as malformed, invalid or too many: raises RateLimited beyond the limit."""
         await self._access.refused(visit)
 
     async def register(self, visit: Visit, form: Form) -> Registration:

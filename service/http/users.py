@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from quart import Response, request
@@ -14,6 +13,7 @@ from actors.kit.mailbox import MachineError
 from service.http.describing import Operation, RequestHeader, describes
 from service.http.json_gate import read, read_nothing
 from service.http.locales import choose
+from service.http.problem_answers import MEDIA, answer_to
 from service.http.schemas import (
     AcceptedView,
     ActivatedView,
@@ -25,6 +25,7 @@ from service.http.schemas import (
     RegisterRequest,
     ResendView,
     StateView,
+    response,
 )
 from service.http.visits import credentials, current_visit, idempotency_key
 
@@ -160,10 +161,19 @@ class Users:
         return ProfileView.of(await self._signup.profile(visit, credentials())).response()
 
     async def count_refusal(self, answer: Response) -> Response:
-        """Count a refused registration against its client; a count that gets lost changes no answer."""
+        """Count a refused registration against its client; of many at once, those beyond the limit hear that instead.
+
+        A count that gets lost changes no answer, and no 429 becomes another one.
+        """
         visit = current_visit()
         refused = request.endpoint == self.register.__name__ and answer.status_code in REFUSALS_COUNTED
         if refused and visit is not None:
-            with suppress(MachineError, errors.Refusal):
+            try:
                 await self._signup.refused(visit)
+            except errors.RateLimited as full:
+                told = answer_to(full)
+                if told.status != answer.status_code:
+                    return response(told.body, MEDIA, told.status, told.headers)
+            except MachineError:
+                return answer
         return answer

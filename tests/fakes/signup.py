@@ -44,6 +44,7 @@ class ScriptedSignUp(SignUp):
         self.places: set[Place] = set()
         self.pause: trio.Event | None = None
         self.refusals = 0
+        self.uncounted: Exception | None = None
         self.form: Form | None = None
         self.visit: Visit | None = None
 
@@ -63,6 +64,8 @@ class ScriptedSignUp(SignUp):
         """Count."""
         assert visit.networks
         self.refusals += 1
+        if self.uncounted is not None:
+            raise self.uncounted
 
     async def register(self, visit: Visit, form: Form) -> Registration:
         """Register whoever asks, after a pause if there is one."""

@@ -145,6 +145,24 @@ async def test_register_turns_the_unwelcome_away_before_reading(
     await problem(answer, 429, "RateLimitExceeded")
 
 
+async def test_a_refusal_beyond_the_limit_is_told_as_that(client: TestClientProtocol, service: FakeService) -> None:
+    """Of many that come at once all are welcome, and only so many are counted; a 429 keeps its own wait."""
+    service.signup.uncounted = errors.RateLimited(30)
+    answer = await client.post(f"{USERS}/register", data=b"\xff")
+    assert (await problem(answer, 429, "RateLimitExceeded"))["retry_after"] == 30
+    assert answer.headers["Retry-After"] == "30"
+    service.signup.failure = errors.CodesExhausted(3600)
+    await problem(await register(client), 429, "CodesExhausted")
+
+
+async def test_a_refusal_that_cannot_be_counted_is_told_as_it_is(
+    client: TestClientProtocol, service: FakeService
+) -> None:
+    """The limits being away is nothing that the client has to know."""
+    service.signup.uncounted = StoreUnavailable()
+    await problem(await client.post(f"{USERS}/register", data=b"\xff"), 415, "UnsupportedMediaType")
+
+
 async def test_other_calls_count_no_refusal(client: TestClientProtocol, service: FakeService) -> None:
     """The limit of refused registrations is for registrations."""
     await client.post(f"{USERS}/activate", json={}, headers=basic())

@@ -174,7 +174,8 @@ async def test_refused_requests_have_a_window_of_their_own() -> None:
         assert (seen.readings[0].remaining, seen.readings[-1].remaining) == (1, 0)
         with pytest.raises(RateLimited) as caught:
             await flows.signup.welcome(visit())
-        await flows.signup.refused(visit())
+        with pytest.raises(RateLimited):
+            await flows.signup.refused(visit())
         flows.clock.advance(caught.value.retry_after)
         await flows.signup.welcome(visit())
 
