@@ -116,12 +116,15 @@ class Master:
                 self._roster.drain()
 
     def _bury(self) -> None:
+        """Take note of all who have ended, and only then of what the trial says: a reload hands over who is alive."""
+        verdict: int | None = None
         for pid, code in reap():
             if pid == self._trial:
-                self._trial = None
-                self._judge(code)
+                self._trial, verdict = None, code
             else:
                 self._roster.fallen(pid, code, time.monotonic())
+        if verdict is not None:
+            self._judge(verdict)
 
     def _stopped(self, now: float) -> bool:
         """Take the next step of an orderly stop; True when nothing is left."""

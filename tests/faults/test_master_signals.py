@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults.under_test import load, running, wait_for
+from tests.faults.under_test import alive, load, running, wait_for
 from tests.servers.ports import free_ports
+from tests.servers.signals import send
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -190,6 +191,31 @@ def test_a_reload_whose_new_workers_cannot_start_leaves_the_old_ones_in_service(
         wait_for(lambda: service.said().count('"fallen"') >= 3, "some tries", 20)
         assert set(before) <= set(service.workers())
         assert seen.failures == []
+
+
+def test_a_reload_hands_over_nobody_who_has_ended(tmp_path: Path) -> None:
+    """A worker that ends together with the trial is replaced, and nobody is waited for in vain at the stop."""
+    with running(tmp_path, free_ports(1)) as service:
+        before = {child.pid for child in service.master.children()}
+        service.hang_up()
+        wait_for(lambda: _others(service, before), "the trial", 5)
+        (trial,) = _others(service, before)
+        send(min(service.workers()), signal.SIGKILL)
+        wait_for(lambda: _others(service, before | {trial}), "a worker that is younger than the trial", 5)
+        (young,) = _others(service, before | {trial})
+        service.process.send_signal(signal.SIGSTOP)
+        send(young, signal.SIGKILL)
+        wait_for(lambda: not alive(young) and not alive(trial), "both have ended")
+        service.process.send_signal(signal.SIGCONT)
+        wait_for(lambda: '"reloaded"' in service.said(), "the new code has its workers", 30)
+        wait_for(lambda: len(service.workers()) == WORKERS, "the old workers have left", 10)
+        service.process.terminate()
+        assert service.process.wait(15) == 0
+
+
+def _others(service: Running, known: set[int]) -> set[int]:
+    """Return the master's children but those that are known."""
+    return {child.pid for child in service.master.children()} - known
 
 
 def test_signals_in_the_middle_of_a_reload_are_not_lost(tmp_path: Path) -> None:
