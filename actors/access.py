@@ -93,8 +93,10 @@ class Access:
         self.coming: set[Place] = set()
 
     async def welcome(self, visit: Visit) -> None:
-        """Turn away a client whose refused registrations fill their window."""
-        await self._admit(visit, of_client(self._limits.invalid, visit), count=False)
+        """Turn away a client whose refused registrations fill their window, until its other one has room too."""
+        wait = await self._wait(visit, of_client(self._limits.invalid, visit))
+        if wait:
+            raise RateLimited(max(wait, await self._wait(visit, of_client(self._limits.register, visit))))
 
     async def refused(self, visit: Visit) -> None:
         """Count a refused registration; raises RateLimited when the window is full already, which stays as it is."""
@@ -127,8 +129,7 @@ class Access:
 
     async def code_wait(self, visit: Visit, email_key: str) -> float:
         """Return the seconds until this client can have a code of this address again, 0 for now; counts nothing."""
-        admission = await self._ask(visit, self._pair(self._limits.codes_client, visit, email_key), count=False)
-        return admission.retry_after if admission is not None else 0.0
+        return await self._wait(visit, self._pair(self._limits.codes_client, visit, email_key))
 
     async def activation(self, visit: Visit, account: Account) -> None:
         """Count an activation of an address whose password was right."""
@@ -202,6 +203,10 @@ class Access:
         admission = await self._ask(visit, buckets, count=count)
         if admission is not None and not admission.admitted:
             raise RateLimited(admission.retry_after)
+
+    async def _wait(self, visit: Visit, buckets: tuple[Bucket, ...]) -> float:
+        admission = await self._ask(visit, buckets, count=False)
+        return admission.retry_after if admission is not None else 0.0
 
     async def _ask(self, visit: Visit, buckets: tuple[Bucket, ...], *, count: bool = True) -> Admission | None:
         if not buckets:

@@ -180,6 +180,20 @@ async def test_refused_requests_have_a_window_of_their_own() -> None:
         await flows.signup.welcome(visit())
 
 
+async def test_a_client_that_goes_on_without_registrations_hears_when_it_has_one() -> None:
+    """Sixty refusals later it is turned away before it is read, and the wait that it hears is still enough."""
+    async with Flows.running() as flows:
+        for number in range(5):
+            await flows.signup.register(visit(), form(f"user{number}@example.com"))
+        for _ in range(60):
+            await flows.signup.refused(visit())
+        with pytest.raises(RateLimited) as caught:
+            await flows.signup.welcome(visit())
+        flows.clock.advance(caught.value.retry_after)
+        await flows.signup.welcome(visit())
+        await flows.signup.register(visit(), form())
+
+
 async def test_a_client_that_leaves_stops_nothing(autojump_clock: trio.testing.MockClock) -> None:
     """The registration it began is finished."""
     async with Flows.running() as flows:
