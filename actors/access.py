@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import anyio
+
 from actors.domain.errors import CodesExhausted, InvalidCredentials, InvalidEmail, RateLimited
 from actors.domain.password import Password
 from actors.domain.windows import Bucket
@@ -54,11 +56,17 @@ class Place:
 
     def __init__(self, coming: set[Place]) -> None:
         self._coming = coming
+        self._left = anyio.Event()
         coming.add(self)
 
     def leave(self) -> None:
         """Make room."""
         self._coming.discard(self)
+        self._left.set()
+
+    async def left(self) -> None:
+        """Wait until it is left."""
+        await self._left.wait()
 
     def __enter__(self) -> Self:
         return self

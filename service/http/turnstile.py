@@ -48,10 +48,14 @@ class Turnstile:
         exchange_of(scope).route = f"{METHOD} {PATH}"
         taken = await _body(receive)
 
-        async def again() -> Event:
-            return taken.popleft() if taken else await receive()
+        with self._let_in(scope) as place:
 
-        with self._let_in(scope):
+            async def again() -> Event:
+                if taken:
+                    return taken.popleft()
+                await place.left()  # that the client has gone meanwhile must not stop what it has sent in full
+                return await receive()
+
             await self._application(scope, again, send)
 
     def _let_in(self, scope: Scope) -> Place:

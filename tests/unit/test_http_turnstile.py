@@ -150,3 +150,29 @@ async def test_a_slow_body_keeps_no_place(
         await trio.sleep(4.9)
         assert not service.signup.places
     assert autojump_clock.current_time() == pytest.approx(5)
+
+
+async def test_a_client_that_has_gone_stops_nothing_that_it_has_sent(app: Quart, service: FakeService) -> None:
+    """Its end is heard of once the place is left: until then the registration is on its way to being accepted."""
+    service.signup.full, service.signup.pause = None, trio.Event()
+    come: list[dict[str, Any]] = [
+        {"type": "http.request", "body": BODY, "more_body": False},
+        {"type": "http.disconnect"},
+    ]
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        await trio.lowlevel.checkpoint()
+        return come.pop(0)
+
+    async def send(event: dict[str, Any]) -> None:
+        sent.append(event)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve, app, scope_of("POST", PATH, [JSON]), receive, send)
+        await trio.testing.wait_all_tasks_blocked()
+        assert come == [{"type": "http.disconnect"}]
+        (place,) = service.signup.places
+        place.leave()
+        await trio.testing.wait_all_tasks_blocked()
+    assert (come, sent) == ([], [])
