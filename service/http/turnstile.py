@@ -9,6 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from actors.access import Place
 from actors.kit.mailbox import NotAccepted
@@ -17,7 +18,7 @@ from service.http.errors import BodyTimeout
 from service.http.json_gate import BODY_SECONDS, MOST_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from service.http.edge import Application, Event, Receive, Scope, Send
 
@@ -47,16 +48,11 @@ class Turnstile:
             return
         exchange_of(scope).route = f"{METHOD} {PATH}"
         taken = await _body(receive)
-
+        if taken[-1].get("more_body", False):  # it is too large, which the application says
+            await self._application(scope, _again(taken, receive), send)
+            return
         with self._let_in(scope) as place:
-
-            async def again() -> Event:
-                if taken:
-                    return taken.popleft()
-                await place.left()  # that the client has gone meanwhile must not stop what it has sent in full
-                return await receive()
-
-            await self._application(scope, again, send)
+            await self._application(scope, _again(taken, receive, place.left), send)
 
     def _let_in(self, scope: Scope) -> Place:
         try:
@@ -96,3 +92,18 @@ async def _body(receive: Receive) -> deque[Event]:
     except TimeoutError:
         raise BodyTimeout from None
     return events
+
+
+def _again(taken: deque[Event], receive: Receive, end: Callable[[], Awaitable[None]] = checkpoint) -> Receive:
+    """Return what gives the events once more, and those that come next.
+
+    After a whole body only the client's end can come; it is told after `end`, for it would stop what was sent in full.
+    """
+
+    async def again() -> Event:
+        if taken:
+            return taken.popleft()
+        await end()
+        return await receive()
+
+    return again
