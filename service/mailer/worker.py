@@ -54,7 +54,7 @@ CHANCE = random.SystemRandom().random
 def run(
     settings: Settings, servers: Servers, tracing: Opening = untraced, channel: socket.socket | None = None
 ) -> None:
-    """Deliver owed mails until SIGTERM or SIGINT, then finish the sends that run, within the grace, and return.
+    """Deliver owed mails until SIGTERM, SIGINT or SIGHUP, then finish the sends that run, within the grace, and return.
 
     Outlives the absence of every server, and beats over the channel to its master. Raises BadSettings, before
     anything is opened, for settings that could make no mail.
@@ -80,7 +80,7 @@ async def _work(  # noqa: PLR0913, PLR0917 - what a process is given
 ) -> None:
     worker = f"mail@{socket.gethostname()}"
     async with AsyncExitStack() as stack:
-        signals = stack.enter_context(anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
+        signals = stack.enter_context(anyio.open_signal_receiver(*_endings()))
         traces = await stack.enter_async_context(tracing("mail"))
         postgres = await stack.enter_async_context(Postgres.open(servers.database_url))
         postman = traces.postman(await stack.enter_async_context(opening), servers.mail_url)
@@ -106,6 +106,12 @@ async def _work(  # noqa: PLR0913, PLR0917 - what a process is given
             finish.set()
             group.cancel_scope.deadline = anyio.current_time() + settings.grace_seconds
         logger.info("mail worker stopped")
+
+
+def _endings() -> list[signal.Signals]:
+    """Return the signals that end it in order: a reload or a closed terminal too, unless `nohup` has it stay."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [signal.SIGTERM, signal.SIGINT, *([] if ignored else [signal.SIGHUP])]
 
 
 async def _counting(ledger: Ledger, tally: Tally, lost_lines: Callable[[], int]) -> NoReturn:

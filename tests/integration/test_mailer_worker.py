@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
@@ -210,13 +210,33 @@ def test_mails_leave_while_redis_is_away_and_after_it_was_killed(
         assert second.poll() is None
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@contextmanager
+def hanging_up(to: signal.Handlers) -> Iterator[None]:
+    """Have children begin with this way to take a SIGHUP."""
+    before = signal.signal(signal.SIGHUP, to)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_an_idle_worker_ends_at_once(workers: Workers, how: signal.Signals) -> None:
     """Within three seconds and with 0, asked twice too."""
-    process = workers.start()
+    with hanging_up(signal.SIG_DFL):
+        process = workers.start()
     process.send_signal(how)
     process.send_signal(how)
     assert process.wait(3) == 0
+
+
+def test_a_worker_that_shall_outlive_its_terminal_does(workers: Workers, smtp_catcher: SmtpServer) -> None:
+    """Under `nohup` a SIGHUP is nothing to it."""
+    with hanging_up(signal.SIG_IGN):
+        workers.start().send_signal(signal.SIGHUP)
+    owe(workers, "ada")
+    smtp_catcher.wait_for(1)
+    assert "mail worker stops" not in workers.said()
 
 
 def test_an_idle_worker_ends_at_once_without_redis(workers: Workers, tmp_path: Path) -> None:
