@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 STALL_SECONDS = 8.0  # a worker beats every second; a longer silence is a stuck loop or a stopped process
-LAST_SECONDS = 15.0  # for a server's last checkpoint
+SERVER_GRACE_SECONDS = 15.0  # for a last checkpoint; killed later, they recover at the next start
 START_SECONDS = 60.0  # to become ready: its first hash blocks, on a machine with too much to do for long
 
 
@@ -91,7 +91,7 @@ class Roster:
         """Ask those of a tier to end who are to leave and have not been told so yet."""
         for of, child in self._leaving:
             if of == tier and child.deadline is None:
-                child.deadline = time.monotonic() + LAST_SECONDS
+                child.deadline = time.monotonic() + SERVER_GRACE_SECONDS
                 child.signal(signal.SIGTERM)
 
     def _start(self, post: Post) -> Child | None:

@@ -18,6 +18,7 @@ from service.commands import TRIAL, api, checked
 from service.embedded import data_dir, launcher
 from service.pid_file import pid_file
 from service.reachable import look
+from service.roster import SERVER_GRACE_SECONDS
 from service.servers import announce, code_keys, embedded, gather, plain, withdraw
 from service.starting import starting
 from service.supervise import MAIL, SERVERS, api_posts, execute_worker, listener_for, supervise
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 AGAIN_SECONDS = 0.1  # for the remains of a killed server: the master looks after others, and comes back
-SERVER_GRACE_SECONDS = 15.0  # for a last checkpoint; killed later, they recover at the next start
 PAGES = {"sign-up page": "/", "API": "/docs", "mails": "/dev/mail", "dashboard": "/ops", "metrics": "/metrics"}
 
 

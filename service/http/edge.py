@@ -18,7 +18,7 @@ from loguru import logger
 from actors.kit.mailbox import NotAccepted
 from actors.metrics_aggregator import Observation
 from service.http.edge_checks import check
-from service.http.edge_headers import EdgeHeaders
+from service.http.edge_headers import EdgeHeaders, values_of
 from service.http.errors import RequestRefused
 from service.http.problem_answers import MEDIA, answer_to
 from service.traceparent import of_headers, trace_id
@@ -26,6 +26,7 @@ from service.traceparent import of_headers, trace_id
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
 
+    from actors.access import Place
     from actors.kit.mailbox import Address
     from service.settings import Settings
 
@@ -45,6 +46,7 @@ EXCHANGE = "vestibule.exchange"  # where the scope carries it
 class Exchange:
     """One request and what becomes of it; the application names the `route` once it knows it.
 
+    A registration that has passed the turnstile has its `place`.
     A `streaming` answer is counted when it begins, with the time until then: its length says nothing of the service.
     """
 
@@ -53,6 +55,7 @@ class Exchange:
     status: int | None = None
     traceparent: str | None = None
     streaming: bool = False
+    place: Place | None = None
     begun: float = field(default_factory=perf_counter)
 
     @property
@@ -150,7 +153,7 @@ def exchange_of(scope: Any) -> Exchange:  # noqa: ANN401 - a scope is a mapping 
 
 def _request_id(scope: Scope) -> str:
     """Return the caller's id if it is a plain one and the only one, else one of ours."""
-    given = [value for name, value in scope["headers"] if name.lower() == b"x-request-id"]
+    given = values_of(scope, b"x-request-id")
     if len(given) == 1 and REQUEST_ID.fullmatch(given[0]):
         return str(given[0].decode())
     return uuid4().hex

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from service.http.edge_headers import values_of
 from service.http.errors import AmbiguousLength, HeadersTooLarge, MalformedRequest, MethodRefused, UnknownPath
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def check(scope: MutableMapping[str, Any]) -> None:
         raise AmbiguousLength
     if any(BREAKS.search(value) for _, value in scope["headers"]):
         raise MalformedRequest("A header holds a line break.")
-    if not all(HOST.fullmatch(value) for name, value in scope["headers"] if name.lower() == b"host"):
+    if not all(map(HOST.fullmatch, values_of(scope, b"host"))):
         raise MalformedRequest("The Host is none.")
     if not scope["path"].startswith("/"):
         scope["path"] = _path_of(scope["path"])

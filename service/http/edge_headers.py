@@ -32,6 +32,11 @@ PREFLIGHT = {
 }
 
 
+def values_of(scope: MutableMapping[str, Any], header: bytes) -> list[bytes]:
+    """Return a request's values of a header, which is named in lower case."""
+    return [value for name, value in scope["headers"] if name.lower() == header]
+
+
 class EdgeHeaders:
     """Dresses answers after the settings."""
 
@@ -52,7 +57,7 @@ class EdgeHeaders:
         """Allow exactly the listed origins; no credentials mode: Basic auth is a header that the page sets itself."""
         if not self._origins:
             return []
-        asked = [value for name, value in scope["headers"] if name.lower() == b"origin"]
+        asked = values_of(scope, b"origin")
         if len(asked) != 1 or asked[0] not in self._origins:
             return [(b"vary", b"Origin")]
         allowed = {b"access-control-allow-origin": asked[0], b"access-control-expose-headers": EXPOSED}

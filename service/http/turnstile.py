@@ -14,6 +14,7 @@ from anyio.lowlevel import checkpoint
 from actors.access import Place
 from actors.kit.mailbox import NotAccepted
 from service.http.edge import exchange_of
+from service.http.edge_headers import values_of
 from service.http.errors import BodyTimeout
 from service.http.json_gate import BODY_SECONDS, MOST_BYTES
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 MOST_LOOKING = 8  # at once, in a full house: repeats find their answer, a crowd with keys does not fill the database
 METHOD, PATH = REGISTER = ("POST", "/api/v1/users/register")
-PLACE = "vestibule.place"  # where the scope carries it
 DIGITS = len(str(MOST_BYTES))
 
 
@@ -56,9 +56,9 @@ class Turnstile:
 
     def _let_in(self, scope: Scope) -> Place:
         try:
-            scope[PLACE] = place = self._place()
+            exchange_of(scope).place = place = self._place()
         except NotAccepted:
-            if len(self._looking) >= MOST_LOOKING or not _values(scope, b"idempotency-key"):
+            if len(self._looking) >= MOST_LOOKING or not values_of(scope, b"idempotency-key"):
                 raise
             return Place(self._looking)
         return place
@@ -67,11 +67,7 @@ class Turnstile:
 def _holds(scope: Scope) -> bool:
     if scope["type"] != "http" or (scope["method"], scope["path"]) != REGISTER:
         return False
-    return all(map(_usual, _values(scope, b"content-length")))
-
-
-def _values(scope: Scope, header: bytes) -> list[bytes]:
-    return [value for name, value in scope["headers"] if name == header]
+    return all(map(_usual, values_of(scope, b"content-length")))
 
 
 def _usual(length: bytes) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loguru import logger
 from quart import g, request
@@ -11,8 +11,7 @@ from actors.domain.errors import IdempotencyKeyInvalid
 from actors.forms import Visit
 from service.http import basic_auth
 from service.http.client_address import client_address
-from service.http.turnstile import PLACE
-from service.traceparent import of_headers
+from service.http.edge import exchange_of
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -41,8 +40,8 @@ class Visits:
         client = client_address(peer(), request.headers, self._trusted)
         if client.untrusted_forwarding:
             self._tell()
-        scope: Any = request.scope
-        visit = Visit(client.networks, of_headers(scope["headers"]), place=scope.get(PLACE))
+        exchange = exchange_of(request.scope)
+        visit = Visit(client.networks, exchange.traceparent, place=exchange.place)
         g.visit = visit
         return visit
 

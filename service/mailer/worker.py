@@ -115,16 +115,18 @@ def _endings() -> list[signal.Signals]:
 
 
 async def _counting(ledger: Ledger, tally: Tally, lost_lines: Callable[[], int]) -> NoReturn:
-    """Enter into the ledger of the metrics how many log lines were lost, once there is one; until cancelled.
+    """Enter into the ledger of the metrics how many log lines were lost, whenever it is more; until cancelled.
 
     Always as a worker that leaves: those that stay are counted as the ones that answer requests.
     """
+    entered = 0
     while True:
         await anyio.sleep(COUNT_SECONDS)
-        if lost := lost_lines():
+        if (lost := lost_lines()) > entered:
             tally.raise_to({LOG_LINES_DROPPED: lost})
             with suppress(MachineError):  # entered the next time
                 await ledger.write(tally.report({}, {}, leaving=True))
+                entered = lost
 
 
 def _broker(url: str, room: MailRoom) -> RedisStreamBroker:
