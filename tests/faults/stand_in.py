@@ -59,7 +59,7 @@ class App:
                 _say(f"slow {os.getpid()}")
                 await _until(FOLDER.joinpath("go").exists)
             case "/late":
-                await anyio.sleep(LATE_SECONDS)
+                await anyio.sleep(LATE_SECONDS)  # an answer that comes late is what is asked for
             case "/readyz":
                 status = 503 if self.draining else 200
             case "/stuck":

@@ -133,7 +133,7 @@ async def test_an_emptied_database_is_an_outage_until_it_is_migrated(server: Own
     async with opened(proxy) as postgres:
         server.wipe()
         await refused(postgres)
-        await anyio.sleep(0.5)
+        await anyio.sleep(0.5)  # time for some probes, none of which may close it
         assert postgres.breaker().is_open, "a connection alone does not make it ours"
         assert postgres.breaker().reason == "Unusable"
         await anyio.to_thread.run_sync(migrate, server.url)
@@ -147,7 +147,7 @@ async def test_a_database_that_only_reads_is_an_outage(server: OwnPostgres, prox
             operator.execute(READ_ONLY)
             proxy.cut()
             await refused(postgres)
-            await anyio.sleep(0.5)
+            await anyio.sleep(0.5)  # time for some probes, none of which may close it
             assert postgres.breaker().is_open
             operator.execute("SET default_transaction_read_only = off")
             operator.execute("ALTER DATABASE vestibule RESET default_transaction_read_only")

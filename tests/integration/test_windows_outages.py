@@ -193,7 +193,7 @@ async def test_what_counts_no_more_is_removed(server: OwnRedis, database_url: st
     async with worker(server.url, database_url, bucket()) as w, anyio.create_task_group() as aside:
         await w.admitted(2)
         await w.windows.decide([WindowRequest((short,), count=True, ticket=str(number)) for number in range(3)])
-        await anyio.sleep(1.01)
+        await anyio.sleep(1.01)  # the window of one second, by the database's clock
         aside.start_soon(w.windows.cleaning)
         with anyio.fail_after(3):
             while rows(database_url) != 2:  # noqa: ASYNC110 - as above

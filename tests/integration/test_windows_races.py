@@ -119,7 +119,7 @@ class Schedule:
             for request, admission in zip(batch, await windows.decide(batch), strict=True):
                 if request.count and admission.admitted:
                     self.admitted.append(request.ticket)
-            await anyio.sleep(self.chance.choice([0, 0, 0.01, 0.2]))
+            await anyio.sleep(self.chance.choice([0, 0, 0.01, 0.2]))  # chance spreads the askers
 
     async def patient(self, windows: Any) -> None:  # noqa: ANN401 - as above
         """Use a bucket alone, wait as long as each refusal says, and be admitted then."""
@@ -134,7 +134,7 @@ class Schedule:
             elif waited:
                 self.broken_promises.append(waited)
             waited = admission.retry_after
-            await anyio.sleep(waited or self.chance.choice([0, 0.05, 0.3]))
+            await anyio.sleep(waited or self.chance.choice([0, 0.05, 0.3]))  # what was promised, or chance
 
     async def work(self, store: RedisStore | PostgresStore) -> None:
         """Be one worker."""

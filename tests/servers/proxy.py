@@ -97,7 +97,7 @@ class Proxy:
     async def _cut(self) -> None:
         for writer in list(self._open):
             writer.transport.abort()
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # one turn of the loop: the transports close in it
 
     async def _end(self) -> None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
@@ -132,7 +132,7 @@ class Proxy:
         try:
             while data := await source.read(CHUNK):
                 if self.delay:
-                    await asyncio.sleep(self.delay)
+                    await asyncio.sleep(self.delay)  # the slow network that it plays
                 await flowing.wait()
                 sink.write(data)
                 await sink.drain()

@@ -174,7 +174,7 @@ class SmtpServer:
         self._go_on.set()
         for transport in list(self._open):
             transport.abort()
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # one turn of the loop: the transports close in it
 
     def _connection(self) -> SMTP:
         smtp = self

@@ -91,21 +91,21 @@ async def one_of_the_crowd(port: int, seen: Seen, until: float) -> None:
         connection.writer.close()
         assert status in {201, 503}
         assert (status == 503) == (wait > 0)
-        await asyncio.sleep(wait)
+        await asyncio.sleep(wait)  # as long as the service said, which is what is measured
 
 
 async def weigh(seen: Seen, until: float, pids: list[int]) -> None:
     """Look at the workers' memory, now and then."""
     while time.perf_counter() < until:
         seen.most_memory = max(seen.most_memory, sum(psutil.Process(pid).memory_info().rss for pid in pids))
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.5)  # between two weighings
 
 
 async def bystander(connection: Connection, until: float) -> None:
     """Ask for nothing in particular."""
     while time.perf_counter() < until:
         assert (await connection.ask("livez", LIVEZ))[0] == 200
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.02)  # a bystander, no second crowd
 
 
 async def owner(connection: Connection, email: str, code: str) -> None:
@@ -130,7 +130,7 @@ async def flood(house: Instance, codes: dict[str, str]) -> Seen:
         for _ in range(CROWD):
             group.create_task(one_of_the_crowd(house.port, seen, until))
         for email, code in codes.items():
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(1.5)  # spread over the flood, one owner after the other
             group.create_task(owner(await Connection.open(house.port, seen), email, code))
     return seen
 
