@@ -1,1 +1,0 @@
-"""What Vestibule means: the domain, the actors and the flows over them; no framework and no driver."""

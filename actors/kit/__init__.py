@@ -1,1 +1,0 @@
-"""Mailboxes, actors and their supervisor, on AnyIO alone."""

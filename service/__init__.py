@@ -1,1 +1,0 @@
-"""How Vestibule is delivered: HTTP, adapters, mail, embedded servers, processes."""

@@ -1,1 +1,0 @@
-"""One file for each port of the actors."""

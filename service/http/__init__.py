@@ -1,1 +1,0 @@
-"""The service over HTTP: requests in, flows asked, answers and problems out."""
