@@ -1,0 +1,1 @@
+"""What Vestibule means: the domain, the actors and the flows over them; no framework and no driver."""

@@ -1,0 +1,1 @@
+"""Mailboxes, actors and their supervisor, on AnyIO alone."""

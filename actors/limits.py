@@ -1,0 +1,163 @@
+"""The limits of one request: which windows it counts in, what they say, and how a use is given back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from actors.domain.errors import CodesExhausted, RateLimited
+from actors.domain.rate_limit import Bucket
+from actors.rate_limiter import Admit, GiveBack
+
+if TYPE_CHECKING:
+    from actors.domain.code import Keyring
+    from actors.domain.rate_limit import Admission, Reading, Rule
+    from actors.kit.mailbox import Address
+
+
+@dataclass(slots=True)
+class Client:
+    """Who asks, and what the flows note for the answer.
+
+    `networks` are the limit keys of the client's address with their multipliers: ("192.0.2.7", 1), or for IPv6
+    ("2001:db8:1:2::/64", 1) and ("2001:db8:1::/48", 4). `readings` collects what the limits say. `hashed_at` is when
+    its password hash ended, on the clock of the event loop; `proven` is True when the password was right.
+    """
+
+    networks: tuple[tuple[str, int], ...] = field(repr=False)
+    traceparent: str | None = None
+    readings: list[Reading] = field(default_factory=list)
+    hashed_at: float = 0.0
+    proven: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits in force; None is a limit that is off."""
+
+    register: Rule | None
+    activate: Rule | None
+    password: Rule | None
+    password_client: Rule | None
+    basic: Rule | None
+    codes_client: Rule | None
+
+
+class Reservation:
+    """The uses that a request was admitted for; they stay counted unless they are given back."""
+
+    def __init__(self, limiter: Address, ticket: str, client: tuple[Bucket, ...], code: tuple[Bucket, ...]) -> None:
+        self._limiter = limiter
+        self._ticket = ticket
+        self._client = client
+        self._code = code
+
+    def give_back_code(self) -> None:
+        """Give back the code that was not issued; the client's try stays counted."""
+        self._give_back(self._code)
+
+    def give_back(self) -> None:
+        """Give everything back: the request changed nothing, through no fault of the client."""
+        self._give_back(self._client + self._code)
+
+    def _give_back(self, buckets: tuple[Bucket, ...]) -> None:
+        if buckets:
+            self._limiter.offer(GiveBack(buckets, self._ticket))
+
+
+class ClientLimits:
+    """Asks the RateLimiter on behalf of clients, and notes what each limit says in `Client.readings`.
+
+    Full windows raise RateLimited, or CodesExhausted where codes are counted.
+    """
+
+    def __init__(self, limiter: Address, limits: Limits, keyring: Keyring) -> None:
+        self._limiter = limiter
+        self._limits = limits
+        self._keyring = keyring
+
+    async def registration(self, client: Client, email_key: str, *, code: bool) -> Reservation:
+        """Reserve a registration of this client and, with `code`, a code of it for this address: both or neither."""
+        tries = _of_client(self._limits.register, client)
+        codes = self._of_pair(self._limits.codes_client, client, email_key) if code else ()
+        admission = await self._ask(client, tries + codes)
+        if admission is None:
+            return Reservation(self._limiter, "", (), ())
+        if admission.admitted:  # the headers speak of registrations until codes are short
+            del client.readings[len(client.readings) - len(codes) :]
+            return Reservation(self._limiter, admission.ticket, tries, codes)
+        full = {reading.rule.name for reading in admission.readings if reading.remaining == 0}
+        registrations_full = self._limits.register is not None and self._limits.register.name in full
+        raise (RateLimited if registrations_full else CodesExhausted)(admission.retry_after)
+
+    async def code(self, client: Client, email_key: str) -> Reservation:
+        """Reserve a code of this client for this address."""
+        codes = self._of_pair(self._limits.codes_client, client, email_key)
+        admission = await self._ask(client, codes)
+        if admission is not None and not admission.admitted:
+            raise CodesExhausted(admission.retry_after)
+        return Reservation(self._limiter, admission.ticket if admission else "", (), codes)
+
+    async def code_wait(self, client: Client, email_key: str) -> float:
+        """Return the seconds until this client can have a code of this address again, 0 for now; counts nothing."""
+        codes = self._of_pair(self._limits.codes_client, client, email_key)
+        admission = await self._ask(client, codes, count=False)
+        return admission.retry_after if admission is not None else 0.0
+
+    def guesses(self, client: Client, email_key: str) -> tuple[Bucket, ...]:
+        """Return the windows that count this client's wrong passwords."""
+        pair = self._of_pair(self._limits.password, client, email_key)
+        return pair + _of_client(self._limits.password_client, client)
+
+    async def check_guesses(self, client: Client, guesses: tuple[Bucket, ...]) -> None:
+        """Refuse a client whose windows of wrong passwords are full; counts nothing."""
+        admission = await self._ask(client, guesses, count=False)
+        if admission is not None and not admission.admitted:
+            raise RateLimited(admission.retry_after)
+
+    async def read_guesses(self, client: Client, guesses: tuple[Bucket, ...]) -> None:
+        """Note how the windows stand after a wrong password, for the headers."""
+        await self._ask(client, guesses, count=False)
+
+    async def count_guess(self, client: Client, guesses: tuple[Bucket, ...]) -> None:
+        """Count a call as if its password had been wrong."""
+        for bucket in guesses:  # one by one: a full window must not keep the others from counting
+            await self._ask(client, (bucket,))
+
+    async def activation(self, client: Client, email_key: str) -> None:
+        """Count an activation of an address whose password was right."""
+        await self._admit(client, self._of_address(self._limits.activate, email_key))
+
+    async def basic_call(self, client: Client, email_key: str) -> None:
+        """Count another call of an address whose password was right."""
+        await self._admit(client, self._of_address(self._limits.basic, email_key))
+
+    def _of_address(self, rule: Rule | None, email_key: str) -> tuple[Bucket, ...]:
+        return (Bucket(rule, self._keyring.subject(email_key)),) if rule else ()
+
+    def _of_pair(self, rule: Rule | None, client: Client, email_key: str) -> tuple[Bucket, ...]:
+        if rule is None:
+            return ()
+        return tuple(
+            Bucket(replace(rule, limit=rule.limit * factor), self._keyring.subject(network, email_key))
+            for network, factor in client.networks
+        )
+
+    async def _admit(self, client: Client, buckets: tuple[Bucket, ...]) -> None:
+        admission = await self._ask(client, buckets)
+        if admission is not None and not admission.admitted:
+            raise RateLimited(admission.retry_after)
+
+    async def _ask(self, client: Client, buckets: tuple[Bucket, ...], *, count: bool = True) -> Admission | None:
+        if not buckets:
+            return None
+        admission = await self._limiter.ask(Admit(buckets, count))
+        client.readings.extend(admission.readings)
+        return admission
+
+
+def _of_client(rule: Rule | None, client: Client) -> tuple[Bucket, ...]:
+    """Return a rule's windows for the client: one for each of its networks, none for a limit that is off."""
+    if rule is None:
+        return ()
+    return tuple(Bucket(replace(rule, limit=rule.limit * factor), network) for network, factor in client.networks)

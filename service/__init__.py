@@ -1,0 +1,1 @@
+"""How Vestibule is delivered: HTTP, adapters, mail, embedded servers, processes."""
