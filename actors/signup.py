@@ -174,9 +174,9 @@ class SignUp:
         looked = await self._registry.ask(Look(address.key, key.digests))
         if looked.answer is not None:
             return self._repeated(form, key, looked.answer)
-        held = looked.account is not None and looked.account.is_held(self._policy) and not self._strict
         reservation: Reservation | None = None
         try:
+            held = self._is_held(looked.account)
             self._hasher.expect_room(Hash)  # rejects early: with no room for the hash, the limiter is never asked
             reservation = await self._limits.registration(client, address.key, code=not held)
             if held:
@@ -190,6 +190,19 @@ class SignUp:
             return await self._refused(error, reservation, form, key)
         self._issuer.offer(Wake(mail.id))
         return await self._answered(client, form, registered)
+
+    def _is_held(self, account: Account | None) -> bool:
+        """Return whether the address is taken, to spare a hash: the statement decides. Raises CodesExhausted.
+
+        In strict mode nothing is refused early, and nothing is spared.
+        """
+        if account is None or self._strict:
+            return False
+        if account.is_held(self._policy):
+            return True
+        if wait := account.budget_wait(self._policy):
+            raise CodesExhausted(wait)
+        return False
 
     async def _refused(
         self, error: Refusal | MachineError, reservation: Reservation | None, form: Form, key: _Key

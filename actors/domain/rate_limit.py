@@ -1,0 +1,80 @@
+"""Rate limits: rules, what they count, and decisions.
+
+A window is closed at both ends: a use counted at time t is free again after t + `seconds`, not at it, so no period of
+that length, wherever it starts, holds more than `limit` uses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+TICK_SECONDS = 1e-6  # the stores' clocks count microseconds: the first moment after a window is one of them later
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """At most `limit` within any `seconds`; `name` labels headers, keys and metrics."""
+
+    name: str
+    limit: int
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """One window of a rule: the subject it counts, as a client network or a keyed digest, never an e-mail address."""
+
+    rule: Rule
+    subject: str = field(repr=False)
+
+    @property
+    def key(self) -> str:
+        """The bucket's name in a store.
+
+        The limit is no part of it: a changed limit goes on with what was counted. The subject stands in braces,
+        which keep all windows of one subject on one node of a Redis Cluster.
+        """
+        return f"{{{self.subject}}}:{self.rule.name}:{self.rule.seconds}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a client may still do: `remaining` of the rule's limit, and seconds until one more is free again."""
+
+    rule: Rule
+    remaining: int
+    reset_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The decision over some buckets at once: all of them counted, or none.
+
+    `retry_after` is 0 when admitted; else waiting that many seconds is enough, if nobody else uses the windows.
+    `ticket` names what was counted, to give it back.
+    """
+
+    admitted: bool
+    retry_after: float
+    readings: tuple[Reading, ...]
+    ticket: str
+
+    @classmethod
+    def read(cls, ticket: str, *, admitted: bool, readings: Iterable[Reading]) -> Admission:
+        """Return the decision that the readings tell: the fullest window says how long to wait."""
+        seen = tuple(readings)
+        waits = (reading.reset_seconds for reading in seen if reading.remaining == 0)
+        return cls(admitted, 0.0 if admitted else max(waits, default=0.0), seen, ticket)
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What an admission counted, to be told to another store: it leaves the bucket in `left_seconds`."""
+
+    bucket: Bucket
+    ticket: str
+    left_seconds: float

@@ -1,0 +1,72 @@
+"""Sliding windows in memory, on a clock that the test holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from actors.domain.rate_limit import TICK_SECONDS, Admission, Reading
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from actors.domain.rate_limit import Bucket, Use
+    from actors.ports import WindowRequest
+
+
+class FakeRateLimits:
+    """The Windows port for one process; `away` makes every call raise it.
+
+    Times are kept in whole microseconds, as the real stores keep them, and windows are closed at both ends.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._ends: dict[str, dict[str, int]] = {}
+        self.away: Exception | None = None
+
+    async def decide(self, asked: Sequence[WindowRequest]) -> list[Admission]:
+        """Decide each request in order."""
+        self._present()
+        return [self._decide(request) for request in asked]
+
+    async def give_back(self, given: Sequence[tuple[tuple[Bucket, ...], str]]) -> None:
+        """Remove what each ticket counted in its buckets."""
+        self._present()
+        for buckets, ticket in given:
+            for bucket in buckets:
+                self._live(bucket).pop(ticket, None)
+
+    async def load(self, uses: Sequence[Use]) -> None:
+        """Count what another store admitted."""
+        self._present()
+        for use in uses:
+            self._live(use.bucket).setdefault(use.ticket, self._now() + round(use.left_seconds / TICK_SECONDS))
+
+    def _decide(self, request: WindowRequest) -> Admission:
+        full = [bucket for bucket in request.buckets if self._full(bucket, request.ticket)]
+        if request.count and not full:
+            for bucket in request.buckets:
+                end = self._now() + round(bucket.rule.seconds / TICK_SECONDS)
+                self._live(bucket).setdefault(request.ticket, end)
+        return Admission.read(request.ticket, admitted=not full, readings=map(self._reading, request.buckets))
+
+    def _full(self, bucket: Bucket, ticket: str) -> bool:
+        live = self._live(bucket)
+        return len(live) >= bucket.rule.limit and ticket not in live
+
+    def _reading(self, bucket: Bucket) -> Reading:
+        newest = sorted(self._live(bucket).values(), reverse=True)[: bucket.rule.limit]
+        reset = (newest[-1] - self._now() + 1) * TICK_SECONDS if newest else 0.0
+        return Reading(bucket.rule, bucket.rule.limit - len(newest), reset)
+
+    def _live(self, bucket: Bucket) -> dict[str, int]:
+        live = {ticket: end for ticket, end in self._ends.get(bucket.key, {}).items() if end >= self._now()}
+        self._ends[bucket.key] = live
+        return live
+
+    def _now(self) -> int:
+        return round(self._clock() / TICK_SECONDS)
+
+    def _present(self) -> None:
+        if self.away is not None:
+            raise self.away

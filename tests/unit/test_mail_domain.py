@@ -1,0 +1,49 @@
+"""The mail's back-off, and what a mail and its failures show."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.domain.mail import BACKOFF_SECONDS, ClaimedMail, Deferred, MailKind, Rejected, backoff
+from tests.fakes.clock import NOON
+
+
+@given(tries=st.integers(1, 10_000), chance=st.floats(0, 1, exclude_max=True))
+def test_the_pause_between_attempts_grows_to_a_bound(tries: int, chance: float) -> None:
+    """From a second to half a minute, and up to a quarter more, so that retries do not come in step."""
+    pause = backoff(tries, chance)
+    base = backoff(tries, 0)
+    assert base in BACKOFF_SECONDS
+    assert base <= pause < base * 1.25 + 1e-9
+    assert backoff(tries, 0) <= backoff(tries + 1, 0)
+
+
+def test_the_first_pauses_are_short() -> None:
+    """A code that lives a minute wants its mail soon."""
+    assert [backoff(tries, 0) for tries in (1, 2, 3, 100)] == [1, 2, 4, 30]
+
+
+def test_a_claimed_mail_does_not_show_its_recipient() -> None:
+    """Its repr is safe in a log."""
+    mail = ClaimedMail(
+        id=UUID(int=1),
+        fence=1,
+        tries=1,
+        kind=MailKind.CODE,
+        account=UUID(int=2),
+        key_id="k1",
+        recipient="ada@example.com",
+        locale="en",
+        life_left=60.0,
+        created_at=NOON,
+    )
+    assert "ada" not in repr(mail)
+
+
+def test_a_failed_mail_carries_its_reason() -> None:
+    """A reply code and a class, for the outbox row and for the log."""
+    assert (Rejected("550 5.1.1").reason, str(Rejected("550 5.1.1"))) == ("550 5.1.1", "550 5.1.1")
+    assert (Deferred("421").reason, str(Deferred("421"))) == ("421", "421")

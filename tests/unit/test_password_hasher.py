@@ -1,0 +1,202 @@
+"""PasswordHasher: bounded by time, checks ahead of hashes, and guesses counted where they cannot be outrun."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+
+from actors.domain.errors import RateLimited
+from actors.domain.rate_limit import Bucket, Rule
+from actors.kit.mailbox import NotAccepted
+from actors.kit.supervisor import Supervisor
+from actors.password_hasher import LONGEST_WAIT_SECONDS, Check, Hash, PasswordHasher
+from actors.ports import WindowRequest
+from actors.rate_limiter import RateLimiter
+from tests.fakes.hashing import DUMMY, FakeHashing
+from tests.fakes.rate_limits import FakeRateLimits
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from trio.testing import MockClock
+
+    from actors.kit.mailbox import Address
+
+THREADS = 2
+GUESSES = (Bucket(Rule("password", 3, 60), "ada"),)
+
+
+@asynccontextmanager
+async def hasher(hashing: FakeHashing, windows: FakeRateLimits | None = None) -> AsyncIterator[Address]:
+    """Run the actor, with as many copies as threads, around the body."""
+    crashes: list[Exception] = []
+    supervisor = Supervisor(lambda _, error: crashes.append(error))
+    limiter = supervisor.start(lambda: RateLimiter(windows or FakeRateLimits(trio.current_time)))
+    address = supervisor.start(lambda: PasswordHasher(hashing, limiter, THREADS, DUMMY), copies=THREADS)
+    async with supervisor.running():
+        yield address
+    assert crashes == []
+
+
+async def test_a_hash_is_checked_by_its_password_alone() -> None:
+    """Hashes are fresh, and a wrong password is a wrong one."""
+    async with hasher(FakeHashing()) as address:
+        first, second = await address.ask(Hash(b"right")), await address.ask(Hash(b"right"))
+        assert first != second
+        assert await address.ask(Check(b"right", first))
+        assert not await address.ask(Check(b"wrong", first))
+
+
+async def test_without_a_hash_the_dummy_is_checked_in_vain() -> None:
+    """The unknown costs what the known costs, and is never right."""
+    hashing = FakeHashing()
+    hashing.accept_all = True
+    async with hasher(hashing) as address:
+        assert not await address.ask(Check(b"whatever", None))
+    assert hashing.checked == [DUMMY]
+
+
+async def test_no_more_hashes_run_than_there_are_threads(autojump_clock: MockClock) -> None:
+    """Six hashes of a second on two threads take three."""
+    hashing = FakeHashing(seconds=1)
+    async with hasher(hashing) as address, trio.open_nursery() as nursery:
+        for _ in range(6):
+            nursery.start_soon(address.ask, Hash(b"secret"))
+    assert autojump_clock.current_time() == pytest.approx(3)
+
+
+async def test_checks_go_ahead_of_hashes(autojump_clock: MockClock) -> None:
+    """A flood of registrations delays an activation by the hashes at work, not by those that wait."""
+    async with hasher(FakeHashing(seconds=1)) as address, trio.open_nursery() as nursery:
+        for _ in range(6):
+            nursery.start_soon(address.ask, Hash(b"secret"))
+        await trio.testing.wait_all_tasks_blocked()
+        await address.ask(Check(b"secret", DUMMY))
+        assert autojump_clock.current_time() == pytest.approx(2)
+
+
+async def test_who_would_wait_too_long_is_refused_at_once(autojump_clock: MockClock) -> None:
+    """With the time after which a repeat makes sense; and whoever is let in is served within the promise."""
+    waits: list[float] = []
+    refused: list[float] = []
+    async with hasher(FakeHashing(seconds=1)) as address:
+        await address.ask(Hash(b"the first tells how long one takes"))
+
+        async def ask() -> None:
+            begun = autojump_clock.current_time()
+            try:
+                await address.ask(Hash(b"secret"))
+                waits.append(autojump_clock.current_time() - begun - 1)
+            except NotAccepted as busy:
+                assert autojump_clock.current_time() == begun
+                refused.append(busy.retry_after)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(ask)
+                await trio.testing.wait_all_tasks_blocked()
+        await address.ask(Hash(b"a while later there is room again"))
+    assert len(waits) + len(refused) == 20
+    assert len(waits) >= 5
+    assert max(waits) <= LONGEST_WAIT_SECONDS
+    assert 0 < min(refused) <= 1  # then the queue has room again, and has not run dry
+    assert address.statistics().turned_away == len(refused)
+
+
+async def test_hashes_that_wait_do_not_refuse_a_check(autojump_clock: MockClock) -> None:
+    """The wait is counted for its own lane."""
+    async with hasher(FakeHashing(seconds=1)) as address, trio.open_nursery() as nursery:
+        await address.ask(Hash(b"the first tells how long one takes"))
+        for _ in range(5):
+            nursery.start_soon(address.ask, Hash(b"secret"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert not await address.ask(Check(b"secret", None))
+        assert autojump_clock.current_time() <= 1 + LONGEST_WAIT_SECONDS + 1
+
+
+async def test_wrong_guesses_fill_a_window_and_then_cost_nothing() -> None:
+    """The fourth is refused without a check, right or wrong."""
+    hashing = FakeHashing()
+    async with hasher(hashing) as address:
+        right = await hashing.hash(b"right")
+        assert await address.ask(Check(b"right", right, GUESSES))
+        for _ in range(3):
+            assert not await address.ask(Check(b"wrong", right, GUESSES))
+        with pytest.raises(RateLimited) as caught:
+            await address.ask(Check(b"right", right, GUESSES))
+        assert 0 < caught.value.retry_after <= 60.001
+    assert hashing.checks == 4
+
+
+async def test_parallel_guesses_exceed_a_window_by_the_threads_at_most(autojump_clock: MockClock) -> None:
+    """Sixteen at once: each is looked at when a thread takes it, after those before it were counted."""
+    hashing = FakeHashing(seconds=0.1)
+    limited = 0
+
+    async def guess() -> None:
+        nonlocal limited
+        try:
+            assert not await address.ask(Check(b"wrong", DUMMY, GUESSES))
+        except RateLimited:
+            limited += 1
+
+    async with hasher(hashing) as address, trio.open_nursery() as nursery:
+        for _ in range(16):
+            nursery.start_soon(guess)
+    assert 3 <= hashing.checks <= 3 + THREADS - 1
+    assert limited == 16 - hashing.checks
+    assert autojump_clock.current_time() < 1
+
+
+async def test_a_full_window_does_not_keep_the_others_from_counting() -> None:
+    """Two wrong guesses at once fill the address' window of one, and both count for the client."""
+    windows = FakeRateLimits(lambda: 0.0)
+    address_window = Bucket(Rule("password", 1, 60), "ada")
+    client_window = Bucket(Rule("password-client", 30, 60), "192.0.2.7")
+    async with hasher(FakeHashing(), windows) as address, trio.open_nursery() as nursery:
+        for _ in range(THREADS):
+            nursery.start_soon(address.ask, Check(b"wrong", DUMMY, (address_window, client_window)))
+    (seen,) = await windows.decide([WindowRequest((address_window, client_window), count=False, ticket="look")])
+    assert [reading.remaining for reading in seen.readings] == [0, 30 - THREADS]
+
+
+async def test_a_hash_is_reckoned_as_it_lasts_on_a_busy_machine(autojump_clock: MockClock) -> None:
+    """A worker that has not hashed yet, or only while the others were idle, lets no longer queue in."""
+    supervisor = Supervisor(lambda *_: None)
+    limiter = supervisor.start(lambda: RateLimiter(FakeRateLimits(trio.current_time)))
+    hashing = FakeHashing(seconds=0.5)
+    address = supervisor.start(lambda: PasswordHasher(hashing, limiter, THREADS, DUMMY, seconds=1.0), copies=THREADS)
+    async with supervisor.running(), trio.open_nursery() as nursery:
+        await address.ask(Hash(b"quick, for nobody else hashes"))
+        hashing.seconds = 1.0
+        for _ in range(6):
+            nursery.start_soon(address.ask, Hash(b"secret"))
+            await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(NotAccepted):
+            address.expect_room(Hash(b"one too many"))
+        address.expect_room(Check(b"secret", DUMMY))
+    assert address.statistics().turned_away == 1
+
+
+async def test_a_crowd_that_was_refused_comes_back_spread(autojump_clock: MockClock) -> None:
+    """By chance between the moment when there is room again and the one when the queue has run dry."""
+    chances = iter([1.0, 0.5, 0.0])
+    supervisor = Supervisor(lambda *_: None)
+    limiter = supervisor.start(lambda: RateLimiter(FakeRateLimits(trio.current_time)))
+    busy = PasswordHasher(FakeHashing(1.0), limiter, 1, DUMMY, seconds=1.0, chance=lambda: next(chances))
+    address = supervisor.start(lambda: busy)
+    async with supervisor.running(), trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(address.ask, Hash(b"secret"))
+            await trio.testing.wait_all_tasks_blocked()
+        waits = []
+        for _ in range(3):
+            with pytest.raises(NotAccepted) as caught:
+                address.expect_room(Hash(b"one too many"))
+            waits.append(caught.value.retry_after)
+    assert waits == [1.0, 2.0, 3.0]
+    assert autojump_clock.current_time() == pytest.approx(3)
