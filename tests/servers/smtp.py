@@ -1,0 +1,225 @@
+"""A real SMTP server in a thread, which keeps what it is sent and misbehaves when it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from email import message_from_bytes
+from email.policy import SMTPUTF8
+from typing import TYPE_CHECKING, Literal, Self
+
+from aiosmtpd.smtp import SMTP, AuthResult, LoginPassword
+
+if TYPE_CHECKING:
+    from email.message import EmailMessage
+
+    from aiosmtpd.smtp import Envelope, Session
+
+HOST = "127.0.0.1"
+PATIENCE = 10.0
+Stage = Literal["MAIL", "RCPT", "DATA"]
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One mail that was taken: its envelope and what it said."""
+
+    sender: str
+    recipients: tuple[str, ...]
+    content: bytes = field(repr=False)
+
+    @property
+    def message(self) -> EmailMessage:
+        """The mail, parsed."""
+        return message_from_bytes(self.content, policy=SMTPUTF8)
+
+    @property
+    def text(self) -> str:
+        """The text part."""
+        part = self.message.get_body(("plain",))
+        assert part is not None
+        return str(part.get_content()).replace("\r\n", "\n")
+
+
+@dataclass(frozen=True, slots=True)
+class _Trick:
+    stage: Stage
+    reply: str | None = None
+    stall: bool = False
+    hang_up: bool = False
+
+
+class SmtpServer:
+    """Listens from `start` to `stop`, on a port that stays its own; used from the test's thread.
+
+    Tricks are played in the order in which they were asked for, each once, at the first mail that reaches its stage.
+    `login` makes it ask for that user and password.
+    """
+
+    def __init__(self, login: tuple[str, str] | None = None) -> None:
+        self.mails: list[Received] = []
+        self.connections = 0
+        self._login = login
+        self._tricks: deque[_Trick] = deque()
+        self._news = threading.Condition()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="smtp", daemon=True)
+        self._go_on = asyncio.Event()
+        self._server: asyncio.Server | None = None
+        self._open: set[asyncio.Transport] = set()
+        self.port = 0
+
+    def __enter__(self) -> Self:
+        """Start it."""
+        self._thread.start()
+        self.accept()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop it and end every connection."""
+        self.refuse()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(PATIENCE)
+        self._loop.close()
+
+    @property
+    def url(self) -> str:
+        """What VESTIBULE_MAIL_URL needs to reach it."""
+        user = "" if self._login is None else ":".join(self._login) + "@"
+        return f"smtp://{user}{HOST}:{self.port}"
+
+    def answer(self, reply: str, *, at: Stage = "DATA", times: int = 1) -> None:
+        """Give the reply, such as `451 4.3.0 later`, instead of taking the mail, to the next so many mails."""
+        self._tricks.extend([_Trick(at, reply=reply)] * times)
+
+    def stall(self, *, at: Stage = "DATA") -> None:
+        """Say nothing to the next mail until `go_on`, then take it."""
+        self._loop.call_soon_threadsafe(self._go_on.clear)
+        self._tricks.append(_Trick(at, stall=True))
+
+    def go_on(self) -> None:
+        """Answer every mail that is stalled."""
+        self._loop.call_soon_threadsafe(self._go_on.set)
+
+    def hang_up(self, *, at: Stage = "DATA") -> None:
+        """Cut the next mail's connection; at DATA the mail is taken and only its answer lost."""
+        self._tricks.append(_Trick(at, hang_up=True))
+
+    def refuse(self) -> None:
+        """Close the port and every connection, until `accept`."""
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(PATIENCE)
+
+    def accept(self) -> None:
+        """Listen again, on the same port."""
+        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(PATIENCE)
+
+    def wait_for(self, number: int, timeout: float = PATIENCE) -> list[Received]:
+        """Return all mails once there are so many; fails the test after the time-out. Blocks: not on a loop."""
+        with self._news:
+            assert self._news.wait_for(lambda: len(self.mails) >= number, timeout), f"{len(self.mails)} of {number}"
+            return list(self.mails)
+
+    async def handle_MAIL(  # noqa: N802 - aiosmtpd's name and signature
+        self, server: SMTP, _session: Session, envelope: Envelope, address: str, options: list[str]
+    ) -> str:
+        """Take the sender."""
+        envelope.mail_from = address
+        envelope.mail_options.extend(options)
+        return await self._play("MAIL", server) or "250 2.1.0 sender"
+
+    async def handle_RCPT(  # noqa: N802 - as above
+        self, server: SMTP, _session: Session, envelope: Envelope, address: str, _options: list[str]
+    ) -> str:
+        """Take a recipient."""
+        reply = await self._play("RCPT", server)
+        if reply is None:
+            envelope.rcpt_tos.append(address)
+        return reply or "250 2.1.5 recipient"
+
+    async def handle_DATA(self, server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802 - as above
+        """Take the mail."""
+        reply = await self._play("DATA", server)
+        if reply is not None:
+            return reply
+        content = envelope.content if isinstance(envelope.content, bytes) else b""
+        with self._news:
+            self.mails.append(Received(envelope.mail_from or "", tuple(map(str, envelope.rcpt_tos)), content))
+            self._news.notify_all()
+        return "250 2.0.0 taken"
+
+    async def _play(self, stage: Stage, server: SMTP) -> str | None:
+        trick = next((trick for trick in self._tricks if trick.stage == stage), None)
+        if trick is None:
+            return None
+        self._tricks.remove(trick)
+        if trick.stall:
+            await self._go_on.wait()
+        if trick.hang_up and isinstance(server.transport, asyncio.Transport):
+            server.transport.abort()
+        return trick.reply
+
+    async def _listen(self) -> None:
+        listener = _bind(self.port)
+        self.port = listener.getsockname()[1]
+        self._server = await self._loop.create_server(self._connection, sock=listener)
+
+    async def _close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        self._go_on.set()
+        for transport in list(self._open):
+            transport.abort()
+        await asyncio.sleep(0)  # one turn of the loop: the transports close in it
+
+    def _connection(self) -> SMTP:
+        smtp = self
+        self.connections += 1
+
+        class Connection(SMTP):
+            """Tells the server about its transport, so that it can be cut."""
+
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                assert isinstance(transport, asyncio.Transport)
+                smtp._open.add(transport)
+                super().connection_made(transport)
+
+            def connection_lost(self, error: Exception | None) -> None:
+                smtp._open.discard(self.transport)
+                super().connection_lost(error)
+
+        return Connection(
+            self,
+            hostname="localhost",
+            enable_SMTPUTF8=True,
+            auth_required=self._login is not None,
+            auth_require_tls=False,
+            authenticator=self._authenticate,
+            loop=self._loop,
+        )
+
+    def _authenticate(self, *arguments: object) -> AuthResult:
+        given = arguments[-1]
+        assert isinstance(given, LoginPassword)
+        right = (given.login.decode(), given.password.decode()) == self._login
+        return AuthResult(success=right, handled=right)  # unhandled: aiosmtpd answers 535 itself
+
+
+def _bind(port: int) -> socket.socket:
+    """Bind a port below those that the kernel gives to clients, so that it can be had again after `refuse`."""
+    while True:
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((HOST, port or random.randrange(21000, 32000)))  # noqa: S311 - any will do
+            listener.listen(128)
+        except OSError:
+            listener.close()
+            if port:
+                raise
+        else:
+            return listener
