@@ -1,0 +1,1 @@
+"""PostgreSQL: the connections, the statements and the schema."""

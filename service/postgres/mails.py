@@ -1,0 +1,265 @@
+"""The owed mails in PostgreSQL: claims with leases and fences, and what became of each mail."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from actors.domain.mail import OWED_HOURS, ClaimedMail, MailKind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from actors.domain.user import CodePolicy
+    from actors.ports import NewMail
+    from service.postgres.pool import Postgres
+
+LEASE_SECONDS: Final = 15  # a killed worker's mails wait so long; a living one renews in time
+KILLS: Final = 3  # workers that died with a mail in hand, the last two with nothing else: the mail is why
+KEPT_DAYS: Final = 30  # of settled mails, for the operator's questions
+
+# Race: many workers, one mail. SKIP LOCKED gives each due row to one of them and lets the others take other rows; a
+# row under a lease is not due. A mail is needed while its account is pending under the mail's registration and its code
+# has guesses left. At most one code mail of an account, the newest, is taken by one claim: the statement that accepts a
+# batch could not supersede the older one beside it.
+CLAIM: Final = """
+WITH due AS MATERIALIZED (
+    SELECT id, account_id, kind, number FROM vestibule.mails
+    WHERE state IN ('queued', 'sending') AND due_at <= now()
+    ORDER BY due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+), chosen AS (
+    SELECT id FROM (
+        SELECT id, kind, row_number() OVER (PARTITION BY account_id, kind ORDER BY number DESC) AS place FROM due
+    ) AS ranked WHERE kind = 'notice' OR place = 1
+), fates AS (
+    SELECT m.id, a.email, a.locale, CASE
+        WHEN m.kind = 'code' AND NOT (a.activated_at IS NULL AND m.registration = a.registration
+                                      AND m.guesses < %(attempts)s) THEN 'superseded'
+        WHEN m.owed_since + make_interval(hours => %(hours)s) <= now() THEN 'given up'
+        WHEN m.deaths + (m.state = 'sending')::integer >= %(kills)s THEN 'killer'
+        ELSE 'sending' END AS fate
+    FROM chosen JOIN vestibule.mails m USING (id) JOIN vestibule.accounts a ON a.id = m.account_id
+), claimed AS (
+    UPDATE vestibule.mails m SET
+        state = CASE WHEN f.fate IN ('sending', 'superseded') THEN f.fate ELSE 'dead' END,
+        reason = CASE f.fate
+            WHEN 'given up' THEN 'given up after ' || %(hours)s || ' h' || coalesce(': ' || m.reason, '')
+            WHEN 'killer' THEN 'ended its worker ' || %(kills)s || ' times'
+            ELSE m.reason END,
+        tries = m.tries + 1, deaths = m.deaths + (m.state = 'sending')::integer, fence = m.fence + 1,
+        due_at = now() + make_interval(secs => %(lease)s)
+    FROM fates f WHERE m.id = f.id
+    RETURNING m.*, f.email, f.locale
+), counted AS (
+    INSERT INTO vestibule.business_counts AS b (day, worker, mails_dead)
+    SELECT (now() AT TIME ZONE 'UTC')::date, %(worker)s, count(*) FROM claimed WHERE state = 'dead' HAVING count(*) > 0
+    ON CONFLICT (day, worker) DO UPDATE SET mails_dead = b.mails_dead + EXCLUDED.mails_dead
+)
+SELECT id, fence, tries, kind, account_id, key_id, email, locale,
+       extract(epoch FROM expires_at - now())::double precision, created_at, deaths > 0, traceparent
+FROM claimed WHERE state = 'sending' ORDER BY number, id
+"""
+
+# Attack: a mail server that is down must not give guesses away: the fresh code inherits the guesses of the old one,
+# read by the UPDATE under the account's lock; a plain read would lose those that were counted meanwhile.
+REISSUE: Final = """
+WITH locked AS MATERIALIZED (
+    SELECT id, registration FROM vestibule.accounts WHERE id = %(account)s AND activated_at IS NULL FOR NO KEY UPDATE
+), old AS (
+    UPDATE vestibule.mails m SET state = 'superseded' FROM locked l
+    WHERE m.id = %(id)s AND m.fence = %(fence)s AND m.state = 'sending' AND m.account_id = l.id
+      AND m.registration = l.registration AND m.guesses < %(attempts)s
+    RETURNING m.account_id, m.registration, m.tries, m.deaths, m.owed_since, m.guesses, m.traceparent
+), account AS (
+    UPDATE vestibule.accounts a SET version = a.version + 1 FROM old WHERE a.id = old.account_id RETURNING a.version
+), new AS (
+    INSERT INTO vestibule.mails (id, account_id, registration, number, kind, state, due_at, tries, deaths, fence,
+                                 owed_since, expires_at, guesses, counted, key_id, traceparent)
+    SELECT %(new)s, old.account_id, old.registration, account.version, 'code', 'sending',
+           now() + make_interval(secs => %(lease)s), old.tries, old.deaths, 1, old.owed_since,
+           now() + make_interval(secs => %(max_age)s), old.guesses, false, %(key)s, old.traceparent
+    FROM old, account
+    RETURNING fence, created_at
+)
+SELECT fence, created_at FROM new
+UNION ALL SELECT fence, created_at FROM vestibule.mails WHERE id = %(new)s AND state = 'sending'
+"""
+# A mail that nobody needs any more is no dead mail of the metrics.
+WITHDRAW: Final = """
+UPDATE vestibule.mails SET state = 'superseded' WHERE id = %(id)s AND fence = %(fence)s AND state = 'sending'
+"""
+
+EXTEND: Final = """
+UPDATE vestibule.mails m SET due_at = now() + make_interval(secs => %(lease)s)
+FROM unnest(%(ids)s::uuid[], %(fences)s::integer[]) AS held (id, fence)
+WHERE m.id = held.id AND m.fence = held.fence AND m.state = 'sending'
+RETURNING m.id
+"""
+
+# Race: acceptance against a resend, a take-over and a redeem. An account is locked only where an older code of it may
+# still be alive, in the order of the keys, before any mail. Of two mails of one account that are accepted at once by
+# two workers the older one ends superseded, whichever is written first: each statement re-checks the rows it waited
+# for.
+ACCEPTED: Final = """
+WITH held AS (
+    SELECT * FROM unnest(%(ids)s::uuid[], %(fences)s::integer[]) AS held (id, fence)
+), locked AS MATERIALIZED (
+    SELECT id FROM vestibule.accounts WHERE id = ANY(ARRAY(
+        SELECT m.account_id FROM held JOIN vestibule.mails m ON m.id = held.id
+        JOIN vestibule.mails o ON o.account_id = m.account_id AND o.number < m.number
+        WHERE m.kind = 'code' AND o.kind = 'code' AND o.state IN ('queued', 'sending', 'accepted', 'delivered')
+    )) ORDER BY email_key FOR NO KEY UPDATE
+), accepted AS (
+    UPDATE vestibule.mails m SET
+        state = 'accepted', accepted_at = now(), reason = NULL, deaths = 0,
+        expires_at = least(m.expires_at, now() + make_interval(secs => %(ttl)s))
+    FROM held
+    WHERE m.id = held.id AND m.fence = held.fence AND m.state = 'sending' AND (SELECT count(*) FROM locked) >= 0
+    RETURNING m.id, m.account_id, m.number, m.kind
+), superseded AS (
+    UPDATE vestibule.mails o SET state = 'superseded' FROM accepted a
+    WHERE o.account_id = a.account_id AND o.number < a.number AND a.kind = 'code' AND o.kind = 'code'
+      AND o.state IN ('queued', 'sending', 'accepted', 'delivered')
+), counted AS (
+    INSERT INTO vestibule.business_counts AS b (day, worker, mails_accepted)
+    SELECT (now() AT TIME ZONE 'UTC')::date, %(worker)s, count(*) FROM accepted HAVING count(*) > 0
+    ON CONFLICT (day, worker) DO UPDATE SET mails_accepted = b.mails_accepted + EXCLUDED.mails_accepted
+)
+SELECT id FROM accepted
+UNION SELECT m.id FROM held JOIN vestibule.mails m ON m.id = held.id
+WHERE m.fence = held.fence AND m.state IN ('accepted', 'delivered')
+"""
+
+DEFERRED: Final = """
+UPDATE vestibule.mails m SET
+    state = 'queued', due_at = now() + make_interval(secs => held.pause), reason = held.reason, deaths = 0
+FROM unnest(%(ids)s::uuid[], %(fences)s::integer[], %(reasons)s::text[], %(pauses)s::double precision[])
+    AS held (id, fence, reason, pause)
+WHERE m.id = held.id AND m.fence = held.fence AND m.state = 'sending'
+"""
+DEAD: Final = """
+WITH dead AS (
+    UPDATE vestibule.mails m SET state = 'dead', reason = held.reason
+    FROM unnest(%(ids)s::uuid[], %(fences)s::integer[], %(reasons)s::text[]) AS held (id, fence, reason)
+    WHERE m.id = held.id AND m.fence = held.fence AND m.state = 'sending'
+    RETURNING m.id
+)
+INSERT INTO vestibule.business_counts AS b (day, worker, mails_dead)
+SELECT (now() AT TIME ZONE 'UTC')::date, %(worker)s, count(*) FROM dead HAVING count(*) > 0
+ON CONFLICT (day, worker) DO UPDATE SET mails_dead = b.mails_dead + EXCLUDED.mails_dead
+"""
+PUT_BACK: Final = """
+UPDATE vestibule.mails m SET state = 'queued', due_at = m.created_at, tries = m.tries - 1
+FROM unnest(%(ids)s::uuid[], %(fences)s::integer[]) AS held (id, fence)
+WHERE m.id = held.id AND m.fence = held.fence AND m.state = 'sending'
+"""
+
+# Ids are UUIDv7: those of a month ago are the low end of the primary key.
+PURGE_MAILS: Final = """
+DELETE FROM vestibule.mails WHERE id = ANY(ARRAY(
+    SELECT id FROM vestibule.mails WHERE id < %(before)s AND state NOT IN ('queued', 'sending') ORDER BY id LIMIT 1000
+))
+"""
+PURGE_ANSWERS: Final = """
+DELETE FROM vestibule.answers WHERE digest = ANY(ARRAY(
+    SELECT digest FROM vestibule.answers WHERE expires_at <= now() ORDER BY expires_at LIMIT 1000
+))
+"""
+
+
+class PostgresMailQueue:
+    """The MailQueue port; `worker` names this process in the business counters."""
+
+    def __init__(self, postgres: Postgres, policy: CodePolicy, worker: str) -> None:
+        self._postgres = postgres
+        self._policy = policy
+        self._worker = worker
+
+    async def claim(self, limit: int) -> list[ClaimedMail]:
+        """Claim up to `limit` due mails, the longest due first; those that must not be sent are settled instead."""
+        parameters = {
+            "limit": limit,
+            "attempts": self._policy.attempts,
+            "hours": OWED_HOURS,
+            "kills": KILLS,
+            "lease": LEASE_SECONDS,
+            "worker": self._worker,
+        }
+        return [_claimed(row) for row in await self._postgres.run(CLAIM, parameters)]
+
+    async def reissue(self, mail: ClaimedMail, new: NewMail) -> ClaimedMail | None:
+        """Replace a mail that is too old to leave by a new one, which is claimed instead; None when nobody needs it."""
+        parameters = {
+            "account": mail.account,
+            "id": mail.id,
+            "fence": mail.fence,
+            "new": new.id,
+            "key": new.key_id,
+            "attempts": self._policy.attempts,
+            "max_age": self._policy.max_age_seconds,
+            "lease": LEASE_SECONDS,
+        }
+        rows = await self._postgres.run(REISSUE, parameters)
+        if not rows:
+            await self._postgres.run(WITHDRAW, {"id": mail.id, "fence": mail.fence})
+            return None
+        [(fence, _)] = rows
+        life_left = float(self._policy.max_age_seconds)
+        return replace(mail, id=new.id, fence=fence, key_id=new.key_id, life_left=life_left)
+
+    async def extend(self, mails: Sequence[ClaimedMail]) -> set[UUID]:
+        """Renew the leases; return the ids that are still claimed by their fences."""
+        rows = await self._postgres.run(EXTEND, {**_held(mails), "lease": LEASE_SECONDS})
+        return {mail for (mail,) in rows}
+
+    async def accepted(self, mails: Sequence[ClaimedMail]) -> set[UUID]:
+        """Write that the mail server accepted them, so their codes' minutes start now; return those still claimed."""
+        parameters = {**_held(mails), "ttl": self._policy.ttl_seconds, "worker": self._worker}
+        return {mail for (mail,) in await self._postgres.run(ACCEPTED, parameters)}
+
+    async def deferred(self, mails: Sequence[tuple[ClaimedMail, str, float]]) -> None:
+        """Queue each mail again, with a reason, to be due in so many seconds."""
+        parameters = {
+            **_held([mail for mail, _, _ in mails]),
+            "reasons": [reason for _, reason, _ in mails],
+            "pauses": [seconds for _, _, seconds in mails],
+        }
+        await self._postgres.run(DEFERRED, parameters)
+
+    async def dead(self, mails: Sequence[tuple[ClaimedMail, str]]) -> None:
+        """Mark each mail as dead, with a reason."""
+        parameters = {**_held([mail for mail, _ in mails]), "reasons": [reason for _, reason in mails]}
+        await self._postgres.run(DEAD, {**parameters, "worker": self._worker})
+
+    async def put_back(self, mails: Sequence[ClaimedMail]) -> None:
+        """Queue each mail again as it was before its claim: due at once, and the claim costs it no try."""
+        await self._postgres.run(PUT_BACK, _held(mails))
+
+
+async def purge(postgres: Postgres, before: UUID) -> None:
+    """Delete what has expired, some rows at a time: bound keys, and settled mails with ids less than `before`."""
+    await postgres.run(PURGE_ANSWERS)
+    await postgres.run(PURGE_MAILS, {"before": before})
+
+
+def _held(mails: Sequence[ClaimedMail]) -> dict[str, object]:
+    return {"ids": [mail.id for mail in mails], "fences": [mail.fence for mail in mails]}
+
+
+def _claimed(row: tuple[Any, ...]) -> ClaimedMail:
+    mail, fence, tries, kind, account, key_id, email, locale, life_left, created_at, alone, traceparent = row
+    return ClaimedMail(
+        id=mail,
+        fence=fence,
+        tries=tries,
+        kind=MailKind(kind),
+        account=account,
+        key_id=key_id,
+        recipient=email,
+        locale=locale,
+        life_left=life_left,
+        created_at=created_at,
+        alone=alone,
+        traceparent=traceparent,
+    )

@@ -1,0 +1,101 @@
+"""Stores over a database of the test's own, on either loop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import UUID, uuid4
+
+import pytest
+
+from actors.domain.email_address import EmailAddress
+from actors.domain.mail import MailKind
+from actors.ports import KeyUse, NewAccount, NewIssue, NewMail, Redemption, TakeOver
+from service.postgres.accounts import PostgresAccounts
+from service.postgres.mails import PostgresMailQueue
+from service.postgres.pool import Postgres
+from tests.fakes.accounts import POLICY
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from actors.domain.mail import ClaimedMail
+    from actors.domain.user import Account
+
+HASH = b"$2b$04$" + b"x" * 53
+
+
+class Stores:
+    """The accounts and the mail queue of one worker, with short ways to write and read them."""
+
+    def __init__(self, postgres: Postgres, worker: str = "w1") -> None:
+        self.postgres = postgres
+        self.accounts = PostgresAccounts(postgres, POLICY, worker)
+        self.queue = PostgresMailQueue(postgres, POLICY, worker)
+
+    async def account(self, email: str = "ada@example.com") -> Account:
+        """Return the account, which must be there."""
+        [account] = await self.accounts.find([email])
+        assert account is not None
+        return account
+
+    async def registered(self, email: str = "ada@example.com", *, accepted: bool = False) -> Account:
+        """Add an account; with `accepted` its mail has been sent."""
+        [registered] = await self.accounts.add([new_account(email)])
+        assert registered is not None
+        if accepted:
+            mails = await self.queue.claim(100)
+            assert await self.queue.accepted(mails) == {mail.id for mail in mails}
+        return await self.account(email)
+
+    async def claimed(self) -> ClaimedMail:
+        """Claim the one mail that is due."""
+        [mail] = await self.queue.claim(10)
+        return mail
+
+    async def passed(self, seconds: float) -> None:
+        """Let time pass for every account, mail and bound key: what was written is so much older."""
+        for table, columns in {
+            "accounts": ("created_at", "registered_at"),
+            "mails": ("created_at", "accepted_at", "expires_at", "due_at", "owed_since"),
+            "answers": ("expires_at",),
+        }.items():
+            shifted = ", ".join(f"{column} = {column} - make_interval(secs => %(seconds)s)" for column in columns)
+            await self.postgres.run(f"UPDATE vestibule.{table} SET {shifted}", {"seconds": seconds})  # type: ignore[arg-type]  # noqa: S608 - constants of this file
+
+    async def rows(self, sql: str) -> list[tuple[object, ...]]:
+        """Read anything."""
+        return await self.postgres.run(sql, reading=True)  # type: ignore[arg-type]  # a test's own constant
+
+
+@pytest.fixture
+async def stores(database: str) -> AsyncIterator[Stores]:
+    """Give the stores over a fresh database."""
+    async with Postgres.open(database) as postgres:
+        yield Stores(postgres)
+
+
+def new_mail(kind: MailKind = MailKind.CODE) -> NewMail:
+    """Return a mail to owe."""
+    return NewMail(uuid4(), kind, "k1")
+
+
+def new_account(email: str = "ada@example.com", key: KeyUse | None = None) -> NewAccount:
+    """Return an account to add."""
+    return NewAccount(uuid4(), EmailAddress(email, email.casefold()), HASH, "en", new_mail(), key)
+
+
+def resend(account: Account, kind: MailKind = MailKind.CODE) -> NewIssue:
+    """Return one more mail for an account as it was read."""
+    return NewIssue(account.id, account.version, new_mail(kind))
+
+
+def take_over(account: Account, password_hash: bytes = b"$2b$04$" + b"y" * 53, key: KeyUse | None = None) -> NewIssue:
+    """Return a registration that replaces an account as it was read."""
+    taken = TakeOver(password_hash, account.email.upper(), "de", key)
+    return NewIssue(account.id, account.version, new_mail(), taken)
+
+
+def redemption(account: Account, hit: UUID | None = None) -> Redemption:
+    """Return a try on an account as it was read: of one of its codes, or of none of them."""
+    compared = tuple(mail.id for mail in account.live_mails(POLICY))
+    return Redemption(account.id, account.password_hash, account.registration, compared, hit)

@@ -1,0 +1,232 @@
+"""The owed mails in PostgreSQL: claims, leases, fences, and what becomes of each mail."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from uuid import UUID, uuid4
+
+import pytest
+
+from actors.domain.mail import MailKind, MailState
+from actors.domain.user import State
+from service.postgres.mails import KILLS, LEASE_SECONDS, purge
+from tests.fakes.accounts import POLICY
+from tests.integration.conftest import Stores, new_mail, redemption, resend, take_over
+
+DAY = 86400
+
+
+async def test_a_claim_takes_what_is_due_under_a_lease(stores: Stores) -> None:
+    """With all that sending needs; it is not due again until the lease ends."""
+    account = await stores.registered("Ada@example.com".casefold())
+    mail = await stores.claimed()
+    assert (mail.id, mail.account, mail.recipient) == (account.mails[0].id, account.id, "ada@example.com")
+    assert (mail.kind, mail.key_id, mail.locale, mail.tries, mail.fence) == (MailKind.CODE, "k1", "en", 1, 1)
+    assert (mail.alone, mail.traceparent) == (False, None)
+    assert POLICY.max_age_seconds - 5 < mail.life_left <= POLICY.max_age_seconds
+    assert (await stores.account()).state(POLICY) is State.SENDING
+    assert await stores.queue.claim(10) == []
+
+
+async def test_claims_take_the_longest_due_first_and_no_more_than_asked(stores: Stores) -> None:
+    """A batch is bounded, and nobody overtakes."""
+    for number in range(5):
+        await stores.registered(f"user{number}@example.com")
+    first = await stores.queue.claim(2)
+    assert [mail.recipient for mail in first] == ["user0@example.com", "user1@example.com"]
+    assert len(await stores.queue.claim(10)) == 3
+
+
+async def test_a_claim_takes_one_code_mail_an_account(stores: Stores) -> None:
+    """The newest; the older one waits for the next claim, and a notice beside it does not matter."""
+    account = await stores.registered()
+    older = await stores.claimed()
+    await stores.queue.deferred([(older, "450 4.2.0", 0.0)])
+    await stores.accounts.issue([resend(account)])
+    account = await stores.account()
+    await stores.accounts.issue([resend(account, MailKind.NOTICE)])
+    kinds = {mail.kind: mail.id for mail in await stores.queue.claim(10)}
+    assert kinds[MailKind.CODE] == account.mails[0].id
+    assert len(kinds) == 2
+    assert [mail.id for mail in await stores.queue.claim(10)] == [older.id]
+
+
+async def test_an_accepted_mail_starts_the_minute(stores: Stores) -> None:
+    """Its code expires by the database's clock, and never after the cap."""
+    await stores.registered()
+    await stores.queue.accepted([await stores.claimed()])
+    [mail] = (await stores.account()).mails
+    assert mail.accepted_at is not None
+    assert (mail.expires_at - mail.accepted_at).total_seconds() == POLICY.ttl_seconds
+    await stores.registered("late@example.com")
+    await stores.passed(POLICY.max_age_seconds - 5)
+    await stores.queue.accepted([await stores.claimed()])
+    [mail] = (await stores.account("late@example.com")).mails
+    assert mail.accepted_at is not None
+    assert 0 < (mail.expires_at - mail.accepted_at).total_seconds() <= 5
+    assert await stores.rows("SELECT mails_accepted FROM vestibule.business_counts") == [(2,)]
+
+
+async def test_a_repeated_acceptance_is_still_ours_and_counts_once(stores: Stores) -> None:
+    """A statement whose answer was lost is run again."""
+    await stores.registered()
+    mail = await stores.claimed()
+    assert await stores.queue.accepted([mail]) == await stores.queue.accepted([mail]) == {mail.id}
+    assert await stores.rows("SELECT mails_accepted FROM vestibule.business_counts") == [(1,)]
+
+
+@pytest.mark.parametrize("outcome", ["accepted", "deferred", "dead", "extend", "reissue", "put_back"])
+async def test_a_claim_that_was_lost_changes_nothing(stores: Stores, outcome: str) -> None:
+    """Behind a newer fence every outcome of the older claim is refused."""
+    await stores.registered()
+    lost = await stores.claimed()
+    await stores.passed(LEASE_SECONDS)
+    held = await stores.claimed()
+    assert (held.id, held.fence, held.alone) == (lost.id, lost.fence + 1, True)
+    match outcome:
+        case "accepted":
+            assert await stores.queue.accepted([lost]) == set()
+        case "deferred":
+            await stores.queue.deferred([(lost, "late", 0.0)])
+        case "dead":
+            await stores.queue.dead([(lost, "late")])
+        case "extend":
+            assert await stores.queue.extend([lost]) == set()
+        case "reissue":
+            assert await stores.queue.reissue(lost, new_mail()) is None
+        case _:
+            await stores.queue.put_back([lost])
+    assert [mail.state for mail in (await stores.account()).mails] == [MailState.SENDING]
+    assert await stores.queue.accepted([held]) == {held.id}
+
+
+async def test_a_lease_that_is_extended_is_kept(stores: Stores) -> None:
+    """While its worker lives nobody else takes the mail."""
+    await stores.registered()
+    mail = await stores.claimed()
+    await stores.passed(LEASE_SECONDS - 1)
+    assert await stores.queue.extend([mail, replace(mail, id=uuid4())]) == {mail.id}
+    await stores.passed(LEASE_SECONDS - 1)
+    assert await stores.queue.claim(10) == []
+
+
+async def test_a_deferred_mail_waits_as_long_as_told(stores: Stores) -> None:
+    """Its reason is kept until it is accepted, and a surviving worker clears the deaths."""
+    await stores.registered()
+    await stores.claimed()
+    await stores.passed(LEASE_SECONDS)
+    mail = await stores.claimed()
+    await stores.queue.deferred([(mail, "450 4.2.0 greylisted", 30.0)])
+    assert await stores.rows("SELECT state, reason, deaths FROM vestibule.mails") == [
+        ("queued", "450 4.2.0 greylisted", 0)
+    ]
+    assert await stores.queue.claim(10) == []
+    await stores.passed(30)
+    again = await stores.claimed()
+    assert (again.tries, again.fence, again.alone) == (3, 3, False)
+    await stores.queue.accepted([again])
+    assert await stores.rows("SELECT reason FROM vestibule.mails") == [(None,)]
+
+
+async def test_a_mail_that_is_put_back_is_as_it_was(stores: Stores) -> None:
+    """Due at once, before what came later, and the claim cost it no try."""
+    await stores.registered()
+    mail = await stores.claimed()
+    await stores.registered("later@example.com")
+    await stores.queue.put_back([mail])
+    first, _ = await stores.queue.claim(10)
+    assert (first.id, first.tries, first.fence) == (mail.id, 1, 2)
+
+
+async def test_a_dead_mail_says_why(stores: Stores) -> None:
+    """It is counted, and the address is free again."""
+    await stores.registered()
+    await stores.queue.dead([(await stores.claimed(), "550 5.1.1")])
+    account = await stores.account()
+    assert (account.state(POLICY), account.is_held(POLICY)) == (State.UNDELIVERABLE, False)
+    assert await stores.rows("SELECT state, reason FROM vestibule.mails") == [("dead", "550 5.1.1")]
+    assert await stores.rows("SELECT mails_dead FROM vestibule.business_counts") == [(1,)]
+
+
+async def test_a_mail_that_kills_its_workers_is_dead_after_the_third(stores: Stores) -> None:
+    """After the first death it is tried alone, and stops by itself."""
+    await stores.registered()
+    for death in range(KILLS):
+        assert (await stores.claimed()).alone is (death > 0)
+        await stores.passed(LEASE_SECONDS)
+    assert await stores.queue.claim(10) == []
+    assert await stores.rows("SELECT state, reason FROM vestibule.mails") == [("dead", "ended its worker 3 times")]
+    assert await stores.rows("SELECT mails_dead FROM vestibule.business_counts") == [(1,)]
+
+
+async def test_a_mail_is_given_up_after_a_day(stores: Stores) -> None:
+    """By the time it was first owed, through every reissue; with its last reason."""
+    await stores.registered()
+    await stores.passed(DAY - 60)
+    mail = await stores.claimed()
+    reissued = await stores.queue.reissue(mail, new_mail())
+    assert reissued is not None
+    await stores.queue.deferred([(reissued, "421 try later", 0.0)])
+    await stores.passed(60)
+    assert await stores.queue.claim(10) == []
+    assert await stores.rows("SELECT reason FROM vestibule.mails WHERE state = 'dead'") == [
+        ("given up after 24 h: 421 try later",)
+    ]
+
+
+@pytest.mark.parametrize("why", ["activated", "taken over", "exhausted"])
+async def test_a_mail_that_nobody_needs_is_never_sent(stores: Stores, why: str) -> None:
+    """It is superseded when it is claimed, and is no dead mail."""
+    account = await stores.registered()
+    await stores.queue.deferred([(await stores.claimed(), "450", 0.0)])
+    if why == "activated":
+        await stores.accounts.redeem([redemption(account, account.mails[0].id)])
+    elif why == "exhausted":
+        for _ in range(POLICY.attempts):
+            await stores.accounts.redeem([redemption(account)])
+    else:
+        await stores.accounts.issue([take_over(account)])
+        [fresh] = await stores.queue.claim(10)
+        assert fresh.id != account.mails[0].id
+    assert await stores.queue.claim(10) == []
+    assert await stores.rows("SELECT count(*) FROM vestibule.mails WHERE state = 'superseded'") == [(1,)]
+    assert await stores.rows("SELECT sum(mails_dead) FROM vestibule.business_counts") == [(0,)]
+
+
+async def test_a_mail_that_is_too_old_is_reissued_with_its_guesses(stores: Stores) -> None:
+    """A fresh code under a fresh cap, which counts against no budget; the old one is superseded."""
+    account = await stores.registered()
+    mail = await stores.claimed()
+    await stores.accounts.redeem([redemption(account)])
+    new = new_mail()
+    reissued = await stores.queue.reissue(mail, new)
+    assert reissued is not None
+    assert (reissued.id, reissued.key_id, reissued.life_left) == (new.id, new.key_id, POLICY.max_age_seconds)
+    assert (reissued.recipient, reissued.tries, reissued.fence) == (mail.recipient, 1, 1)
+    after = await stores.account()
+    assert [(one.id, one.state, one.guesses, one.counted) for one in after.mails] == [
+        (new.id, MailState.SENDING, 1, False),
+        (mail.id, MailState.SUPERSEDED, 1, True),
+    ]
+    assert await stores.queue.accepted([reissued]) == {new.id}
+    assert after.codes_left_today(POLICY) == 9
+
+
+@pytest.mark.parametrize("why", ["activated", "exhausted"])
+async def test_a_reissue_that_nobody_needs_is_refused(stores: Stores, why: str) -> None:
+    """The old mail is superseded and not sent."""
+    account = await stores.registered()
+    mail = await stores.claimed()
+    for _ in range(1 if why == "activated" else POLICY.attempts):
+        await stores.accounts.redeem([redemption(account, account.mails[0].id if why == "activated" else None)])
+    assert await stores.queue.reissue(mail, new_mail()) is None
+    assert await stores.rows("SELECT state FROM vestibule.mails") == [("superseded",)]
+
+
+async def test_what_is_settled_and_old_is_purged(stores: Stores) -> None:
+    """Owed mails stay, whatever their age."""
+    await stores.registered(accepted=True)
+    await stores.registered("owed@example.com")
+    await purge(stores.postgres, UUID(int=2**128 - 1))
+    assert (await stores.account()).mails == ()
+    assert len((await stores.account("owed@example.com")).mails) == 1
