@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections import deque
@@ -15,7 +16,6 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import anyio
-import sniffio
 
 from actors.kit.mailbox import NotAccepted
 
@@ -209,13 +209,12 @@ class Threads:
 
 def _waker() -> Callable[[Callable[[], None]], object]:
     """Return what makes the running loop call a function, from any thread."""
-    if sniffio.current_async_library() == "trio":
+    try:
+        return asyncio.get_running_loop().call_soon_threadsafe
+    except RuntimeError:
         import trio  # noqa: PLC0415 - only under its own loop
 
         return trio.lowlevel.current_trio_token().run_sync_soon
-    import asyncio  # noqa: PLC0415 - as above
-
-    return asyncio.get_running_loop().call_soon_threadsafe
 
 
 def _step_back(nice: int) -> None:
