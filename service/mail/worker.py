@@ -1,0 +1,284 @@
+"""The mail worker's process: Taskiq receives the wake-ups, `Delivery` sends what is owed. It runs on asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import socket
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
+from uuid import uuid4
+
+import anyio
+from loguru import logger
+from redis.asyncio import Redis
+from taskiq.receiver import Receiver
+from taskiq_redis import RedisStreamBroker
+
+from actors.delivery import Delivery, Outcome
+from actors.kit.mailbox import MachineError
+from service import logging
+from service.mail.smtp import LONGEST_DIALOGUE_SECONDS
+from service.mail.transport import open_transport
+from service.redis.wakeups import STREAM, STREAM_LENGTH, TASK
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from actors.delivery import Result
+    from actors.domain.mail import ClaimedMail
+    from service.embedded.servers import Servers
+    from service.mail.transport import MailTransport
+    from service.settings import Settings
+    from service.wiring import MailParts
+
+    Wire = Callable[[Settings, Servers, str], AbstractAsyncContextManager[MailParts]]
+    Heartbeat = Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]
+
+GROUP = "mail"
+BLOCK_MILLISECONDS = 2000
+READ_COUNT = 16  # a worker that dies takes so many with it: the next sweep finds their mails
+RETRY_SECONDS = (0.5, 1.0, 2.0)  # between connections while Redis is away; the last repeats
+DISCONNECT_SECONDS = 0.1  # after the receiver was told to end; mostly it has by then
+STEADY_SECONDS = 5.0  # a connection that holds for so long is back; a shorter one may be a server that refuses to read
+COUNT_SECONDS = 1.0  # between looks for lost log lines
+CHANCE = random.SystemRandom().random
+
+
+def run(settings: Settings, servers: Servers, wire: Wire, heartbeat: Heartbeat | None = None) -> None:
+    """Deliver owed mails until SIGTERM, SIGINT or SIGHUP, then finish what is in hand, within the grace, and return.
+
+    Works on while Redis, Postgres or the mail server is away. `heartbeat` runs the work while it shows that the loop
+    goes on. Raises SettingsError, before anything is opened, for settings that could make no mail.
+    """
+    transport = open_transport(settings, servers.mail_url)
+    writer = logging.configure(settings, "mail")
+    options = {"use_uvloop": settings.loop != "asyncio"}  # Taskiq knows no other loop than asyncio's
+    work = partial(_work, settings, servers, wire, transport, lambda: writer.dropped)
+    try:
+        anyio.run(heartbeat or _bare, work, backend="asyncio", backend_options=options)
+    finally:
+        writer.stop()
+
+
+async def _bare(work: Callable[[], Awaitable[None]]) -> None:
+    await work()
+
+
+async def _work(
+    settings: Settings,
+    servers: Servers,
+    wire: Wire,
+    opening: AbstractAsyncContextManager[MailTransport],
+    lost_lines: Callable[[], int],
+) -> None:
+    worker = f"mail@{socket.gethostname()}.{uuid4().hex[:8]}"
+    with anyio.open_signal_receiver(*_endings()) as signals:
+        async with wire(settings, servers, worker) as parts, opening as transport, anyio.create_task_group() as aside:
+            aside.start_soon(_count_lost_lines, parts, lost_lines)
+            delivery = Delivery(
+                parts.queue,
+                transport,
+                parts.keyring,
+                Report(),
+                life_needed=life_needed(settings),
+                new_id=parts.new_id,
+                chance=CHANCE,
+                trace=parts.trace,
+            )
+            finish = asyncio.Event()
+            listener = Listener(partial(wakeup_broker, servers.redis_url, delivery.wake))
+            async with anyio.create_task_group() as group:
+                group.start_soon(delivery.run)
+                group.start_soon(listener.run, finish)
+                logger.info("mail worker started")
+                async for _ in signals:
+                    break
+                logger.info("mail worker stops", in_hand=delivery.in_hand)
+                delivery.close()
+                finish.set()
+                group.cancel_scope.deadline = anyio.current_time() + settings.grace_seconds
+            aside.cancel_scope.cancel()
+    logger.info("mail worker stopped")
+
+
+def life_needed(settings: Settings) -> float:
+    """Return the seconds of its cap that a code needs when its mail leaves: its minute after the longest dialogue.
+
+    Where the cap hardly exceeds the minute the dialogue gets half of the difference, so that a new code can leave.
+    """
+    spare = settings.code_max_age_seconds - settings.code_ttl_seconds
+    return settings.code_ttl_seconds + min(LONGEST_DIALOGUE_SECONDS, spare / 2)
+
+
+def _endings() -> list[signal.Signals]:
+    """Return the signals that end it in order: a reload or a closed terminal too, unless `nohup` has it stay."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [signal.SIGTERM, signal.SIGINT, *([] if ignored else [signal.SIGHUP])]
+
+
+async def _count_lost_lines(parts: MailParts, lost_lines: Callable[[], int]) -> NoReturn:
+    """Write to the metrics how many log lines were lost, when it is more; until cancelled."""
+    written = 0
+    while True:
+        await anyio.sleep(COUNT_SECONDS)
+        if (lost := lost_lines()) > written:
+            with suppress(MachineError):  # written the next time
+                await parts.count({"log_lines_dropped": lost})
+                written = lost
+
+
+class Report:
+    """Logs deliveries: ids, outcomes and reasons in words of our own, nothing that a person typed."""
+
+    def delivered(self, mail: ClaimedMail, result: Result) -> None:
+        """Report what became of a mail."""
+        trace = (mail.traceparent or "").split("-")[1:2]  # W3C: version-trace-parent-flags
+        log = logger.bind(mail=mail.id, tries=mail.tries, kind=mail.kind, trace_id=trace[0] if trace else None)
+        if result.error is not None:
+            log.opt(exception=result.error).error("a mail failed in the worker's own program")
+        match result.outcome:
+            case Outcome.ACCEPTED:
+                log.info("mail accepted")
+            case Outcome.DEFERRED:
+                log.info("mail deferred", reason=result.reason, retry_seconds=result.retry_seconds)
+            case Outcome.DEAD:
+                log.warning("mail dead", reason=result.reason)
+            case Outcome.PUT_BACK | Outcome.NOT_NEEDED | Outcome.LOST:
+                log.debug("mail let go", outcome=result.outcome)
+
+    def server_failing(self, reason: str, seconds: float) -> None:
+        """Warn that no mail can be sent."""
+        if seconds:
+            logger.warning("mail server still unavailable", reason=reason, seconds=round(seconds))
+        else:
+            logger.warning("mail server unavailable", reason=reason)
+
+    def server_works(self, seconds: float) -> None:
+        """Log the end of an outage of the mail server."""
+        logger.info("mail server available again", seconds=round(seconds))
+
+    def queue_away(self, error: MachineError) -> None:
+        """Warn that Postgres does not answer."""
+        logger.warning("the mail queue does not answer; asking again every second", error=type(error).__name__)
+
+    def queue_back(self) -> None:
+        """Log the end of it."""
+        logger.info("the mail queue answers again")
+
+
+class WakeupBroker(RedisStreamBroker):
+    """Reads wake-ups that need no acknowledgement: the database knows what is owed, a lost one costs a second.
+
+    As inherited each read is followed by a lock, a search for orphans and an acknowledgement through a client of its
+    own for each entry: six round trips where one does, half of the CPU time of a mail.
+    """
+
+    async def listen(self) -> AsyncGenerator[bytes, None]:  # type: ignore[override]  # the receiver takes both
+        """Yield each entry's message once."""
+        async with Redis(connection_pool=self.connection_pool) as client:
+            while True:
+                fetched = await client.xreadgroup(
+                    self.consumer_group_name,
+                    self.consumer_name,
+                    {self.queue_name: ">"},
+                    count=self.count,
+                    block=self.block,
+                    noack=True,
+                )
+                for _, entries in fetched:
+                    for _, entry in entries:
+                        yield entry[b"data"]
+
+
+def wakeup_broker(url: str, wake: Callable[[], None], stream: str = STREAM) -> WakeupBroker:
+    """Return a broker for one connection, whose one task calls `wake`; it connects when it is started."""
+    over_network: dict[str, Any] = {} if url.startswith("unix:") else {"socket_keepalive": True}
+    broker = WakeupBroker(
+        url,
+        queue_name=stream,
+        consumer_group_name=GROUP,
+        consumer_name=GROUP,  # one for all workers: names of their own would pile up in Redis with every restart
+        consumer_id="0",  # "$" would skip what was sent before the group existed, or after a wipe
+        xread_block=BLOCK_MILLISECONDS,
+        xread_count=READ_COUNT,
+        maxlen=STREAM_LENGTH,
+        max_connection_pool_size=8,
+        socket_timeout=2 * BLOCK_MILLISECONDS / 1000,  # more than the block, or an idle read would be an error
+        socket_connect_timeout=1.0,
+        **over_network,
+    )
+    broker.is_worker_process = True
+
+    async def deliver(_mail_id: str) -> None:
+        """Wake and return: `Delivery` owns the mail, its lease and its retries."""
+        wake()
+
+    broker.register_task(deliver, task_name=TASK)
+    return broker
+
+
+class Listener:
+    """Receives wake-ups through outages, restarts and wipes of Redis; none of them ends it.
+
+    `build` gives a new broker for each connection: after an error nothing of the old one is trusted.
+    """
+
+    def __init__(self, build: Callable[[], RedisStreamBroker]) -> None:
+        self._build = build
+        self._failures = 0
+
+    async def run(self, finish: asyncio.Event) -> None:
+        """Listen until `finish` is set."""
+        while not finish.is_set():
+            try:
+                await self._connection(finish)
+            except* Exception as errors:  # noqa: BLE001 - mails leave without wake-ups: nothing here may end the worker
+                if not finish.is_set():
+                    self._failed(errors)
+            with anyio.move_on_after(RETRY_SECONDS[min(self._failures, len(RETRY_SECONDS)) - 1]):
+                await finish.wait()
+
+    async def _connection(self, finish: asyncio.Event) -> None:
+        broker = self._build()
+        receiver = Receiver(broker, max_async_tasks=READ_COUNT, run_startup=False)
+        try:
+            await broker.startup()
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._steady)
+                group.start_soon(_disconnect, broker, finish)
+                await receiver.listen(finish)
+                group.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(1):
+                await broker.shutdown()
+
+    async def _steady(self) -> None:
+        await anyio.sleep(STEADY_SECONDS)
+        if self._failures:
+            logger.info("wake-ups are back")
+        self._failures = 0
+
+    def _failed(self, errors: BaseExceptionGroup[Exception]) -> None:
+        self._failures += 1
+        if self._failures == 1:
+            logger.warning("no wake-ups: Redis is away; sweeping instead", error=_first(errors))
+
+
+async def _disconnect(broker: RedisStreamBroker, finish: asyncio.Event) -> None:
+    """Cut the connections soon after `finish`: an idle read may swallow the receiver's cancellation and never end."""
+    await finish.wait()
+    while True:
+        await anyio.sleep(DISCONNECT_SECONDS)
+        await broker.connection_pool.disconnect()
+
+
+def _first(errors: BaseExceptionGroup[Exception]) -> str:
+    """Name the first error; its text may hold a URL."""
+    one: BaseException = errors
+    while isinstance(one, BaseExceptionGroup):
+        one = one.exceptions[0]
+    return type(one).__name__

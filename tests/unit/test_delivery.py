@@ -1,0 +1,522 @@
+from __future__ import annotations
+
+from contextlib import asynccontextmanager, contextmanager
+from itertools import pairwise
+from typing import TYPE_CHECKING
+from uuid import UUID, uuid4
+
+import anyio
+import pytest
+
+from actors.delivery import IN_HAND, SENDS, WARNING_SECONDS, Delivery, Outcome, Result
+from actors.domain.code import Keyring
+from actors.domain.mail import Deferred, MailKind, MailState, Rejected, ServerUnavailable
+from actors.kit.mailbox import AnswerLost
+from actors.ports import StoreUnavailable
+from tests.fakes.mail_queue import MemoryMailQueue, ScriptedTransport
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    from actors.domain.mail import ClaimedMail
+    from actors.kit.mailbox import MachineError
+
+KEYRING = Keyring({"k1": b"1" * 32})
+REISSUED = UUID(int=7)
+
+
+class Log:
+    """Keeps what is reported."""
+
+    def __init__(self) -> None:
+        self.results: list[tuple[UUID, Result]] = []
+        self.lines: list[str] = []
+
+    def delivered(self, mail: ClaimedMail, result: Result) -> None:
+        """Keep a result."""
+        self.results.append((mail.id, result))
+
+    def server_failing(self, reason: str, seconds: float) -> None:
+        """Keep a warning."""
+        self.lines.append(f"failing {reason} {seconds:.0f}")
+
+    def server_works(self, seconds: float) -> None:
+        """Keep the end of a failure."""
+        self.lines.append(f"works {seconds:.0f}")
+
+    def queue_away(self, error: MachineError) -> None:
+        """Keep a warning."""
+        self.lines.append(f"queue away {type(error).__name__}")
+
+    def queue_back(self) -> None:
+        """Keep the end of an outage."""
+        self.lines.append("queue back")
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """What became of the mails, in the order in which it was known."""
+        return [result.outcome for _, result in self.results]
+
+
+class Worker:
+    """A delivery with its queue, transport and log, without jitter."""
+
+    def __init__(self, *, seconds: float = 0.0, latency: float = 0.0) -> None:
+        self.queue = MemoryMailQueue(latency=latency)
+        self.transport = ScriptedTransport(seconds=seconds)
+        self.log = Log()
+        self.traced: list[str] = []
+        self.reissued = 0
+        self.delivery = Delivery(
+            self.queue,
+            self.transport,
+            KEYRING,
+            self.log,
+            life_needed=60,
+            new_id=self.new_id,
+            chance=lambda: 0.0,
+            trace=self.trace,
+        )
+
+    def new_id(self) -> UUID:
+        """Return another id each time, REISSUED first."""
+        self.reissued += 1
+        return UUID(int=REISSUED.int + self.reissued - 1)
+
+    @contextmanager
+    def trace(self, _mail: ClaimedMail) -> Iterator[None]:
+        """Note how the send ended."""
+        try:
+            yield
+        except Exception as error:
+            self.traced.append(type(error).__name__)
+            raise
+        self.traced.append("sent")
+
+    @asynccontextmanager
+    async def runs(self, seconds: float = 0.5) -> AsyncIterator[None]:
+        """Run the delivery for so long, then the body, then until everything in hand is settled."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self.delivery.run)
+            await anyio.sleep(seconds)
+            yield
+            self.delivery.close()
+
+    async def run(self, seconds: float = 0.5) -> None:
+        """Run the delivery for so long."""
+        async with self.runs(seconds):
+            pass
+
+
+def fails(error: Exception) -> Callable[[ClaimedMail], Awaitable[None]]:
+    """Return a step of a transport's script that raises."""
+
+    async def step(_: ClaimedMail) -> None:
+        await anyio.lowlevel.checkpoint()
+        raise error
+
+    return step
+
+
+def stalls(seconds: float, then: Callable[[], object] = lambda: None) -> Callable[[ClaimedMail], Awaitable[None]]:
+    """Return a step of a transport's script that takes its time."""
+
+    async def step(_: ClaimedMail) -> None:
+        await anyio.sleep(seconds)
+        then()
+
+    return step
+
+
+# -- one mail
+
+
+async def test_a_mail_leaves_with_the_code_of_its_id_and_is_accepted(autojump_clock: object) -> None:
+    """The code sent is derived from the mail's own id and key; the trace sees the send."""
+    worker = Worker()
+    row = worker.queue.owe()
+    await worker.run()
+    [(mail, code)] = worker.transport.accepted
+    assert (mail.id, code) == (row.id, KEYRING.code(row.account, row.id, "k1"))
+    assert (row.state, worker.log.outcomes, worker.traced) == (MailState.ACCEPTED, [Outcome.ACCEPTED], ["sent"])
+
+
+@pytest.mark.parametrize(
+    ("age", "key_id", "reissued"), [(800, "k1", False), (845, "k1", True), (0, "removed", True), (899, "removed", True)]
+)
+async def test_a_code_that_is_too_old_or_of_a_removed_key_is_reissued(
+    autojump_clock: object, age: float, key_id: str, *, reissued: bool
+) -> None:
+    """No mail leaves with less than the life it needs, nor with a code that nobody could redeem."""
+    worker = Worker()
+    row = worker.queue.owe(age=age, key_id=key_id)
+    await worker.run()
+    [(mail, code)] = worker.transport.accepted
+    assert (mail.id == REISSUED, row.id) == (reissued, mail.id)
+    assert code == KEYRING.code(row.account, mail.id, "k1")
+    assert row.state is MailState.ACCEPTED
+
+
+async def test_a_code_that_grows_too_old_in_hand_is_reissued(autojump_clock: object) -> None:
+    """The time that a mail waits for a connection counts."""
+    worker = Worker(seconds=30)
+    for _ in range(SENDS + 1):
+        worker.queue.owe(age=820)
+    await worker.run(40)
+    assert REISSUED in {mail.id for mail, _ in worker.transport.accepted}
+
+
+async def test_a_mail_that_nobody_needs_any_more_is_not_sent(autojump_clock: object) -> None:
+    """A code that was redeemed while its mail waited is not reissued."""
+    worker = Worker()
+    worker.queue.owe(age=890).needed = False
+    await worker.run()
+    assert (worker.transport.tried, worker.log.outcomes) == ([], [Outcome.NOT_NEEDED])
+
+
+async def test_a_notice_carries_no_code_and_never_grows_too_old(autojump_clock: object) -> None:
+    """The owner of a taken address is told without a code, however long the notice has waited."""
+    worker = Worker()
+    row = worker.queue.owe(kind=MailKind.NOTICE, age=5000)
+    await worker.run()
+    assert [(mail.id, code) for mail, code in worker.transport.accepted] == [(row.id, None)]
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "reason", "waits"),
+    [
+        (Rejected("550 5.1.1 at RCPT"), Outcome.DEAD, "550 5.1.1 at RCPT", 0),
+        (Deferred("451 at RCPT"), Outcome.DEFERRED, "451 at RCPT", 1),
+        (Deferred("HTTP 429", retry_after=120), Outcome.DEFERRED, "HTTP 429", 120),
+        (Deferred("HTTP 429", retry_after=10_000), Outcome.DEFERRED, "HTTP 429", 900),
+        (ServerUnavailable("connection refused"), Outcome.DEFERRED, "connection refused", 0),
+        (ZeroDivisionError("ada@example.com"), Outcome.DEFERRED, "internal ZeroDivisionError", 1),
+    ],
+)
+async def test_what_a_server_says_decides_what_becomes_of_the_mail(
+    autojump_clock: object, error: Exception, outcome: Outcome, reason: str, waits: float
+) -> None:
+    """A rejection is final; else the mail waits for its back-off, or for as long as a provider asks, within reason."""
+    worker = Worker()
+    worker.transport.script = [fails(error)]
+    row = worker.queue.owe()
+    began = anyio.current_time()
+    await worker.run()
+    [(_, result)] = worker.log.results
+    assert (result.outcome, row.reason, round(row.due_at - began)) == (outcome, reason, waits)
+    assert worker.traced == [type(error).__name__]
+    assert "ada@" not in repr(result)
+    assert isinstance(result.error, ZeroDivisionError) == (reason == "internal ZeroDivisionError")
+
+
+async def test_a_refused_mail_is_tried_after_growing_pauses_with_the_same_code(autojump_clock: object) -> None:
+    """Retries wait 1, 2, 4, 8, 15, then 30 s, plus at most the second between sweeps."""
+    worker = Worker()
+    worker.transport.script = [fails(Deferred("451 at RCPT")) for _ in range(7)]
+    worker.queue.owe()
+    await worker.run(120)
+    times = [at for at, _ in worker.transport.tried]
+    pauses = [after - before for before, after in pairwise(times)]
+    assert all(wait <= pause <= wait + 1 for wait, pause in zip((1, 2, 4, 8, 15, 30, 30), pauses, strict=True))
+    assert len(worker.transport.accepted) == 1
+
+
+# -- claims
+
+
+async def test_a_mail_leaves_at_once_after_a_wake_up_and_within_a_second_without(autojump_clock: object) -> None:
+    """A wake-up is worth the second that the next sweep would cost."""
+    worker = Worker()
+    async with worker.runs():
+        woken = worker.queue.owe()
+        worker.delivery.wake()
+        await anyio.sleep(0.01)
+        assert woken.state is MailState.ACCEPTED
+        swept = worker.queue.owe()
+        await anyio.sleep(0.01)
+        assert len(worker.transport.accepted) == 1
+        await anyio.sleep(1)
+        assert swept.state is MailState.ACCEPTED
+
+
+async def test_a_backlog_leaves_in_batches_without_a_pause(autojump_clock: object) -> None:
+    """A hundred mails of half a second over the agreed connections: no pause between claims, few statements."""
+    worker = Worker(seconds=0.5, latency=0.01)
+    for _ in range(96):
+        worker.queue.owe()
+    await worker.run(96 / SENDS * 0.5 + 1)
+    assert worker.queue.states() == {MailState.ACCEPTED}
+    assert worker.transport.most_running == SENDS
+    assert max(size for name, size in worker.queue.batches if name == "claim") == IN_HAND
+    assert worker.queue.calls.count("accepted") <= 96 / SENDS + 1
+
+
+async def test_two_mails_of_an_account_are_never_written_in_one_statement(autojump_clock: object) -> None:
+    """PostgreSQL would change the row of the account's older code only once."""
+    worker = Worker(latency=0.1)
+    account = uuid4()
+    worker.queue.owe(account=account)
+    async with worker.runs(0.15):
+        worker.queue.owe(account=account, kind=MailKind.NOTICE)
+        worker.delivery.wake()
+        await anyio.sleep(2)
+    assert worker.queue.states() == {MailState.ACCEPTED}
+
+
+async def test_mails_that_must_be_alone_are_sent_with_no_other_in_hand(autojump_clock: object) -> None:
+    """A worker died with them: each is tried by itself, and costs the others one pause."""
+    worker = Worker(seconds=0.1)
+    others = [worker.queue.owe() for _ in range(3)]
+    suspects = [worker.queue.owe(alone=True) for _ in range(2)]
+    beside: list[int] = []
+    worker.transport.always = stalls(0, lambda: beside.append(worker.delivery.in_hand))
+    await worker.run(1)
+    assert worker.queue.states() == {MailState.ACCEPTED}
+    assert [row.tries for row in (*others, *suspects)] == [1] * 5
+    assert beside.count(1) == 2
+    assert {mail for _, mail in worker.transport.tried[-2:]} == {row.id for row in suspects}
+
+
+async def test_closing_ends_what_is_being_sent_and_puts_the_rest_back(autojump_clock: object) -> None:
+    """A worker that stops leaves no mail half sent, claims nothing more, and no lease to wait for."""
+    worker = Worker(seconds=5)
+    rows = [worker.queue.owe() for _ in range(SENDS + 2)]
+    async with worker.runs(1):
+        worker.delivery.close()
+        rows.append(worker.queue.owe())
+        worker.delivery.wake()
+    assert sorted(row.state for row in rows) == [MailState.ACCEPTED] * SENDS + [MailState.QUEUED] * 3
+    assert all(row.tries == (row.state is MailState.ACCEPTED) for row in rows)
+
+
+# -- the queue is away
+
+
+async def test_a_queue_that_is_away_is_asked_about_once_a_second_even_when_woken(autojump_clock: object) -> None:
+    """The worker outlives an outage of the database, says so once, and delivers after it."""
+    worker = Worker()
+    worker.queue.failures = [StoreUnavailable() for _ in range(4)]
+    row = worker.queue.owe()
+    async with worker.runs(0):
+        for _ in range(30):
+            worker.delivery.wake()
+            await anyio.sleep(0.1)
+        assert 3 <= worker.queue.calls.count("claim") <= 4
+        await anyio.sleep(5)
+        assert row.state is MailState.ACCEPTED
+    assert worker.log.lines == ["queue away StoreUnavailable", "queue back"]
+
+
+async def test_an_acceptance_is_written_when_the_queue_is_back_and_not_sent_again(autojump_clock: object) -> None:
+    """The server has the mail: its outcome is written however long the database is away."""
+    worker = Worker()
+    failures = [AnswerLost(), *(StoreUnavailable() for _ in range(90))]
+    worker.transport.script = [stalls(0, lambda: worker.queue.failures.extend(failures))]
+    row = worker.queue.owe()
+    await worker.run(120)
+    assert (len(worker.transport.accepted), row.state) == (1, MailState.ACCEPTED)
+    assert worker.log.lines == ["queue away AnswerLost", "queue back"]
+
+
+async def test_a_mail_that_cannot_be_reissued_now_is_put_back(autojump_clock: object) -> None:
+    """It waits for the database without a send."""
+    worker = Worker(latency=0.1)
+    worker.queue.owe(age=890)
+    async with worker.runs(0.15):
+        worker.queue.failures = [StoreUnavailable()]
+        await anyio.sleep(3)
+    assert worker.log.outcomes == [Outcome.PUT_BACK, Outcome.ACCEPTED]
+
+
+# -- leases
+
+
+async def test_the_leases_of_all_mails_in_hand_are_renewed_together(autojump_clock: object) -> None:
+    """A server that takes a minute to answer keeps its mails with this worker; a missed renewal costs nothing."""
+    worker = Worker(seconds=59)
+    for _ in range(3):
+        worker.queue.owe()
+    async with worker.runs(6):
+        worker.queue.failures = [StoreUnavailable()]
+        rivals = []
+        for _ in range(50):
+            await anyio.sleep(1)
+            rivals += await MemoryMailQueue(rows=worker.queue.rows).claim(9)
+        assert rivals == []
+        await anyio.sleep(5)
+    assert worker.queue.states() == {MailState.ACCEPTED}
+    assert worker.queue.calls.count("extend") == 11
+    assert worker.queue.calls.count("accepted") == 1
+
+
+@pytest.mark.parametrize("when", ["sending", "accepted"])
+async def test_a_mail_whose_claim_is_lost_is_let_go(autojump_clock: object, when: str) -> None:
+    """Another worker has it: the send ends, or its outcome is not written."""
+    worker = Worker()
+    row = worker.queue.owe()
+
+    def overtake() -> None:
+        row.fence += 1
+        row.due_at += 3600
+
+    steps = {"sending": stalls(3600), "accepted": stalls(0, overtake)}
+    worker.transport.script = [steps[when]]
+    async with worker.runs(1):
+        if when == "sending":
+            overtake()
+        await anyio.sleep(10)
+        assert worker.log.outcomes == [Outcome.LOST]
+    assert row.state is MailState.SENDING
+    assert len(worker.transport.accepted) == (when == "accepted")
+
+
+async def test_a_renewal_that_crosses_a_reissue_loses_nothing(autojump_clock: object) -> None:
+    """The lease of the old id is gone, and the new one is still ours."""
+    worker = Worker(latency=4)
+    worker.queue.owe(age=890)
+    await worker.run(60)
+    assert "extend" in worker.queue.calls
+    assert worker.log.outcomes == [Outcome.ACCEPTED]
+
+
+# -- the mail server fails
+
+
+def refuse_until(worker: Worker, end: float, error: Exception) -> None:
+    """Have the transport raise the error until so many seconds from now."""
+    began = anyio.current_time()
+
+    async def step(_: ClaimedMail) -> None:
+        await anyio.lowlevel.checkpoint()
+        if anyio.current_time() - began < end:
+            raise error
+
+    worker.transport.always = step
+
+
+@pytest.mark.parametrize(
+    ("recipients", "error"),
+    [
+        (["a@one.example"], ServerUnavailable("connection refused")),
+        (["a@one.example", "b@two.example"], Deferred("554 5.7.1 at RCPT")),
+    ],
+)
+@pytest.mark.parametrize("lasts", [3, 20, 300, 3600])
+async def test_after_an_outage_all_mails_leave_soon_and_had_one_attempt_at_a_time(
+    autojump_clock: object, lasts: float, recipients: list[str], error: Exception
+) -> None:
+    """One attempt tries for all, after pauses of a thirtieth of the outage, 1 to 60 s; the mail that tries rotates."""
+    worker = Worker()
+    refuse_until(worker, lasts, error)
+    rows = [worker.queue.owe(recipients[number % len(recipients)]) for number in range(40)]
+    began = anyio.current_time()
+    async with worker.runs(SENDS):
+        early = [mail for at, mail in worker.transport.tried if at - began > 1.2 and at - began < lasts]
+        assert len(set(early)) == len(early)
+        await anyio.sleep(lasts * 1.04 + 2 - SENDS if lasts * 1.04 + 2 > SENDS else 0)
+        assert worker.queue.states() == {MailState.ACCEPTED}
+    times = [at - began for at, _ in worker.transport.tried if at - began < lasts]
+    assert len(times) <= IN_HAND + 200
+    assert all(after - before <= 60 for before, after in pairwise(times))
+    assert worker.log.lines[0] == f"failing {error} 0"
+    assert worker.log.lines[-1].startswith("works")
+    warnings = len(worker.log.lines) - 2
+    assert abs(warnings - lasts // WARNING_SECONDS) <= 1
+    assert max(row.tries for row in rows) <= 3 + len(times) // 40
+
+
+async def test_mails_that_were_not_tried_in_an_outage_lose_nothing(autojump_clock: object) -> None:
+    """They are put back without a try and without a reason; the one that tried has the reason."""
+    worker = Worker()
+    worker.transport.always = fails(ServerUnavailable("no STARTTLS offered"))
+    rows = [worker.queue.owe() for _ in range(SENDS * 2)]
+    await worker.run(0.5)
+    assert sorted(row.tries for row in rows) == [0] * (SENDS * 2 - 1) + [1]
+    assert [row.reason for row in rows if row.tries] == ["no STARTTLS offered"]
+
+
+async def test_an_outage_without_mails_is_still_warned_about(autojump_clock: object) -> None:
+    """Once a minute, until the next mail says how the server does; a rejection shows that it can be reached."""
+    worker = Worker()
+    worker.transport.script = [fails(ServerUnavailable("connection refused")), fails(Rejected("550 5.1.1 at RCPT"))]
+    row = worker.queue.owe()
+    async with worker.runs(0.5):
+        row.due_at += 150
+        await anyio.sleep(155)
+    assert worker.log.lines == [
+        "failing connection refused 0",
+        "failing connection refused 60",
+        "failing connection refused 120",
+        "works 150",
+    ]
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [Deferred("451 at RCPT"), Deferred("450 at RCPT")],
+        [Deferred("451 at RCPT"), None, Deferred("451 at RCPT")],
+        [ZeroDivisionError(), ZeroDivisionError()],
+        [Rejected("550 5.1.1 at RCPT"), Rejected("550 5.1.1 at RCPT")],
+    ],
+)
+async def test_refusals_that_do_not_show_a_failing_server_let_each_mail_back_off_alone(
+    autojump_clock: object, steps: list[Exception | None]
+) -> None:
+    """Different refusals, an acceptance between, our own errors, and rejections stop nothing."""
+    worker = Worker()
+    worker.transport.script = [stalls(0) if step is None else fails(step) for step in steps]
+    async with worker.runs():
+        for number in range(4):
+            worker.queue.owe(f"ada@{number}.example")
+            worker.delivery.wake()
+            await anyio.sleep(0.01)
+        await anyio.sleep(3)
+    assert worker.log.lines == []
+    assert worker.queue.states() <= {MailState.ACCEPTED, MailState.DEAD}
+
+
+async def test_the_same_refusal_for_one_domain_stops_only_its_mails(autojump_clock: object) -> None:
+    """A greylisting domain is no failing mail server."""
+    worker = Worker()
+
+    async def greylist(mail: ClaimedMail) -> None:
+        await anyio.lowlevel.checkpoint()
+        if mail.recipient.lower().endswith("@grey.example"):
+            raise Deferred("450 4.2.0 at RCPT")
+
+    worker.transport.always = greylist
+    grey = [worker.queue.owe(f"{number}@{domain}.example") for number, domain in enumerate(["grey", "GREY"])]
+    other = worker.queue.owe()
+    await worker.run(0.5)
+    assert ([row.state for row in grey], other.state) == ([MailState.QUEUED] * 2, MailState.ACCEPTED)
+    assert worker.log.lines == []
+
+
+async def test_a_refusal_of_one_mail_in_a_refusing_servers_outage_ends_nothing(autojump_clock: object) -> None:
+    """Only an acceptance shows that a server that refused all mails takes them again."""
+    worker = Worker()
+    refusal = Deferred("554 5.7.1 at RCPT")
+    worker.transport.script = [fails(refusal), fails(refusal), fails(Rejected("550 5.1.1")), fails(refusal)]
+    for number in range(4):
+        worker.queue.owe(f"ada@{number}.example")
+    await worker.run(6)
+    assert [line.split(" ")[0] for line in worker.log.lines] == ["failing", "works"]
+
+
+async def test_a_send_that_began_before_the_outage_and_fails_in_it_costs_no_try(autojump_clock: object) -> None:
+    """Several connections find out at once; one of the mails becomes the one that tries."""
+    worker = Worker()
+    worker.transport.always = fails(ServerUnavailable("connection refused"))
+    worker.transport.script = [_later(0.1 * number) for number in range(SENDS)]
+    rows = [worker.queue.owe() for _ in range(SENDS)]
+    await worker.run(0.9)
+    assert sorted(row.tries for row in rows) == [0] * (SENDS - 1) + [1]
+
+
+def _later(seconds: float) -> Callable[[ClaimedMail], Awaitable[None]]:
+    async def step(_: ClaimedMail) -> None:
+        await anyio.sleep(seconds)
+        raise ServerUnavailable("connection refused")
+
+    return step
