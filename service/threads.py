@@ -79,13 +79,12 @@ class Threads:
         self._limit = limit
         self._wake = _waker()
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
-        self._outcomes: deque[tuple[_Call | None, Any, Exception | None]] = deque()
+        self._outcomes: deque[tuple[_Call, Any, Exception | None]] = deque()
         self._waking = False  # whether the loop was woken and has not looked yet
         self._pending = 0
         self._timed: deque[_Call] = deque()  # in the order of their deadlines, since all wait equally long
         self._timing = anyio.Event()
         self._closed = False
-        self._running = number
         self._ended = anyio.Event()
         self._refused = self._late = 0
         self._threads = [
@@ -155,9 +154,8 @@ class Threads:
             else:
                 self._hand_over(call, value, None)
             del call
-        self._hand_over(None, None, None)
 
-    def _hand_over(self, call: _Call | None, value: Any, error: Exception | None) -> None:  # noqa: ANN401
+    def _hand_over(self, call: _Call, value: Any, error: Exception | None) -> None:  # noqa: ANN401
         """Leave an outcome for the loop, and wake it unless it was woken already; in a thread."""
         self._outcomes.append((call, value, error))
         if not self._waking:
@@ -170,13 +168,10 @@ class Threads:
         self._waking = False  # before looking: an outcome that comes now wakes the loop again
         while self._outcomes:
             call, value, error = self._outcomes.popleft()
-            if call is None:
-                self._running -= 1
-                if not self._running:
-                    self._ended.set()
-                continue
             self._pending -= 1
             call.settle(value, error)
+        if self._closed and not self._pending:
+            self._ended.set()
         while self._timed and self._timed[0].done.is_set():
             self._timed.popleft()  # keep no outcome until its deadline
 
@@ -201,8 +196,9 @@ class Threads:
         self._closed = True
         for _ in self._threads:
             self._calls.put(None)
-        with anyio.move_on_after(STOP_SECONDS):
-            await self._ended.wait()
+        if self._pending:
+            with anyio.move_on_after(STOP_SECONDS):
+                await self._ended.wait()
         while self._timed:
             self._give_up(self._timed.popleft())
 
