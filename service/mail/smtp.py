@@ -181,7 +181,7 @@ class SmtpTransport:
         if server.user is not None:
             await client._ehlo_or_helo_if_needed()  # noqa: SLF001 - what was said in plain text does not count
             if not client.supported_auth_methods:
-                raise ServerUnavailable("no log-in offered that we know")
+                raise ServerUnavailable("no AUTH offered that we know")
             await client.login(server.user, server.password or "")
 
     async def _send_over(self, client: SMTP, message: Message, content: bytes) -> None:

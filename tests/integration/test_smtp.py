@@ -1,0 +1,361 @@
+from __future__ import annotations
+
+import os
+import ssl
+import subprocess
+import sys
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+from uuid import UUID, uuid4
+
+import anyio
+import pytest
+from aiosmtpd.controller import Controller
+from aiosmtpd.handlers import Sink
+from aiosmtpd.smtp import SMTP
+
+from actors.domain.mail import ClaimedMail, Deferred, MailKind, Rejected, ServerUnavailable
+from service.mail.smtp import CONNECTIONS
+from service.mail.transport import open_transport
+from service.settings import Settings
+from tests.servers.ports import free_ports
+from tests.servers.smtp import SmtpServer
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+    from pathlib import Path
+
+    from service.mail.transport import MailTransport
+    from tests.servers.smtp import Stage
+
+CODE = "012345"
+SETTINGS = Settings(mail_from="Shop <shop@example.com>", mail_ehlo="mx.example.org")
+
+
+def mail(recipient: str = "ada@example.com") -> ClaimedMail:
+    """Return a mail that was claimed just now."""
+    return ClaimedMail(
+        id=uuid4(),
+        fence=1,
+        tries=1,
+        kind=MailKind.CODE,
+        account=UUID(int=2),
+        key_id="k1",
+        recipient=recipient,
+        locale="en",
+        life_left=900.0,
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+
+
+def with_transport(url: str, test: Callable[[MailTransport], Awaitable[None]], backend: str = "uvloop") -> None:
+    """Run the body of a test around a transport, where the mail worker lives."""
+
+    async def body() -> None:
+        with anyio.fail_after(30):
+            async with open_transport(SETTINGS, url) as transport:
+                await test(transport)
+
+    anyio.run(body, backend="asyncio", backend_options={"use_uvloop": backend == "uvloop"})
+
+
+def send(
+    url: str, *mails: ClaimedMail, between: Callable[[], None] = lambda: None, backend: str = "uvloop"
+) -> list[Exception | None]:
+    """Send one after the other over one transport, and return how each ended."""
+    outcomes: list[Exception | None] = []
+
+    async def body(transport: MailTransport) -> None:
+        for one in mails:
+            try:
+                await transport.send(one, CODE)
+            except (Deferred, Rejected) as error:
+                outcomes.append(error)
+            else:
+                outcomes.append(None)
+            await anyio.to_thread.run_sync(between)
+
+    with_transport(url, body, backend)
+    return outcomes
+
+
+def reason(outcome: Exception | None) -> str:
+    """Return the outcome's kind and reason in one line."""
+    return f"{type(outcome).__name__}: {outcome}"
+
+
+def test_mails_leave_one_after_the_other_over_one_connection(smtp: SmtpServer) -> None:
+    """A connection, with its hand-shakes, serves more than one mail."""
+    assert send(smtp.url, mail(), mail(), mail()) == [None] * 3
+    received = smtp.wait_for(3)
+    assert smtp.connections == 1
+    assert {(one.sender, one.recipients) for one in received} == {("shop@example.com", ("ada@example.com",))}
+    assert all(CODE in one.text.splitlines() for one in received)
+
+
+@pytest.mark.parametrize(
+    ("typed", "mailed"),
+    [
+        ("o'neil+tag@example.com", "o'neil+tag@example.com"),
+        ("ada@bücher.example", "ada@xn--bcher-kva.example"),
+        ('"ada lovelace"@example.com', '"ada lovelace"@example.com'),
+    ],
+)
+def test_the_envelope_names_the_recipient_as_servers_know_it(smtp: SmtpServer, typed: str, mailed: str) -> None:
+    """Apostrophes, plus tags, umlauts and quotes reach RCPT whole."""
+    assert send(smtp.url, mail(typed)) == [None]
+    [received] = smtp.wait_for(1)
+    assert received.recipients == (mailed,)
+
+
+def test_a_line_break_in_an_address_never_reaches_the_server(smtp: SmtpServer) -> None:
+    """A second recipient cannot be smuggled in, and no connection is made for the try."""
+    [outcome] = send(smtp.url, mail("ada@example.com>\r\nRCPT TO:<eve@example.com"))
+    assert isinstance(outcome, Rejected)
+    assert (smtp.mails, smtp.connections) == ([], 0)
+
+
+def test_a_repeat_is_the_same_mail(smtp: SmtpServer) -> None:
+    """After 4xx replies and a lost answer the server sees the same Message-ID again."""
+    smtp.answer("451 4.3.0 ada@example.com is busy")
+    smtp.answer("450 4.2.0 greylisted", at="RCPT")
+    smtp.hang_up()
+    same = mail()
+    outcomes = [reason(outcome) for outcome in send(smtp.url, *[same] * 4)]
+    assert outcomes == [
+        "Deferred: 450 4.2.0 mailbox busy at RCPT",
+        "Deferred: 451 4.3.0 error at the server at DATA",
+        "Deferred: connection closed by the server at DATA",
+        "NoneType: None",
+    ]
+    assert len({one.message["Message-ID"] for one in smtp.wait_for(2)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("stage", "reply", "kind"),
+    [
+        # about the recipient or the content: no other try can succeed
+        ("RCPT", "550 5.1.1 <ada@example.com> unknown in relay recipient table", Rejected),
+        ("RCPT", "550 5.1.10 no mail for this domain", Rejected),
+        ("RCPT", "552 5.2.2 mailbox full", Rejected),
+        ("RCPT", "550 No such user here", Rejected),
+        ("RCPT", "550 5.1.0 no such user", Rejected),
+        ("RCPT", "553 <relay@example.com> not allowed", Rejected),
+        ("DATA", "552 5.3.4 message too big", Rejected),
+        ("DATA", "554 5.6.0 malformed", Rejected),
+        ("DATA", "554 5.7.1 spam message", Rejected),
+        ("DATA", "554 content refused", Rejected),
+        # about us: an operator can mend it
+        ("MAIL", "550 5.7.1 not this sender", ServerUnavailable),
+        ("MAIL", "530 5.7.0 authentication required", ServerUnavailable),
+        ("MAIL", "421 4.3.2 closing", ServerUnavailable),
+        ("RCPT", "530 5.7.0 log in first", Deferred),
+        ("RCPT", "554 5.7.1 relay access denied", Deferred),
+        ("RCPT", "550 5.7.1 not permitted", Deferred),
+        ("RCPT", "550 relaying denied", Deferred),
+        ("RCPT", "553 sorry, that domain is not in my list of allowed rcpthosts", Deferred),
+        ("RCPT", "550 Sender verify failed", Deferred),
+        ("RCPT", "553 5.1.8 sender's domain not found", Deferred),
+        ("RCPT", "504 5.5.2 <app-7f9c>: Helo command rejected: need fully-qualified hostname", Deferred),
+        ("RCPT", "554 5.7.1 Client host blocked using a list", Deferred),
+        ("RCPT", "421 4.3.2 closing", Deferred),
+        ("RCPT", "452 4.2.2 mailbox full", Deferred),
+        ("DATA", "550 5.7.26 unauthenticated sender", Deferred),
+        ("DATA", "554 5.7.1 DMARC policy", Deferred),
+        ("DATA", "421 4.7.0 closing", Deferred),
+        ("DATA", "452 4.3.1 disk full", Deferred),
+    ],
+)
+def test_only_what_is_about_the_recipient_or_the_content_is_final(
+    smtp: SmtpServer, stage: Stage, reply: str, kind: type[Exception]
+) -> None:
+    """A refusal of the sender, the host name, the log-in or the relaying costs no mail."""
+    smtp.answer(reply, at=stage)
+    first, second = send(smtp.url, mail(), mail())
+    assert type(first) is kind
+    assert str(first).startswith(reply[:3])
+    assert str(first).endswith(f"at {stage}")
+    assert "ada" not in str(first)
+    assert second is None
+    assert smtp.connections == (2 if reply.startswith("421") and stage != "DATA" else 1)
+
+
+@pytest.mark.parametrize("stage", ["MAIL", "RCPT"])
+@pytest.mark.parametrize("end", ["hang up", "421 4.3.2 closing"])
+def test_a_connection_that_ended_before_the_content_is_replaced_at_once(
+    smtp: SmtpServer, stage: Stage, end: str
+) -> None:
+    """A mail does not wait a back-off because the server has cut an old connection, politely or not."""
+
+    def between() -> None:
+        if smtp.connections == 1:
+            smtp.hang_up(at=stage) if end == "hang up" else smtp.answer(end, at=stage)
+
+    assert send(smtp.url, mail(), mail(), between=between) == [None, None]
+    assert (len(smtp.wait_for(2)), smtp.connections) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ("MAIL", "ServerUnavailable: connection closed by the server at MAIL"),
+        ("RCPT", "Deferred: connection closed by the server at RCPT"),
+    ],
+)
+def test_a_new_connection_that_ends_defers(smtp: SmtpServer, stage: Stage, words: str) -> None:
+    """Before the recipient is named it is the server that fails."""
+    smtp.hang_up(at=stage)
+    [outcome] = send(smtp.url, mail())
+    assert reason(outcome) == words
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop"])
+def test_why_no_mail_can_be_sent_is_said_in_words(smtp: SmtpServer, backend: str) -> None:
+    """Nothing of the URL is in the reason: no host, no password."""
+    with SmtpServer(login=("user", "right")) as server:
+        wrong = server.url.replace("right", "wrong-secret")
+        smtp.refuse()
+        port = smtp.url.rpartition(":")[2]
+        urls = {
+            wrong: "535 5.7.8 authentication failed",
+            server.url.replace("smtp://", "smtp+starttls://"): "no STARTTLS offered",
+            server.url.replace("smtp://", "smtps://"): "TLS handshake failed at connect",
+            smtp.url: "connection refused at connect",
+            f"smtp://localhost:{port}": "connection refused at connect",
+            "smtp://nowhere.invalid": "host name not found at connect",
+        }
+        for url, words in urls.items():
+            [outcome] = send(url, mail(), backend=backend)
+            assert reason(outcome) == f"ServerUnavailable: {words}"
+        assert send(server.url, mail(), backend=backend) == [None]
+    with controlled() as no_login:
+        [outcome] = send(f"smtp://user:secret@127.0.0.1:{no_login.port}", mail(), backend=backend)
+        assert reason(outcome) == "ServerUnavailable: no AUTH offered that we know"
+
+
+def test_a_check_connects_and_logs_in_and_the_next_mail_uses_that_connection(smtp: SmtpServer) -> None:
+    """Checking sends nothing; a test mail arrives like any other."""
+
+    async def body(transport: MailTransport) -> None:
+        smtp.refuse()
+        with pytest.raises(ServerUnavailable):
+            await transport.check()
+        smtp.accept()
+        await transport.check()
+        assert (smtp.connections, smtp.mails) == (1, [])
+        await transport.send_test("ops@example.org", uuid4())
+
+    with_transport(smtp.url, body)
+    [received] = smtp.wait_for(1)
+    assert (smtp.connections, received.recipients) == (1, ("ops@example.org",))
+
+
+def test_no_more_connections_are_opened_than_agreed(smtp: SmtpServer) -> None:
+    """Thirty mails at once share them."""
+
+    async def body(transport: MailTransport) -> None:
+        async with anyio.create_task_group() as group:
+            for _ in range(30):
+                group.start_soon(transport.send, mail(), CODE)
+
+    with_transport(smtp.url, body)
+    assert len(smtp.wait_for(30)) == 30
+    assert smtp.connections <= CONNECTIONS
+
+
+class Controlled(Controller):
+    """An aiosmtpd server with its options, which greets no more than so many connections at once."""
+
+    def __init__(self, port: int, most: int = 100, **options: object) -> None:
+        self.most, self.open, self.names = most, 0, set[str]()
+        self.options = options
+        context = options.pop("ssl_context", None)
+        super().__init__(Sink(), hostname="127.0.0.1", port=port, ssl_context=context)
+
+    def factory(self) -> SMTP:
+        """Build one connection."""
+        control = self
+
+        class Connection(SMTP):
+            async def _handle_client(self) -> None:
+                control.open += 1
+                try:
+                    if control.open > control.most:
+                        await self.push("421 4.7.0 too many connections")
+                    else:
+                        await super()._handle_client()
+                finally:
+                    control.open -= 1
+                    control.names.add(str(self.session.host_name if self.session else ""))
+
+        return Connection(self.handler, hostname="localhost", **self.options)  # type: ignore[arg-type]
+
+
+@contextmanager
+def controlled(**options: object) -> Iterator[Controlled]:
+    """Run a server of the test's own."""
+    server = Controlled(free_ports(), **options)  # type: ignore[arg-type]
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def test_a_server_that_serves_fewer_connections_is_no_failing_server() -> None:
+    """Mails wait for a connection that it serves; our name is the configured one."""
+    with controlled(most=2) as server:
+
+        async def body(transport: MailTransport) -> None:
+            async with anyio.create_task_group() as group:
+                for _ in range(20):
+                    group.start_soon(transport.send, mail(), CODE)
+
+        with_transport(f"smtp://127.0.0.1:{server.port}", body)
+        assert server.names - {"None"} == {"mx.example.org"}
+    with controlled(most=0) as server:
+        [outcome] = send(f"smtp://127.0.0.1:{server.port}", mail())
+        assert reason(outcome).endswith(": 421 4.7.0 service not available at connect")
+
+
+def certificate(folder: Path) -> Path:
+    """Make a certificate for localhost that vouches for itself."""
+    path = folder / "server.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
+    subprocess.run([*make, "-keyout", str(path), "-out", str(folder / "cert.pem")], check=True, capture_output=True)
+    path.write_text(path.read_text() + (folder / "cert.pem").read_text())
+    return path
+
+
+SENDING = """
+import sys
+from tests.integration.test_smtp import mail, reason, send
+for backend in ("asyncio", "uvloop"):
+    print(*map(reason, send(sys.argv[1], mail(), backend=backend)))
+"""
+
+
+def sent_elsewhere(url: str, **environment: str) -> set[str]:
+    """Send in a process of its own, since OpenSSL reads SSL_CERT_FILE from the real environment."""
+    command = [sys.executable, "-c", SENDING, url]
+    result = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
+    return set(result.stdout.splitlines())
+
+
+@pytest.mark.parametrize("scheme", ["smtp+starttls", "smtps"])
+def test_an_encrypted_way_is_taken_only_to_a_server_that_is_trusted(tmp_path: Path, scheme: str) -> None:
+    """Trust comes from the system or SSL_CERT_FILE; without it the mail is deferred, never sent in the clear."""
+    pem = certificate(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(pem)
+    options = {"ssl_context": context} if scheme == "smtps" else {"tls_context": context, "require_starttls": True}
+    with controlled(**options) as server:
+        trusted = {"SSL_CERT_FILE": str(tmp_path / "cert.pem")}
+        url = f"{scheme}://localhost:{server.port}"
+        assert sent_elsewhere(url, **trusted) == {"NoneType: None"}
+        words = "ServerUnavailable: certificate not trusted"
+        assert sent_elsewhere(url) == {f"{words}: self-signed at connect"}
+        other_name = url.replace("localhost", "0")  # another name for this machine
+        assert sent_elsewhere(other_name, **trusted) == {f"{words}: wrong host name at connect"}
