@@ -12,7 +12,15 @@ import anyio
 import redis
 from loguru import logger
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, InvalidResponse, NoPermissionError, NoScriptError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    InvalidResponse,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+)
 from redis.retry import Retry
 
 from actors.kit.mailbox import NotAccepted
@@ -24,15 +32,25 @@ if TYPE_CHECKING:
 
 ResultT = TypeVar("ResultT")
 
-SOCKET_SECONDS = 0.2  # a stalled server may cost a quarter of a second, once; a healthy one answers in a millisecond
+SOCKET_SECONDS = 0.3  # a stalled server costs a caller this, once; a healthy one answers in a millisecond
 CALL_SECONDS = 1.0  # bounds what no socket time-out does: a name server that does not answer, a server that trickles
 THREADS = 4  # batches of the limiter, the metrics and the wake-ups; each waits for the network, not for a core
 SPARE_CONNECTIONS = 4
-PROBE_KEY = "vestibule:probe"
+# Every kind of command that the stores use, on keys of its own: a user without one of these rights would be refused
+# now and then. The last one leaves nothing behind.
+PROBE = """
+SET vestibule:probe:s 1 PX 1000; EXISTS vestibule:probe:s; EXPIRE vestibule:probe:s 1;
+HSET vestibule:probe:h f 1; HEXISTS vestibule:probe:h f; HGETALL vestibule:probe:h;
+SADD vestibule:probe:m 1; SMEMBERS vestibule:probe:m; SREM vestibule:probe:m 1;
+ZADD vestibule:probe:z 1 1; ZRANGEBYSCORE vestibule:probe:z 1 1; ZREMRANGEBYSCORE vestibule:probe:z 1 1;
+ZREM vestibule:probe:z 1; XADD vestibule:probe:x MAXLEN 1 * f 1;
+DEL vestibule:probe:s vestibule:probe:h vestibule:probe:m vestibule:probe:z vestibule:probe:x
+"""
+NO_RIGHT_IN_SCRIPT = "ACL failure in script: "
 
 # An error reply is an outage like a time-out (out of memory, read-only, no permission, disk full): a server that
 # reads but does not write would show every window empty for ever.
-STALLS = (redis.TimeoutError, DeadlinePassed, ResponseError, InvalidResponse)
+STALLS = (redis.TimeoutError, DeadlinePassed, ResponseError, InvalidResponse, AuthenticationError)
 REFUSALS = (redis.ConnectionError, OSError)
 
 
@@ -45,6 +63,10 @@ class RedisUnavailable(Exception):
     def __init__(self, *, asked: bool) -> None:
         super().__init__()
         self.asked = asked
+
+
+class RedisRefusal(Exception):
+    """Redis answers and refuses us, over the log-in or a right; the text says which, in its own words."""
 
 
 class BadRedisUrl(ValueError):
@@ -118,7 +140,7 @@ class Redis:
         return work(self._client)
 
     async def _probe(self) -> None:
-        await self._aside(partial(redis.Redis.set, name=PROBE_KEY, value=1, px=1000))
+        await self._aside(probe)
         for prepare in self._returns:
             await self._aside(prepare())
 
@@ -145,15 +167,41 @@ class Redis:
 
 
 def refusal(error: Exception) -> str:
-    """Return what Redis answers in words that name the command or the right, without keys; empty for no answer."""
-    text = str(error)
-    if isinstance(error, NoPermissionError):
-        return re.sub(r"(NOPERM |User \S+ )", "", text).split(" or its subcommand")[0][:120]
-    if isinstance(error, AuthenticationError):
-        return "wrong user name or password"
+    """Return what Redis answers, without keys and names; it names the command or the right. Empty for no answer."""
+    text = str(error).rpartition("caused error: ")[2]  # before it redis-py shows a pipeline's command and its keys
+    if _refuses_us(error) or isinstance(error, ReadOnlyError | OutOfMemoryError):
+        return re.sub(r"\bUser \S+ has", "has", text.removeprefix(NO_RIGHT_IN_SCRIPT))[:120]
     if isinstance(error, ResponseError):
-        return text.split(" ", 1)[0][:40]
+        return text.partition(" ")[0][:40]  # its code; the rest can hold what a script was given
     return ""
+
+
+def _refuses_us(error: Exception) -> bool:
+    """Whether the user, the password or a right is the reason: an operator's mistake, not an outage."""
+    return isinstance(error, NoPermissionError | AuthenticationError) or NO_RIGHT_IN_SCRIPT in str(error)
+
+
+def probe(client: redis.Redis) -> None:
+    """Write and read once with every kind of command; raises redis.RedisError with what Redis refuses."""
+    with client.pipeline(transaction=False) as pipeline:
+        for command in PROBE.split(";"):
+            pipeline.execute_command(*command.split())  # type: ignore[no-untyped-call]  # redis-py's
+        pipeline.execute()
+    TIME.run(client, [([], [])])
+
+
+def check(url: str) -> None:
+    """Return if Redis can be used, for a start; waits for each answer as long as a call does.
+
+    Raises BadRedisUrl, RedisRefusal for a mistake of the configuration, RedisUnavailable for an outage.
+    """
+    with _client(url) as client:
+        try:
+            probe(client)
+        except (*STALLS, *REFUSALS) as error:
+            if _refuses_us(error):
+                raise RedisRefusal(refusal(error)) from None
+            raise RedisUnavailable(asked=True) from None
 
 
 class Script:
@@ -189,7 +237,12 @@ class Script:
             for keys, arguments in calls:
                 pipeline.evalsha(self._sha, len(keys), *keys, *arguments)
             results: list[Any] = pipeline.execute(raise_on_error=False)
-        return results[1:] if load else results
+        if load and isinstance(loaded := results.pop(0), Exception):
+            raise loaded
+        return results
+
+
+TIME = Script("return redis.call('TIME')")
 
 
 def _client(url: str) -> redis.Redis:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Coroutine
     from pathlib import Path
 
@@ -20,14 +21,16 @@ CHUNK = 65536
 class Proxy:
     """Stands before a server that listens on a port of this machine or on a Unix socket; used from the test's thread.
 
-    `delay` is what every piece of data waits in each direction. It changes while connections are open.
+    `delay` is what every piece of data waits in each direction. It changes while connections are open. With `tls` its
+    clients speak TLS, and the server does not.
     """
 
-    def __init__(self, target: int | Path) -> None:
+    def __init__(self, target: int | Path, tls: ssl.SSLContext | None = None) -> None:
         self.delay = 0.0
         self.connections = 0
         self.port = 0
         self._target = target
+        self._tls = tls
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._flowing = asyncio.Event()
@@ -86,7 +89,7 @@ class Proxy:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((HOST, self.port))
         self.port = listener.getsockname()[1]
-        self._server = await asyncio.start_server(self._serve, sock=listener, backlog=128)
+        self._server = await asyncio.start_server(self._serve, sock=listener, backlog=128, ssl=self._tls)
 
     async def _close(self) -> None:
         if self._server is not None:
