@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -197,6 +198,17 @@ CONTRACT = (
 def test_threads(loop: str, promise: Callable[[], Awaitable[None]]) -> None:
     """Each promise of `Threads` holds on each loop."""
     anyio.run(promise, **LOOPS[loop])
+
+
+async def test_nice_threads_give_way_to_everything_else() -> None:
+    """Threads that are nice run at a lower priority than the loop, and others do not."""
+
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    async with Threads.open("nice", 1, nice=5) as nice, Threads.open("plain", 1) as plain:
+        assert await nice.run(priority) == min(19, priority() + 5)
+        assert await plain.run(priority) == priority()
 
 
 def test_an_outcome_after_the_end_of_the_loop_harms_nobody() -> None:
