@@ -78,7 +78,7 @@ class ClientLimits:
 
     async def registration(self, client: Client, email_key: str, *, code: bool) -> Reservation:
         """Reserve a registration of this client and, with `code`, a code of it for this address: both or neither."""
-        tries = _of_client(self._limits.register, client)
+        tries = of_client(self._limits.register, client)
         codes = self._of_pair(self._limits.codes_client, client, email_key) if code else ()
         admission = await self._ask(client, tries + codes)
         if admission is None:
@@ -107,7 +107,7 @@ class ClientLimits:
     def guesses(self, client: Client, email_key: str) -> tuple[Bucket, ...]:
         """Return the windows that count this client's wrong passwords."""
         pair = self._of_pair(self._limits.password, client, email_key)
-        return pair + _of_client(self._limits.password_client, client)
+        return pair + of_client(self._limits.password_client, client)
 
     async def check_guesses(self, client: Client, guesses: tuple[Bucket, ...]) -> None:
         """Refuse a client whose windows of wrong passwords are full; counts nothing."""
@@ -156,7 +156,7 @@ class ClientLimits:
         return admission
 
 
-def _of_client(rule: Rule | None, client: Client) -> tuple[Bucket, ...]:
+def of_client(rule: Rule | None, client: Client) -> tuple[Bucket, ...]:
     """Return a rule's windows for the client: one for each of its networks, none for a limit that is off."""
     if rule is None:
         return ()

@@ -7,11 +7,13 @@ import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from actors.domain.rate_limit import Rule
 from service.setting_values import (
+    PERIODS,
     Bind,
     CodeKeys,
     CodeLimits,
@@ -111,6 +113,11 @@ class Settings(BaseModel):
         """Whether only this machine can reach the listener."""
         return is_loopback(self.bind)
 
+    @property
+    def root(self) -> str:
+        """The path of PUBLIC_URL that the service lies under, without a slash at its end; mostly empty."""
+        return urlsplit(self.public_url).path.rstrip("/") if self.public_url else ""
+
     def _production(self) -> None:
         needed = ("database_url", "redis_url", "mail_url", "ops_token", "public_url", "code_keys")
         missing = [PREFIX + name.upper() for name in needed if getattr(self, name) is None]
@@ -174,3 +181,27 @@ def _one_line(error: ValidationError) -> str:
     if not first["loc"]:
         return message
     return f"{PREFIX}{str(first['loc'][0]).upper()}: {message}"
+
+
+def shown(name: str, value: object) -> str:
+    """Return a setting as it would be written in the environment; secrets as ***, nothing for what is unset."""
+    if name.endswith(("_limit", "_limits")) and not value:
+        return "off"
+    match value:
+        case None:
+            text = ""
+        case SecretStr():
+            text = "***"
+        case dict():
+            text = ",".join(f"{kid}:***" for kid in value)
+        case bool():
+            text = "1" if value else "0"
+        case Trusted():
+            text = ",".join([*map(str, value.networks), *(["unix"] if value.unix else [])])
+        case tuple():
+            text = ",".join(shown("", one) for one in value)
+        case Rule():
+            text = f"{value.limit}/{next(word for word, seconds in PERIODS.items() if seconds == value.seconds)}"
+        case _:
+            text = str(value)
+    return text

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ResultT = TypeVar("ResultT")
 
 STOP_SECONDS = 2.0  # how long closing waits for calls that run; a driver's own time-outs are shorter
+JOIN_SECONDS = 0.1  # for each thread to leave; this blocks the loop, which has nothing else to do
 QUEUE_LIMIT = 1024  # calls that wait or run: beyond it the store is away or far too slow
 
 
@@ -73,9 +74,19 @@ class Threads:
     and refuses those that wait with NotAccepted.
     """
 
-    def __init__(self, name: str, number: int, *, deadline: float | None, limit: int, nice: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        number: int,
+        *,
+        deadline: float | None,
+        limit: int,
+        nice: int,
+        leave: Callable[[], None] | None,
+    ) -> None:
         self._deadline = deadline
         self._nice = nice
+        self._leave = leave
         self._limit = limit
         self._wake = _waker()
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
@@ -101,9 +112,14 @@ class Threads:
         deadline: float | None = None,
         limit: int = QUEUE_LIMIT,
         nice: int = 0,
+        leave: Callable[[], None] | None = None,
     ) -> AsyncIterator[Threads]:
-        """Run the threads around the body; with `nice` they give way to everything else on the machine."""
-        threads = cls(name, number, deadline=deadline, limit=limit, nice=nice)
+        """Run the threads around the body.
+
+        With `nice` they give way to everything else on the machine. Each calls `leave` at its end, to close what it
+        keeps in thread-local storage.
+        """
+        threads = cls(name, number, deadline=deadline, limit=limit, nice=nice, leave=leave)
         for thread in threads._threads:
             thread.start()
         async with anyio.create_task_group() as group:
@@ -154,6 +170,8 @@ class Threads:
             else:
                 self._hand_over(call, value, None)
             del call
+        if self._leave is not None:
+            self._leave()
 
     def _hand_over(self, call: _Call, value: Any, error: Exception | None) -> None:  # noqa: ANN401
         """Leave an outcome for the loop, and wake it unless it was woken already; in a thread."""
@@ -201,6 +219,9 @@ class Threads:
                 await self._ended.wait()
         while self._timed:
             self._give_up(self._timed.popleft())
+        if not self._pending:
+            for thread in self._threads:
+                thread.join(JOIN_SECONDS)
 
 
 def _waker() -> Callable[[Callable[[], None]], object]:

@@ -43,8 +43,8 @@ class State(StrEnum):
 class CodePolicy:
     """What the operator allows.
 
-    Wrong guesses a code, its seconds after its mail is accepted and at most, the seconds between two codes, and the codes
-    an address may have in each window.
+    Wrong guesses a code, its seconds after its mail is accepted and at most, the seconds between two codes, and the
+    codes an address may have in each window.
     """
 
     attempts: int

@@ -3,22 +3,52 @@
 from __future__ import annotations
 
 import base64
+import errno
 import fcntl
 import os
 import secrets
 import stat
 import tempfile
-import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
-from service.embedded.launcher import BadEnvironment, one_line
+from service.processes.listener import CannotStart
 from service.setting_values import KEY_BYTES, CodeKeys
 
-CLAIM = "up.lock"
-CLAIM_PATIENCE = 0.5  # seconds: a look of `in_use` holds the lock for a moment
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class BadEnvironment(CannotStart):
+    """The machine refuses what a server needs; the text is one line that tells the operator what to mend."""
+
+
+@contextmanager
+def one_line(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals about `path` into BadEnvironment."""
+    try:
+        yield
+    except OSError as error:
+        raise BadEnvironment(explain(error, path)) from None
+
+
+def explain(error: OSError, path: Path) -> str:
+    """Return one line about a refusal of the operating system."""
+    if error.errno in NO_SPACE:
+        return no_space(path)
+    return f"cannot write to {path}: {error.strerror or type(error).__name__}"
+
+
+def no_space(path: Path) -> str:
+    """Return the line for a full disk."""
+    return f"no space left for {path}: the embedded servers need about 100 MB to begin with"
+
+
 SOCKET_NAME_BYTES = 16  # of the longest name in the folder of sockets: pg/.s.PGSQL.5432
 SOCKET_PATH_BYTES = 107  # sun_path in Linux, without its final zero
 SHORT_PARENT = Path("/tmp")  # noqa: S108 - only ever a parent of a folder that nobody else can enter or foresee
@@ -32,36 +62,6 @@ def ensure(folder: Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     return folder
-
-
-def claim(data_dir: Path) -> int:
-    """Take the folder for one `up` and return the descriptor that holds the claim until it is closed.
-
-    The claim ends with the last process that has the descriptor, so it outlives an exec if made inheritable.
-    Raises BadEnvironment when another `up` has it.
-    """
-    data_dir = ensure(data_dir)
-    with one_line(data_dir):
-        lock = os.open(data_dir / CLAIM, os.O_RDWR | os.O_CREAT, 0o600)
-    deadline = time.monotonic() + CLAIM_PATIENCE
-    while not locked(lock):
-        if time.monotonic() > deadline:
-            os.close(lock)
-            raise BadEnvironment(f"{data_dir} is in use by another `vestibule up`")
-        time.sleep(0.02)  # flock has no time-out of its own
-    return lock
-
-
-def in_use(data_dir: Path) -> bool:
-    """Return whether an `up` holds the folder."""
-    try:
-        lock = os.open(data_dir / CLAIM, os.O_RDWR)
-    except OSError:
-        return False
-    try:
-        return not locked(lock, fcntl.LOCK_SH)
-    finally:
-        os.close(lock)
 
 
 def locked(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:

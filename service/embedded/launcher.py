@@ -3,89 +3,53 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import signal
-import sys
 import time
-import traceback
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 from service.embedded import data_dir as folders
+from service.embedded.data_dir import BadEnvironment, no_space, one_line
+from service.processes.spawn import die_with, fork
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
-NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
-
-class BadEnvironment(Exception):
-    """The machine refuses what a server needs; the text is one line that tells the operator what to mend."""
-
-
-@contextmanager
-def one_line(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals about `path` into BadEnvironment."""
-    try:
-        yield
-    except OSError as error:
-        raise BadEnvironment(explain(error, path)) from None
-
-
-def explain(error: OSError, path: Path) -> str:
-    """Return one line about a refusal of the operating system."""
-    if error.errno in NO_SPACE:
-        return no_space(path)
-    return f"cannot write to {path}: {error.strerror or type(error).__name__}"
-
-
-def no_space(path: Path) -> str:
-    """Return the line for a full disk."""
-    return f"no space left for {path}: the embedded servers need about 100 MB to begin with"
-
-
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
-CANNOT_START = 127  # the shell's code for a program that it could not run
-LIBC = ctypes.CDLL(None, use_errno=True)
+    from collections.abc import Callable, Mapping
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What to run: `enter` changes the user in the child, `death_signal` comes when the parent has died.
-
-    `descriptors` stay open in the program, under the same numbers.
-    """
+    """What to run: `enter` changes the user, `death_signal` comes when the parent has died."""
 
     argv: list[str]
     environment: Mapping[str, str]
     enter: Callable[[], None]
     death_signal: signal.Signals = signal.SIGKILL
-    descriptors: Sequence[int] = ()
+
+    def become(self, parent: int) -> NoReturn:
+        """Turn this process into the program, which dies with `parent`."""
+        self.enter()
+        die_with(parent, self.death_signal)  # after `enter`: a change of user clears it
+        os.execve(self.argv[0], self.argv, dict(self.environment))  # noqa: S606 - no shell is the point
 
 
 def stay() -> None:
     """Enter nothing: the program runs as we do."""
 
 
-def spawn(program: Program, output: int) -> int:
-    """Fork and execute the program; return its pid, which the caller has to wait for. `output` takes what it says.
-
-    Call it from the main thread: the kernel sends the death signal when the *thread* that forked ends.
-    """
+def run(program: Program, output: int) -> int:
+    """Run a short program and return its exit code; `output` takes what it says."""
     parent = os.getpid()
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # no handler of ours may run in the child
-    try:
-        pid = os.fork()
-        if pid == 0:
-            _become(program, output, parent)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
-    return pid
+
+    def body() -> NoReturn:
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        program.become(parent)
+
+    return os.waitstatus_to_exitcode(os.waitpid(fork(body), 0)[1])
 
 
 def call(result: int, what: str) -> None:
@@ -93,39 +57,6 @@ def call(result: int, what: str) -> None:
     if result != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")
-
-
-def die_with(parent: int, death_signal: signal.Signals) -> None:
-    """Have this process signalled when its parent, which is expected to be `parent`, has died."""
-    if sys.platform == "linux":
-        call(LIBC.prctl(PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0), "prctl")
-    if os.getppid() != parent:  # it died before we asked
-        os._exit(CANNOT_START)
-
-
-def _become(program: Program, output: int, parent: int) -> NoReturn:
-    try:
-        os.setsid()
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        for descriptor in program.descriptors:
-            os.set_inheritable(descriptor, True)  # noqa: FBT003 - the library's signature
-        program.enter()
-        die_with(parent, program.death_signal)  # after `enter`: a change of user clears it
-        _forget_signals()
-        os.execve(program.argv[0], program.argv, program.environment)  # noqa: S606 - no shell is the point
-    except BaseException:  # noqa: BLE001 - the child must never return into the parent's code
-        traceback.print_exc()
-    finally:
-        os._exit(CANNOT_START)
-
-
-def _forget_signals() -> None:
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        if signal.getsignal(number) is not None:
-            signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
 def inside(folder: Path) -> dict[int, str]:
@@ -161,7 +92,6 @@ class ServerProcess(ABC):
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir.resolve()
-        self._log_begins = 0
 
     @property
     @abstractmethod
@@ -185,29 +115,25 @@ class ServerProcess(ABC):
         return self.data_dir / "logs" / f"{self.name}.log"
 
     def said(self) -> str:
-        """Return the last error that its log names since the last start."""
+        """Return the last error that its log names."""
         with one_line(self.log):
-            said = self.log.read_bytes()[self._log_begins :]
+            said = self.log.read_bytes()
         return last_words(said.decode(errors="replace")) or f"see {self.log}"
 
-    def start(self, patience: float = LOCK_PATIENCE) -> int:
-        """Start it and return its pid; raises BadEnvironment. From the main thread: it dies with the caller's.
+    def become(self, parent: int) -> NoReturn:
+        """Turn this process into the server, which dies with `parent`; raises BadEnvironment.
 
-        What a killed server has left is ended, and waited for so many seconds.
+        What a killed server has left is ended, and waited for some seconds. The lock stays with the server's processes.
         """
         self.data_dir = folders.ensure(self.data_dir)
-        lock = self._lock(patience)
-        try:
-            with one_line(self.data_dir):
-                output = self._open_log()
-            try:
-                program = self.prepare()
-                self._log_begins = os.fstat(output).st_size
-                return spawn(replace(program, descriptors=[*program.descriptors, lock]), output)
-            finally:
-                os.close(output)
-        finally:
-            os.close(lock)
+        lock = self._lock(LOCK_PATIENCE)
+        with one_line(self.data_dir):
+            output = self._open_log()
+        os.dup2(output, 1)
+        program = self.prepare()
+        os.dup2(output, 2)
+        os.set_inheritable(lock, True)  # noqa: FBT003 - the library's signature
+        program.become(parent)
 
     def wait_ready(self, pid: int, timeout: float = 30.0) -> None:
         """Return once it is ready; raises BadEnvironment when it ends, or not in time. Does not reap it."""
@@ -263,22 +189,12 @@ def missing(module: str, libraries: Path = Path("/lib")) -> str:
 
 
 def ended(pid: int) -> bool:
-    """Return whether a child has ended, and leave it to be waited for."""
+    """Return whether a process is gone, or waits to be reaped by its parent."""
     try:
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-    except ChildProcessError:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
         return True
-
-
-def stop(pid: int, first: signal.Signals, patience: float = 10.0) -> None:
-    """Signal a child, wait for its end, and kill it when it takes longer than `patience` seconds."""
-    os.kill(pid, first)
-    deadline = time.monotonic() + patience
-    while not ended(pid):
-        if time.monotonic() > deadline:
-            os.kill(pid, signal.SIGKILL)
-        time.sleep(LOOK_SECONDS)  # another process, which tells no event
-    os.waitpid(pid, 0)
+    return stat.rpartition(b")")[2].split()[:1] == [b"Z"]  # proc(5): the state
 
 
 def last_words(said: str) -> str:

@@ -19,7 +19,8 @@ from email.policy import SMTPUTF8
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from service.embedded.launcher import BadEnvironment, Program, ServerProcess, one_line, stay, wheel
+from service.embedded.data_dir import BadEnvironment, one_line
+from service.embedded.launcher import Program, ServerProcess, stay, wheel
 
 if TYPE_CHECKING:
     from email.message import EmailMessage
@@ -137,13 +138,9 @@ KEPT_PORT = "catcher.port"
 
 
 class MailCatcher(ServerProcess):
-    """The catcher under DATA_DIR/mails; it keeps its port, and mails wait in the socket while it is started again."""
+    """The catcher under DATA_DIR/mails, which keeps its port from start to start."""
 
     name = "catcher"
-
-    def __init__(self, data_dir: Path) -> None:
-        super().__init__(data_dir)
-        self._listener: socket.socket | None = None
 
     @property
     def folder(self) -> Path:
@@ -168,18 +165,12 @@ class MailCatcher(ServerProcess):
         wheel("aiosmtpd", "smtp.py", executable=False)
         with one_line(self.data_dir):
             self.folder.mkdir(mode=0o700, exist_ok=True)
-            if self._listener is None:
-                self._listener = _listen(self._port())
-                (self.data_dir / KEPT_PORT).write_text(str(self._listener.getsockname()[1]), encoding="ascii")
-        descriptor = self._listener.fileno()
+            listener = _listen(self._port())
+            (self.data_dir / KEPT_PORT).write_text(str(listener.getsockname()[1]), encoding="ascii")
+        descriptor = listener.detach()
+        os.set_inheritable(descriptor, True)  # noqa: FBT003 - the library's signature
         argv = [sys.executable, "-P", "-m", "service.embedded.mail_catcher", str(descriptor), str(self.folder)]
-        return Program(argv, {"LC_ALL": "C.UTF-8"}, stay, descriptors=[descriptor])
-
-    def close(self) -> None:
-        """Give up the port, once the catcher has been stopped."""
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
+        return Program(argv, {"LC_ALL": "C.UTF-8"}, stay)
 
     def _port(self) -> int:
         """Return the port of the last start, or the one to try first: another DATA_DIR tries another."""

@@ -18,21 +18,9 @@ from urllib.parse import quote
 import psycopg
 
 from service.embedded import data_dir as folders
-from service.embedded.launcher import (
-    LIBC,
-    NO_SPACE,
-    BadEnvironment,
-    Program,
-    ServerProcess,
-    call,
-    inside,
-    last_words,
-    no_space,
-    one_line,
-    spawn,
-    stay,
-    wheel,
-)
+from service.embedded.data_dir import NO_SPACE, BadEnvironment, no_space, one_line
+from service.embedded.launcher import Program, ServerProcess, call, inside, last_words, run, stay, wheel
+from service.processes.spawn import LIBC
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -89,10 +77,9 @@ def _works(way: Identity, binary: Path, folder: Path) -> bool:
     output = os.open(os.devnull, os.O_WRONLY)
     try:
         argv = ["/bin/sh", "-c", TRY, "sh", str(folder), str(binary)]
-        pid = spawn(Program(argv, {}, way.enter), output)
+        return run(Program(argv, {}, way.enter), output) == 0
     finally:
         os.close(output)
-    return os.waitpid(pid, 0)[1] == 0
 
 
 def _in_a_namespace() -> None:
@@ -238,9 +225,7 @@ class EmbeddedPostgres(ServerProcess):
         _own(new, identity.owner)
         argv = [str(initdb), "-D", str(new), "-U", USER, *INITDB, *(["--no-sync"] if self._fast else [])]
         with tempfile.TemporaryFile() as output:
-            pid = spawn(Program(argv, ENVIRONMENT, identity.enter), output.fileno())
-            code = os.waitpid(pid, 0)[1]
-            if code != 0:
+            if run(Program(argv, ENVIRONMENT, identity.enter), output.fileno()) != 0:
                 output.seek(0)
                 said = output.read().decode(errors="replace")
                 raise BadEnvironment(self._failure(said))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from service.embedded import data_dir as folders
-from service.embedded.launcher import Program, ServerProcess, one_line, stay, wheel
+from service.embedded.data_dir import one_line
+from service.embedded.launcher import Program, ServerProcess, stay, wheel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from service.embedded.data_dir import in_use, kept_keys
-from service.embedded.launcher import BadEnvironment, one_line
+from service.embedded.data_dir import BadEnvironment, kept_keys, one_line
 from service.embedded.mail_catcher import MailCatcher
 from service.embedded.postgres import EmbeddedPostgres
 from service.embedded.redis import EmbeddedRedis
+from service.processes.supervisor import holder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from pydantic import SecretStr
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 FILE = "servers.json"
+URLS = ("database_url", "redis_url", "mail_url")
 CONNECTIONS_A_PROCESS = 8  # a pool of 4, a listener, and as many again while a worker is replaced
 SPARE_CONNECTIONS = 40  # for operators, migrations and tests
 FEWEST_CONNECTIONS = 100
@@ -39,6 +40,7 @@ class Servers:
     database_url: str = field(repr=False)
     redis_url: str = field(repr=False)
     mail_url: str = field(repr=False)
+    code_keys: Mapping[str, bytes] = field(repr=False)
 
 
 def embedded(settings: Settings) -> list[ServerProcess]:
@@ -62,40 +64,35 @@ def gather(settings: Settings, processes: Sequence[ServerProcess]) -> Servers:
         database_url=plain(settings.database_url) or urls[EmbeddedPostgres.name],
         redis_url=plain(settings.redis_url) or urls[EmbeddedRedis.name],
         mail_url=plain(settings.mail_url) or urls[MailCatcher.name],
+        code_keys=code_keys(settings),
     )
 
 
-def announce(data_dir: Path, servers: Servers) -> None:
-    """Tell other commands where the servers of this `up` are, for as long as it holds its claim on the folder."""
-    path = data_dir / FILE
+def announce(settings: Settings, servers: Servers, supervisor: int) -> None:
+    """Tell other commands where the servers of this `up` are, for as long as its supervisor runs."""
+    path = settings.data_dir / FILE
     new = path.with_name(f".{FILE}.{os.getpid()}")
     with one_line(path):
         new.unlink(missing_ok=True)
         with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            json.dump(asdict(servers), file)
+            json.dump({"supervisor": supervisor, **{name: getattr(servers, name) for name in URLS}}, file)
         new.replace(path)
-
-
-def withdraw(data_dir: Path) -> None:
-    """Take the announcement back, at the end of `up`."""
-    (data_dir / FILE).unlink(missing_ok=True)
 
 
 def resolve(settings: Settings) -> Servers:
     """Return where the servers are: as set, else as a running `up` in DATA_DIR has announced; raises ServersMissing."""
-    own = {name: plain(getattr(settings, name)) for name in Servers.__dataclass_fields__}
+    own = {name: plain(getattr(settings, name)) for name in URLS}
     missing = [name for name, url in own.items() if url is None]
-    if not missing:
-        return Servers(**{name: url for name, url in own.items() if url is not None})
-    lent = _announced(settings.data_dir)
-    if lent is None:
+    announced = _announced(settings.data_dir) if missing else {}
+    if announced is None:
         names = ", ".join(f"VESTIBULE_{name.upper()}" for name in missing)
         raise ServersMissing(f"no {names} and no running `vestibule up` in {settings.data_dir}")
-    return Servers(**{name: url or lent[name] for name, url in own.items()})
+    urls = {name: url or announced[name] for name, url in own.items()}
+    return Servers(**urls, code_keys=code_keys(settings))
 
 
-def code_keys(settings: Settings) -> dict[str, bytes]:
-    """Return the keys that codes are made with: as set, else kept in DATA_DIR; raises BadEnvironment."""
+def code_keys(settings: Settings) -> Mapping[str, bytes]:
+    """Return the keys that codes are derived from: as set, else kept in DATA_DIR; raises BadEnvironment."""
     return settings.code_keys if settings.code_keys is not None else kept_keys(settings.data_dir)
 
 
@@ -105,10 +102,10 @@ def plain(url: SecretStr | None) -> str | None:
 
 
 def _announced(data_dir: Path) -> dict[str, str] | None:
-    if not in_use(data_dir):  # whoever wrote the file is gone, and its servers with it
-        return None
     try:
         told = json.loads((data_dir / FILE).read_text(encoding="utf-8"))
-        return {name: str(told[name]) for name in Servers.__dataclass_fields__}
+        if told["supervisor"] != holder(data_dir):  # it is gone, and its servers with it
+            return None
+        return {name: str(told[name]) for name in URLS}
     except (OSError, ValueError, KeyError, TypeError):
         return None

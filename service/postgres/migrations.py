@@ -38,7 +38,14 @@ RECORD: Final = "INSERT INTO vestibule.migrations (version, name, checksum) VALU
 
 
 class MigrationError(Exception):
-    """The database cannot be brought to this version; the text is one line for an operator."""
+    """The database cannot be brought to this version; the text is one line for an operator.
+
+    `unreachable` says that it did not answer at all.
+    """
+
+    def __init__(self, text: str, *, unreachable: bool = False) -> None:
+        super().__init__(text)
+        self.unreachable = unreachable
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +116,9 @@ def _connected(url: str) -> Iterator[Connection]:
                 )
             yield connection
     except psycopg.OperationalError as error:
-        raise MigrationError(f"cannot reach the database: {first_line(error)}") from None
+        raise MigrationError(
+            f"cannot reach the database: {first_line(error)}", unreachable=not error.sqlstate
+        ) from None
     except psycopg.Error as error:
         reason = first_line(error) if error.sqlstate else "is that a connection URL?"  # libpq's words quote the URL
         raise MigrationError(f"the database cannot be used: {reason}") from None

@@ -1,4 +1,4 @@
-"""Transactions on PostgreSQL: a small pool, a deadline for every caller, no failed request over a restart.
+"""Transactions on PostgreSQL: a connection a thread, a deadline for every caller, no failed request over a restart.
 
 A connection depends on nothing outside: after connecting it sets everything that the statements rely on, and it uses no
 start-up `options`, which poolers refuse. Behind a pooler (PgBouncer in transaction mode) a session is not ours to keep:
@@ -7,17 +7,17 @@ there each statement travels with its settings in a transaction of its own, and 
 
 from __future__ import annotations
 
+import select
 import socket
-from collections import Counter
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from threading import Lock
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from threading import Lock, local
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final, LiteralString
 
 import anyio
 import psycopg
 from loguru import logger
-from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from actors.kit.mailbox import AnswerLost, NotAccepted
 from actors.ports import StoreUnavailable
@@ -39,7 +39,6 @@ DEADLINE_SECONDS: Final = 1.5  # the contract answers within 2 s when PostgreSQL
 GRACE_SECONDS: Final = 0.2  # what the thread may take beyond the deadline to say how far it came
 CONNECT_SECONDS: Final = 2  # the shortest that libpq knows
 LOOK_SECONDS: Final = 0.05  # between tries to reach a server that went away a moment ago
-CLOSE_SECONDS: Final = 0.1  # for the threads of a pool that was replaced; they end by themselves
 ROLLED_BACK: Final = "40"  # SQLSTATE: for another transaction's sake
 GOING: Final = "57P"  # SQLSTATE: the server goes down or comes up
 CUT: Final = "08"  # SQLSTATE: a pooler lost the server, perhaps after the statement
@@ -61,7 +60,6 @@ CONNECTION: Final[dict[str, Any]] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 5000,
 }
-COUNTED: Final = ("connections_num", "requests_queued", "requests_errors")  # by each pool, from its start
 
 # What the statements rely on, whatever the database's or the role's defaults are. PgBouncer keeps the first ones for
 # each of its clients; the others it would hand to another one. None may return an interval: how it is written is told
@@ -182,71 +180,116 @@ class Transaction:
                 return  # it broke by itself in the meantime
 
 
+class Connections:
+    """A connection for each thread, which no other thread uses: made when it is needed, and again when it is stale.
+
+    Stale is one that broke, or on which something came unasked (the server's farewell), and every one that is older
+    than the last outage: the network may have forgotten it.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._mine = local()
+        self._counting = Lock()
+        self._outages = 0
+        self.made = 0
+        self.open = 0
+
+    def get(self, transaction: Transaction) -> Connection:
+        """Return this thread's connection; raises psycopg.Error when the server takes none."""
+        connection: Connection | None = getattr(self._mine, "connection", None)
+        if connection is not None and self._mine.outages == self._outages and not _is_stale(connection):
+            return connection
+        self.drop()
+        self._mine.outages = self._outages
+        try:
+            connection = psycopg.connect(self._url, **CONNECTION)
+        except psycopg.OperationalError:
+            sleep(LOOK_SECONDS)  # in a thread; a server that comes back tells nobody
+            raise
+        self._mine.connection = connection
+        with self._counting:
+            self.made += 1
+            self.open += 1
+        with transaction.on(connection, sent=False):
+            configure(connection)
+        return connection
+
+    def drop(self) -> None:
+        """Close this thread's connection, if it has one."""
+        connection: Connection | None = getattr(self._mine, "connection", None)
+        if connection is not None:
+            self._mine.connection = None
+            connection.close()
+            with self._counting:
+                self.open -= 1
+
+    def forget(self) -> None:
+        """Have every thread make a new connection before its next transaction."""
+        self._outages += 1
+
+
+def _is_stale(connection: Connection) -> bool:
+    """Return whether the server, or the network, has ended an idle connection."""
+    if connection.closed:
+        return True
+    wire = select.poll()
+    wire.register(connection.fileno(), select.POLLIN)
+    return bool(wire.poll(0))
+
+
 def _rows(cursor: psycopg.Cursor[tuple[Any, ...]]) -> Rows:
     return cursor.fetchall() if cursor.description else []
 
 
-class Postgres:
-    """Runs single statements, each its own transaction.
+@dataclass(frozen=True, slots=True)
+class PostgresStatistics:
+    """How many connections are open and unused, how many calls wait, and the connections made and calls late so far."""
 
-    When a connection breaks, as in a restart of the server, all of them are replaced within the same call. A call that
-    passes its deadline opens the breaker: later ones fail at once, until a probe has seen the server answer.
+    open: int
+    free: int
+    waiting: int
+    made: int
+    late: int
+
+
+class Postgres:
+    """Runs transactions of one or a few statements.
+
+    When a connection breaks, as in a restart of the server, the transaction is run again on a new one within the same
+    call. A call that passes its deadline opens the breaker: later ones fail at once, until a probe has seen that the
+    database takes registrations.
     """
 
-    def __init__(self, url: str, threads: Threads, aside: Threads) -> None:
-        self._url = url
+    def __init__(self, connections: Connections, threads: Threads, aside: Threads) -> None:
+        self._connections = connections
         self._threads = threads
         self._aside = aside
         self.breaker = Breaker(stalls=(Stalled, DeadlinePassed), refusals=())
-        self._renewing = Lock()
-        self._earlier = Counter[str]()  # what the pools before this one have counted
-        self._pool = self._new_pool()
-
-    def _new_pool(self) -> ConnectionPool[Connection]:
-        return ConnectionPool(
-            self._url,
-            min_size=1,
-            max_size=THREADS,
-            open=False,
-            timeout=DEADLINE_SECONDS,
-            reconnect_timeout=5,  # the default's back-off brings a pool back up to 20 s late
-            max_idle=300,
-            name="vestibule",
-            configure=configure,
-            kwargs=CONNECTION,
-        )
 
     @classmethod
     @asynccontextmanager
     async def open(cls, url: str) -> AsyncIterator[Postgres]:
-        """Open the pool around the body, without waiting for the server, and close it after."""
-        async with AsyncExitStack() as stack:
-            deadline = DEADLINE_SECONDS + GRACE_SECONDS
-            threads = await stack.enter_async_context(Threads.open("postgres", THREADS, deadline=deadline))
-            aside = await stack.enter_async_context(
-                Threads.open("postgres-aside", 1, deadline=CONNECT_SECONDS + DEADLINE_SECONDS)
-            )
-            postgres = cls(url, threads, aside)
-            await aside.run(lambda: postgres._pool.open(wait=False))
-            group = await stack.enter_async_context(anyio.create_task_group())
+        """Open the threads around the body, without waiting for the server; close their connections after."""
+        connections = Connections(url)
+        slowest = CONNECT_SECONDS + DEADLINE_SECONDS
+        async with (
+            Threads.open(
+                "postgres", THREADS, deadline=DEADLINE_SECONDS + GRACE_SECONDS, leave=connections.drop
+            ) as threads,
+            Threads.open("postgres-aside", 1, deadline=slowest, leave=connections.drop) as aside,
+            anyio.create_task_group() as group,
+        ):
+            postgres = cls(connections, threads, aside)
             group.start_soon(postgres.breaker.probing, postgres._probe, _log)
-            try:
-                yield postgres
-            finally:
-                group.cancel_scope.cancel()
-                with anyio.CancelScope(shield=True):
-                    await aside.run(lambda: postgres._pool.close(timeout=1))
+            yield postgres
+            group.cancel_scope.cancel()
 
-    async def check(self) -> None:
-        """Return if a registration would be stored; raises StoreUnavailable."""
-        [(usable, _)] = await self.run(PROBE, reading=True)
-        if usable is not True:
-            raise StoreUnavailable
-
-    def statistics(self) -> dict[str, int]:
-        """Return psycopg's figures: the levels of the pool, and the counters of it and all before it."""
-        figures = self._pool.get_stats()
-        return {**figures, **{name: figures.get(name, 0) + self._earlier[name] for name in COUNTED}}
+    def statistics(self) -> PostgresStatistics:
+        """Return the current figures."""
+        threads = self._threads.statistics()
+        free = max(0, self._connections.open - threads.busy)
+        return PostgresStatistics(self._connections.open, free, threads.waiting, self._connections.made, threads.late)
 
     async def run(
         self,
@@ -282,25 +325,27 @@ class Postgres:
 
     def _work(self, transaction: Transaction, *, repeatable: bool) -> list[Rows]:
         """Try until it worked or the deadline is near; in a thread."""
-        while True:
-            pool = self._pool
+        while transaction.left():
             try:
-                with pool.connection(timeout=transaction.left()) as connection, transaction.on(connection):
-                    return transaction.run(connection)
-            except PoolClosed:
-                if pool is self._pool:
-                    raise Stalled from None
-            except (PoolTimeout, TooManyRequests):
-                raise Stalled from None
+                return self._once(transaction)
             except psycopg.Error as error:
-                self._judge(error, pool, transaction)
+                self._judge(error)
             if transaction.sent and not repeatable:
                 raise Lost
-            if not transaction.left():
-                raise Stalled
+        raise Stalled
 
-    def _judge(self, error: psycopg.Error, pool: ConnectionPool[Connection], transaction: Transaction) -> None:
-        """Return when the statement can be tried again, raise Stalled when the server is no use, else what it says."""
+    def _once(self, transaction: Transaction) -> list[Rows]:
+        connection = self._connections.get(transaction)
+        with transaction.on(connection):
+            try:
+                return transaction.run(connection)
+            except BaseException:
+                with suppress(psycopg.Error):  # it is broken, and `_judge` drops it
+                    connection.rollback()
+                raise
+
+    def _judge(self, error: psycopg.Error) -> None:
+        """Return when the transaction can be tried again, raise Stalled when the server is no use, else what it says."""
         state = error.sqlstate or ""
         if state in UNUSABLE:
             raise Unusable from None
@@ -310,56 +355,31 @@ class Postgres:
             return
         if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
             raise error
+        self._connections.drop()
         if state and not state.startswith((GOING, CUT)):
             raise Stalled from None  # out of disk, memory or connections
-        self._renew(pool, transaction)
-
-    def _renew(self, broken: ConnectionPool[Connection], transaction: Transaction) -> None:
-        """Replace a pool as soon as the server lets anyone in; raises Stalled when that is not before the deadline.
-
-        Its connections are as stale as the one that broke, and its own tries to replace them have longer and longer
-        pauses. One thread does it, the others wait for it.
-        """
-        if not self._renewing.acquire(timeout=transaction.left()):
-            raise Stalled
-        try:
-            if self._pool is not broken:
-                return
-            while not self._answers(transaction):
-                if transaction.left() <= LOOK_SECONDS:
-                    raise Stalled
-                sleep(LOOK_SECONDS)  # in a thread; a server that comes back tells nobody
-            fresh = self._new_pool()
-            fresh.open(wait=False)
-            self._pool = fresh
-            last = broken.get_stats()  # after the change: a reader in between sees too little, and never too much
-            self._earlier.update({name: last.get(name, 0) for name in COUNTED})
-        finally:
-            self._renewing.release()
-        broken.close(timeout=CLOSE_SECONDS)
-
-    def _answers(self, transaction: Transaction) -> bool:
-        """Return whether the server takes a connection; raises Unusable when it does in vain."""
-        try:
-            with psycopg.connect(self._url, **CONNECTION) as connection, transaction.on(connection, sent=False):
-                configure(connection)
-                [[(usable, _)]] = Transaction([(PROBE, None)]).run(connection)
-        except psycopg.OperationalError:
-            return False
-        except psycopg.Error:
-            raise Unusable from None
-        if usable is not True:
-            raise Unusable
-        return True
 
     async def _probe(self) -> None:
-        """Replace the pool if the server answers, on a connection of its own; else raise Stalled."""
+        """Return if the database takes registrations, on a connection made for this; else raise Stalled."""
         transaction = Transaction([(PROBE, None)])
         try:
-            await self._aside.run(lambda: self._renew(self._pool, transaction))
+            await self._aside.run(lambda: self._try(transaction))
         except DeadlinePassed:
             transaction.give_up()
             raise Stalled from None
+        self._connections.forget()
+
+    def _try(self, transaction: Transaction) -> None:
+        try:
+            [[(usable, _)]] = self._once(transaction)
+        except psycopg.OperationalError:
+            raise Stalled from None
+        except psycopg.Error:
+            raise Unusable from None
+        finally:
+            self._connections.drop()
+        if usable is not True:
+            raise Unusable
 
 
 def _log(state: BreakerStatistics) -> None:

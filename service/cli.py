@@ -1,0 +1,411 @@
+"""The console command `vestibule`; every refusal ends as one line on stderr.
+
+Imports stand inside the commands: each pays for its own only, and `--help` for none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from service.processes.listener import CannotStart
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from datetime import datetime
+    from uuid import UUID
+
+    from service.postgres.mail_admin import MailEntry, PostgresMailAdmin
+    from service.settings import Settings
+
+ResultT = TypeVar("ResultT")
+
+REFUSED, BAD_SETTINGS = 1, 2  # exit codes
+MOST_LISTED = MOST_REPLAYED = 10_000  # in one call; a repeated replay takes the next ones
+PAGES = {"sign-up page": "/", "API": "/docs", "mails": "/dev/mail", "dashboard": "/ops", "metrics": "/metrics"}
+
+hidden = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="vestibule", message="%(version)s")
+def vestibule() -> None:
+    """Self-hosted sign-up: register, mail a short code, activate. Settings come from VESTIBULE_… variables."""
+
+
+# -- processes --------------------------------------------------------------------------------------------------------
+
+
+@vestibule.command()
+def up() -> None:
+    """Run everything on this machine: embedded servers where no URL is set, migrations, API, mail worker."""
+    _supervise("up")
+
+
+@vestibule.command()
+def serve() -> None:
+    """Run the API processes on servers that are there already."""
+    _supervise("serve")
+
+
+def _supervise(mode: str) -> NoReturn:
+    from service.processes.supervisor import run  # noqa: PLC0415 - each command pays for its own imports only
+
+    raise SystemExit(run(mode))
+
+
+@vestibule.command()
+@click.option("--supervised", is_flag=True, hidden=True)
+@click.option("--pipe", type=int, hidden=True)
+def worker(*, supervised: bool, pipe: int | None) -> None:
+    """Run one mail worker."""
+    from functools import partial  # noqa: PLC0415 - as above
+
+    from service import wiring  # noqa: PLC0415 - as above
+    from service.embedded.servers import resolve  # noqa: PLC0415 - as above
+    from service.mail.worker import run  # noqa: PLC0415 - as above
+    from service.plan import mistakes  # noqa: PLC0415 - as above
+    from service.processes.spawn import die_with, set_title  # noqa: PLC0415 - as above
+    from service.processes.worker import beating  # noqa: PLC0415 - as above
+
+    settings = _settings()
+    servers = resolve(settings)
+    if supervised:
+        die_with(os.getppid())
+    else:
+        mistakes(servers)
+    set_title("mail worker")
+    run(settings, servers, wiring.mail, None if pipe is None else partial(beating, pipe))
+
+
+@vestibule.command(hidden=True)
+@click.argument("mode")
+@click.argument("step")
+@click.argument("running", nargs=-1)
+def plan(mode: str, step: str, running: tuple[str, ...]) -> None:
+    """Do a step of the supervisor's plan."""
+    from service.plan import describe, prepare  # noqa: PLC0415 - as above
+
+    if step == "prepare":
+        prepare(_settings(), dict(one.split("=") for one in running))
+    else:
+        click.echo(json.dumps(describe(_settings(), mode, step)))
+
+
+@vestibule.command(hidden=True)
+@click.option("--number", type=int, required=True)
+@click.option("--listener", type=int, required=True)
+@click.option("--pipe", type=int, required=True)
+def generation(number: int, listener: int, pipe: int) -> None:
+    """Run one generation of API workers."""
+    import socket  # noqa: PLC0415 - as above
+
+    from service import logging, wiring  # noqa: PLC0415 - as above
+    from service.embedded.servers import resolve  # noqa: PLC0415 - as above
+    from service.passwords import common_passwords  # noqa: PLC0415 - as above
+    from service.processes.generation import Generation  # noqa: PLC0415 - as above
+    from service.processes.spawn import set_title  # noqa: PLC0415 - as above
+    from service.processes.worker import serve as serve_worker  # noqa: PLC0415 - as above
+
+    set_title(f"generation {number}")
+    settings = _settings()
+    logging.configure(settings, "generation", threaded=False)
+    servers, shared = resolve(settings), socket.socket(fileno=listener)
+    common_passwords()  # read once, and shared by all workers
+
+    def work(name: str, pipe: int) -> int:
+        return serve_worker(settings, name, shared, pipe, lambda *names: wiring.api(settings, servers, *names))
+
+    workers = Generation(settings.workers, work, pipe, grace=settings.grace_seconds, drain=settings.drain_seconds)
+    os._exit(workers.run())
+
+
+@vestibule.command(hidden=True)
+@click.argument("name")
+def server(name: str) -> None:
+    """Become an embedded server."""
+    from service.embedded.servers import embedded  # noqa: PLC0415 - as above
+
+    found = {one.name: one for one in embedded(_settings())}
+    found[name].become(os.getppid())
+
+
+@vestibule.command()
+def reload() -> None:
+    """Have the running `up` or `serve` of DATA_DIR start anew with new code and settings."""
+    from service.processes.supervisor import reload as ask  # noqa: PLC0415 - as above
+
+    click.echo(f"asked process {ask(_settings().data_dir)} to reload; its log says how it went")
+
+
+# -- checks -----------------------------------------------------------------------------------------------------------
+
+
+@vestibule.command()
+def migrate() -> None:
+    """Bring the database to this version."""
+    from service.embedded.servers import plain, resolve  # noqa: PLC0415 - as above
+    from service.postgres import migrations  # noqa: PLC0415 - as above
+
+    settings = _settings()
+    done = migrations.migrate(plain(settings.database_url) or resolve(settings).database_url)
+    click.echo("\n".join(f"applied {name}" for name in done) or "nothing to do")
+
+
+@vestibule.group()
+def config() -> None:
+    """Look at the settings."""
+
+
+@config.command("check")
+def config_check() -> None:
+    """Validate and print the settings, secrets masked."""
+    from service.settings import PREFIX, shown  # noqa: PLC0415 - as above
+
+    for name, value in _settings():
+        click.echo(f"{PREFIX}{name.upper()}={shown(name, value)}")
+
+
+@vestibule.command()
+@click.option("--send-to", metavar="ADDRESS", help="Also send a test mail.")
+def check(send_to: str | None) -> None:
+    """Try every server as it is configured; end with 1 if one fails."""
+    from service.embedded.servers import resolve  # noqa: PLC0415 - as above
+    from service.plan import check as try_servers  # noqa: PLC0415 - as above
+
+    settings = _settings()
+    failed = False
+    for name, fault in try_servers(settings, resolve(settings), send_to):
+        click.echo(f"{name}: {fault or 'ok'}")
+        failed = failed or fault is not None
+    raise SystemExit(REFUSED if failed else 0)
+
+
+# -- the mail queue and accounts --------------------------------------------------------------------------------------
+
+
+@vestibule.group()
+def mail() -> None:
+    """Look after the mail queue."""
+
+
+@mail.command("list")
+@click.option("--state", help="Only mails in this state.")
+@click.option("--since", help="Created since: 90s, 30m, 2h, 1d ago, or a time.")
+@click.option("--limit", type=click.IntRange(1, MOST_LISTED), default=100, show_default=True)
+@hidden
+def mail_list(state: str | None, since: str | None, limit: int, *, as_json: bool) -> None:
+    """List the newest mails; never a code."""
+    when = _since(since)
+    mails = _with_admin(lambda admin: admin.mails(state=state, since=when, limit=limit))
+    if as_json:
+        click.echo(_json([asdict(one) for one in mails]))
+    else:
+        click.echo("\n".join(map(_mail_line, mails)) or "no mails")
+
+
+@mail.command("show")
+@click.argument("mail_id", type=click.UUID)
+@hidden
+def mail_show(mail_id: UUID, *, as_json: bool) -> None:
+    """Show one mail."""
+    mails = _with_admin(lambda admin: admin.mails(mail_id=mail_id))
+    if not mails:
+        _nothing("no mail has this id")
+    click.echo(_json(asdict(mails[0])) if as_json else _fields(asdict(mails[0])))
+
+
+@mail.command("replay")
+@click.argument("mail_id", type=click.UUID, required=False)
+@click.option("--dead", is_flag=True, help="All dead mails.")
+@click.option("--since", help="With --dead: created since.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@hidden
+def mail_replay(mail_id: UUID | None, since: str | None, *, dead: bool, dry_run: bool, as_json: bool) -> None:
+    """Owe a mail again, or all dead ones, under fresh codes."""
+    if (mail_id is None) != dead:
+        raise click.UsageError("name either one mail's id or --dead")
+    when = _since(since)
+
+    async def replay(admin: PostgresMailAdmin) -> list[UUID]:
+        mails = await admin.mails(state="dead", since=when, limit=MOST_REPLAYED) if dead else []
+        ids = [one.id for one in mails] if mail_id is None else [mail_id]
+        return await admin.replay(ids, dry_run=dry_run)
+
+    replayed = _with_admin(replay)
+    if as_json:
+        click.echo(_json({"dry_run": dry_run, "replayed": replayed}))
+    elif replayed or dead:
+        count = f"{len(replayed)} mail{'' if len(replayed) == 1 else 's'}"
+        click.echo(f"{'would queue' if dry_run else 'queued'} {count} again")
+    else:
+        _nothing("no mail with this id is waited for: see `vestibule mail show` and `vestibule user show`")
+
+
+@vestibule.group()
+def user() -> None:
+    """Look after single accounts."""
+
+
+@user.command("show")
+@click.argument("email")
+@hidden
+def user_show(email: str, *, as_json: bool) -> None:
+    """Show one account, without code and password hash."""
+    from service.wiring import code_policy  # noqa: PLC0415 - as above
+
+    key, policy = _key(email), code_policy(_settings())
+    account = _with_admin(lambda admin: admin.show(key))
+    if account is None:
+        _nothing("no account has this address")
+    entry = {
+        "id": account.id,
+        "email": account.email,
+        "locale": account.locale,
+        "created_at": account.created_at,
+        "registered_at": account.registered_at,
+        "activated_at": account.activated_at,
+        "state": account.state(policy),
+        "code_expires_in": account.code_expires_in(),
+        "attempts_left": account.attempts_left(policy),
+        "codes_left_today": account.codes_left_today(policy),
+    }
+    click.echo(_json(entry) if as_json else _fields(entry))
+
+
+def _account_command(name: str, done: str, nothing: str, help_: str) -> None:
+    """Add a command that does one thing to one account."""
+
+    @user.command(name, help=help_)
+    @click.argument("email")
+    def run(email: str) -> None:
+        key = _key(email)
+        if not _with_admin(lambda admin: getattr(admin, name)(key)):
+            _nothing(nothing)
+        click.echo(done)
+
+
+_account_command("activate", "activated", "no pending account has this address", "Activate an account without a code.")
+_account_command(
+    "resend", "a new code is on its way", "no pending account has this address", "Issue a new code beside all limits."
+)
+_account_command("delete", "deleted", "no account has this address", "Delete an account with all that is known of it.")
+
+
+# -- what the commands share ------------------------------------------------------------------------------------------
+
+
+def _settings() -> Settings:
+    from service.mail import transport  # noqa: PLC0415 - as above
+    from service.settings import load  # noqa: PLC0415 - as above
+
+    settings = load(os.environ)
+    transport.check(settings)
+    return settings
+
+
+def _with_admin(work: Callable[[PostgresMailAdmin], Awaitable[ResultT]]) -> ResultT:
+    import anyio  # noqa: PLC0415 - as above
+
+    from actors.kit.mailbox import MachineError  # noqa: PLC0415 - as above
+    from service.embedded.servers import code_keys, plain, resolve  # noqa: PLC0415 - as above
+    from service.plan import migrated  # noqa: PLC0415 - as above
+    from service.postgres.mail_admin import PostgresMailAdmin  # noqa: PLC0415 - as above
+    from service.postgres.pool import Postgres  # noqa: PLC0415 - as above
+    from service.wiring import code_policy  # noqa: PLC0415 - as above
+
+    settings = _settings()
+    url = plain(settings.database_url) or resolve(settings).database_url
+    migrated(url)
+
+    async def run() -> ResultT:
+        async with Postgres.open(url) as postgres:
+            key_id = next(iter(code_keys(settings)))
+            return await work(PostgresMailAdmin(postgres, code_policy(settings), key_id))
+
+    try:
+        return anyio.run(run)
+    except* MachineError:
+        raise CannotStart("the database does not answer") from None
+
+
+def _key(text: str) -> str:
+    from actors.domain.errors import InvalidEmail  # noqa: PLC0415 - as above
+    from service.passwords import EmailAddresses  # noqa: PLC0415 - as above
+
+    try:
+        return EmailAddresses().read(text).key
+    except InvalidEmail as refusal:
+        raise click.UsageError(refusal.message) from None
+
+
+def _since(text: str | None) -> datetime | None:
+    from service.setting_values import moment  # noqa: PLC0415 - as above
+
+    try:
+        return None if text is None else moment(text)
+    except ValueError as error:
+        raise click.UsageError(f"--since {error}") from None
+
+
+def _mail_line(one: MailEntry) -> str:
+    accepted = f" accepted {one.accepted_at:%H:%M:%S}" if one.accepted_at else ""
+    reason = f"  {one.reason}" if one.reason else ""
+    created = f"{one.created_at:%Y-%m-%d %H:%M:%S}"
+    return f"{one.id}  {one.state:10} {one.kind:6} {one.attempts:3}x  {created}{accepted}  {one.to}{reason}"
+
+
+def _fields(entry: dict[str, Any]) -> str:
+    return "\n".join(f"{name:18}{'' if value is None else value}" for name, value in entry.items())
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, default=lambda other: getattr(other, "isoformat", other.__str__)())
+
+
+def _nothing(text: str) -> NoReturn:
+    raise CannotStart(text)
+
+
+def main() -> int:
+    """Run the command; return the exit code."""
+    from service.settings import SettingsError  # noqa: PLC0415 - `up` and `serve` never get here
+
+    try:
+        vestibule.main(standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as refusal:
+        return _refuse(refusal.format_message(), BAD_SETTINGS)
+    except (click.Abort, KeyboardInterrupt):  # told to stop before anything was accepted: an orderly end
+        return 0
+    except SettingsError as refusal:
+        return _refuse(str(refusal), BAD_SETTINGS)
+    except (CannotStart, OSError) as refusal:
+        if isinstance(refusal, OSError):
+            with suppress(OSError):
+                os.dup2(
+                    os.open(os.devnull, os.O_WRONLY), 1
+                )  # what stdout would not take must not fail again at the end
+            where = f"{refusal.filename}: " if refusal.filename else ""
+            return _refuse(f"{where}{refusal.strerror or type(refusal).__name__}", REFUSED)
+        return _refuse(str(refusal), REFUSED)
+    except Exception as error:  # noqa: BLE001 - the edge: no traceback, whose texts may hold what a user typed
+        from service.logging import describe  # noqa: PLC0415 - as above
+
+        return _refuse(f"unexpected error {json.dumps(describe(error))}", REFUSED)
+    return 0
+
+
+def _refuse(reason: str, code: int) -> int:
+    sys.stderr.write(f"vestibule: {' '.join(reason.split())}\n")
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""The service over HTTP: requests in, flows asked, answers and problems out."""

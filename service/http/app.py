@@ -1,0 +1,142 @@
+"""The application: every route on one screen, and what surrounds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from time import time
+from typing import TYPE_CHECKING, Any, cast
+
+from quart import Quart, Response, request
+from quart_trio import QuartTrio
+
+from service.http.client import Clients, rate_limit_headers, readings
+from service.http.health import HealthCalls
+from service.http.json_body import MOST_BYTES, bounded
+from service.http.metrics import MetricsCalls
+from service.http.middleware import Middleware, exchange_of, log_crash
+from service.http.openapi import document
+from service.http.ops import OpsAccess, OpsMails
+from service.http.ops_pages import OpsPages
+from service.http.pages import DevMail, Pages, StaticFiles, has_catcher
+from service.http.problems import INTERNAL_ERROR, MEDIA, answer_to
+from service.http.routes import Route, operation_of, template
+from service.http.schemas import response
+from service.http.users import Users
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Mapping, Sequence
+
+    from actors.kit.background import BackgroundTasks
+    from actors.kit.mailbox import Address
+    from actors.ports import MetricsReader
+    from actors.signup import SignUp
+    from service.http.health import Health
+    from service.http.ops import MailAdmin
+    from service.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the application talks to; `noticed` counts for the metrics what no actor counts."""
+
+    settings: Settings
+    signup: SignUp
+    background: BackgroundTasks
+    metrics: Address
+    limiter: Address
+    reader: MetricsReader
+    health: Health
+    mail_admin: MailAdmin
+    locales: Sequence[str]
+    noticed: Counter[str]
+
+
+def routes(parts: Parts, access: OpsAccess, clients: Clients) -> tuple[Route, ...]:
+    """Return every route there is."""
+    settings, release = parts.settings, version("vestibule")
+    users = Users(settings, clients, parts.signup, parts.background, parts.locales)
+    health = HealthCalls(parts.health, release)
+    metrics = MetricsCalls(parts.reader)
+    pages = Pages(settings, release, cache(lambda: document(table, release, settings.code_digits)))
+    ops = OpsPages(settings, parts.reader, parts.health, access, release)
+    mails = OpsMails(parts.mail_admin)
+    caught = DevMail(settings)
+    table: tuple[Route, ...] = (
+        Route("POST", "/api/v1/users/register", users.register),
+        Route("POST", "/api/v1/users/activate", users.activate),
+        Route("POST", "/api/v1/users/resend", users.resend),
+        Route("GET", "/api/v1/users/activation", users.activation),
+        Route("GET", "/api/v1/users/activation/<token>", users.activation_of),
+        Route("GET", "/api/v1/users/me", users.me),
+        Route("GET", "/api/v1/metrics", metrics.metrics),
+        Route("GET", "/metrics", metrics.prometheus),
+        Route("GET", "/api/v1/health", health.report),
+        Route("GET", "/livez", health.live),
+        Route("GET", "/readyz", health.ready),
+        Route("GET", "/openapi.json", pages.openapi),
+        Route("GET", "/docs", pages.docs),
+        Route("GET", "/", pages.home),
+        Route("GET", "/problems/<slug>", pages.problem),
+        Route("GET", "/static/<name>", StaticFiles().static_file),
+        Route("GET", "/api/v1/ops/mails", mails.mail_queue),
+        Route("GET", "/api/v1/ops/mails/<mail_id>", mails.owed_mail),
+        Route("POST", "/api/v1/ops/mails/replay", mails.replay),
+        Route("GET", "/ops", ops.dashboard),
+        Route("GET", "/ops/events", ops.events),
+        Route("GET", "/ops/session", ops.sign_in_page),
+        Route("POST", "/ops/session", ops.sign_in),
+        Route("POST", "/ops/session/end", ops.sign_out),
+    )
+    if has_catcher(settings):
+        table += (
+            Route("GET", "/dev/mail", caught.caught_mails),
+            Route("GET", "/dev/mail/<mail_id>", caught.caught_mail),
+        )
+    return table
+
+
+def build(parts: Parts) -> Quart:
+    """Build the application for the settings' loop; it starts nothing and holds no request's state."""
+    settings = parts.settings
+    app = (QuartTrio if settings.loop == "trio" else Quart)("service.http", static_folder=None)
+    app.config.update(MAX_CONTENT_LENGTH=MOST_BYTES, RESPONSE_TIMEOUT=None, PROPAGATE_EXCEPTIONS=False)
+    app.url_map.merge_slashes = False  # a path has one spelling: no redirects
+    clients = Clients(settings.trusted_proxies, parts.health.note, parts.noticed)
+    access = OpsAccess(settings, clients, parts.limiter)
+    table = routes(parts, access, clients)
+    for route in table:
+        app.add_url_rule(route.path, route.handler.__name__, route.handler, methods=[route.method])
+    _surround(app, access, {route.handler.__name__: route for route in table})
+    inside: Any = app.asgi_app
+    app.asgi_app = cast("Any", Middleware(bounded(inside), settings, parts.metrics))  # type: ignore[method-assign]  # Quart's way
+    return app
+
+
+def _surround(app: Quart, access: OpsAccess, table: Mapping[str, Route]) -> None:
+    """Name the route for the middleware, guard what is for operators, turn errors into problems, show the limits."""
+
+    @app.before_request
+    async def enter() -> None:
+        rule = request.url_rule
+        if rule is None:
+            return
+        exchange_of(request.scope).route = f"{request.method} {template(rule.rule)}"
+        operation = operation_of(table[rule.endpoint].handler)
+        if operation is not None and operation.access == "ops":
+            await access.check()
+
+    @app.errorhandler(Exception)
+    async def problem(error: Exception) -> Response:
+        answer = answer_to(error)
+        if answer.status == INTERNAL_ERROR.status:
+            log_crash(error, exchange_of(request.scope).request_id)
+        return response(answer.body, MEDIA, answer.status, answer.headers)
+
+    @app.after_request
+    async def show_limits(answer: Response) -> Response:
+        if said := readings():
+            answer.headers.update(rate_limit_headers(said, time()))
+        return answer

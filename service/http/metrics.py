@@ -1,0 +1,147 @@
+"""The metrics for operators: as JSON, and as text for Prometheus."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+from quart import request
+
+from actors.domain.totals import WINDOW_SECONDS
+from service.http.routes import Operation, describes
+from service.http.schemas import View, response
+from service.telemetry.exposition import OPENMETRICS, PLAIN, exposition, wants_openmetrics
+
+if TYPE_CHECKING:
+    from quart import Response
+
+    from actors.domain.histogram import Histogram
+    from actors.ports import Metrics, MetricsReader
+
+ERRORS = range(500, 600)
+
+
+class BusinessView(View):
+    """What happened since the service was set up."""
+
+    registrations: int
+    activations: int
+    mails_accepted: int
+    mails_dead: int
+    resends: int
+
+
+class LatencyView(View):
+    """Milliseconds of one route within the window; percentiles at most 1 % off."""
+
+    count: int
+    p50: float
+    p95: float
+    p99: float
+    min: float
+    max: float
+
+    @classmethod
+    def of(cls, histogram: Histogram) -> LatencyView:
+        """Show a histogram that is not empty."""
+        p50, p95, p99 = (round(histogram.quantile(share) or 0.0, 3) for share in (0.5, 0.95, 0.99))
+        return cls(
+            count=histogram.count, p50=p50, p95=p95, p99=p99, min=round(histogram.low, 3), max=round(histogram.high, 3)
+        )
+
+
+class DelayView(View):
+    """Milliseconds from a mail being owed to its acceptance, within the window; null without mails."""
+
+    count: int
+    p50: float | None
+    p95: float | None
+    p99: float | None
+
+
+class MailView(View):
+    """The mail queue."""
+
+    queued: int
+    oldest_queued_seconds: int
+    time_to_accept: DelayView
+
+
+class MetricsView(View):
+    """All metrics, over all workers and machines; counters never fall."""
+
+    request_counts: dict[str, int]
+    status_counts: dict[str, int]
+    error_count: int = Field(description="Answers of 5xx.")
+    business_metrics: BusinessView
+    latencies: dict[str, LatencyView]
+    mail: MailView
+    window_seconds: int = WINDOW_SECONDS
+    workers: int
+    notes: list[str] | None = Field(None, description="What could not be read, in sentences; absent when all is well.")
+
+    @classmethod
+    def of(cls, metrics: Metrics) -> MetricsView:
+        """Show what was read."""
+        routes: dict[str, int] = {}
+        statuses: dict[str, int] = {}
+        for name, value in sorted(metrics.totals.items()):
+            kind, _, rest = name.partition("|")
+            if kind == "requests":
+                route, _, status = rest.rpartition("|")
+                routes[route] = routes.get(route, 0) + int(value)
+                statuses[status] = statuses.get(status, 0) + int(value)
+        business, mail, delays = metrics.business, metrics.mail, metrics.mail.time_to_accept
+        return cls(
+            request_counts=routes,
+            status_counts=dict(sorted(statuses.items())),
+            error_count=sum(count for status, count in statuses.items() if int(status) in ERRORS),
+            business_metrics=BusinessView(
+                registrations=business.registrations,
+                activations=business.activations,
+                mails_accepted=business.mails_accepted,
+                mails_dead=business.mails_dead,
+                resends=business.resends,
+            ),
+            latencies={route: LatencyView.of(histogram) for route, histogram in sorted(metrics.latencies.items())},
+            mail=MailView(
+                queued=mail.queued,
+                oldest_queued_seconds=ceil(mail.oldest_queued_seconds),
+                time_to_accept=DelayView(
+                    count=delays.count, p50=_rounded(delays.p50), p95=_rounded(delays.p95), p99=_rounded(delays.p99)
+                ),
+            ),
+            workers=metrics.workers,
+            notes=list(metrics.notes) or None,
+        )
+
+    def body(self) -> str:
+        """Return the JSON; `notes` is there only when there is one."""
+        return self.model_dump_json(exclude=None if self.notes else {"notes"})
+
+
+class MetricsCalls:
+    """The handlers, around the reader."""
+
+    def __init__(self, reader: MetricsReader) -> None:
+        self._reader = reader
+
+    @describes(Operation("Show the metrics.", {200: MetricsView}, access="ops"))
+    async def metrics(self) -> Response:
+        """Answer with everything counted, exact to about a second."""
+        view = MetricsView.of(await self._reader.read())
+        return response(view.body(), "application/json")
+
+    @describes(
+        Operation("Show the metrics as text for Prometheus, or as OpenMetrics.", {200: PLAIN}, access="ops"),
+    )
+    async def prometheus(self) -> Response:
+        """Answer in the format that the scraper prefers."""
+        openmetrics = wants_openmetrics(request.headers.get("Accept", ""))
+        text = exposition(await self._reader.read(), openmetrics=openmetrics)
+        return response(text, OPENMETRICS if openmetrics else PLAIN, headers={"Vary": "Accept"})
+
+
+def _rounded(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else round(milliseconds, 3)

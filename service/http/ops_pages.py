@@ -1,0 +1,346 @@
+"""The operators' page and the stream of its figures."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Self, cast
+from urllib.parse import parse_qs
+from weakref import WeakSet
+
+import anyio
+from quart import current_app, request
+from quart.wrappers.response import ResponseBody
+from werkzeug.http import parse_options_header
+
+from actors.domain.totals import BOUNDS, OVERFLOW
+from actors.kit.mailbox import MachineError, NotAccepted
+from service.http.json_body import body
+from service.http.metrics import BusinessView, DelayView, LatencyView, MetricsView
+from service.http.middleware import ENDING, exchange_of
+from service.http.ops import OpsSession
+from service.http.pages import has_catcher, page, wants_html
+from service.http.problems import UnsupportedMedia
+from service.http.schemas import View, response
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+
+    from quart import Response
+
+    from actors.ports import Metrics, MetricsReader
+    from service.http.health import Health
+    from service.http.ops import OpsAccess
+    from service.settings import Settings
+
+
+class RouteView(View):
+    """A route: its answers by status since the beginning, its latency within the window."""
+
+    route: str
+    statuses: dict[str, int]
+    latency: LatencyView | None
+
+
+class MailsView(View):
+    """The mail queue, and what was given up and why."""
+
+    queued: int
+    sending: int
+    oldest_queued_seconds: float
+    dead: dict[str, int]
+    time_to_accept: DelayView
+
+
+class LimitView(View):
+    """Decisions of one limit."""
+
+    rule: str
+    admitted: int
+    refused: int
+
+
+class BreakerView(View):
+    """A server as the workers see it: how many find it away now, how often any of them did."""
+
+    server: str
+    open: int
+    opened: int
+
+
+class ActorView(View):
+    """The mailboxes of one kind of actor, over all workers."""
+
+    actor: str
+    waiting: int
+    turned_away: int
+    dropped: int
+    restarts: int
+
+
+class SnapshotView(View):
+    """Everything on the page. `buckets` are requests up to each bound in milliseconds, over all routes."""
+
+    version: str
+    workers: int
+    routes: list[RouteView]
+    buckets: list[tuple[float | None, int]]
+    business: BusinessView
+    mail: MailsView
+    limits: list[LimitView]
+    breakers: list[BreakerView]
+    actors: list[ActorView]
+    notes: list[str]
+
+    @classmethod
+    def of(cls, metrics: Metrics, notes: Iterable[str], version: str) -> SnapshotView:
+        """Show what was read, with the notes of the health check beside those of the reading."""
+        shown = MetricsView.of(metrics)
+        fields = _Fields(metrics)
+        mail = metrics.mail
+        return cls(
+            version=version,
+            workers=metrics.workers,
+            routes=_routes(metrics, shown.latencies),
+            buckets=_buckets(metrics.totals),
+            business=shown.business_metrics,
+            mail=MailsView(
+                queued=mail.queued,
+                sending=mail.sending,
+                oldest_queued_seconds=round(mail.oldest_queued_seconds, 1),
+                dead=dict(sorted(mail.dead.items(), key=lambda item: (-item[1], item[0]))),
+                time_to_accept=shown.mail.time_to_accept,
+            ),
+            limits=[
+                LimitView(
+                    rule=rule,
+                    admitted=fields.get("limits_admitted", rule),
+                    refused=fields.get("limits_refused", rule),
+                )
+                for rule in fields.names("limits_admitted", "limits_refused")
+            ],
+            breakers=[
+                BreakerView(
+                    server=server,
+                    open=fields.get("breaker_open", server),
+                    opened=fields.get("breaker_opened", server),
+                )
+                for server in fields.names("breaker_open", "breaker_opened")
+            ],
+            actors=[
+                ActorView(
+                    actor=actor,
+                    waiting=fields.get("mailbox_waiting", actor),
+                    turned_away=fields.get("mailbox_turned_away", actor),
+                    dropped=fields.get("mailbox_dropped", actor),
+                    restarts=fields.get("restarts", actor),
+                )
+                for actor in fields.names("mailbox_waiting", "restarts")
+            ],
+            notes=list(dict.fromkeys([*metrics.notes, *notes])),
+        )
+
+
+class _Fields:
+    """Totals and summed levels whose names have two fields, `kind|name`."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._values: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        for source in (metrics.totals, *metrics.levels.values()):
+            for key, value in source.items():
+                kind, _, name = key.partition("|")
+                self._values[kind][name] += value
+
+    def names(self, *kinds: str) -> Sequence[str]:
+        return sorted({name for kind in kinds for name in self._values[kind]})
+
+    def get(self, kind: str, name: str) -> int:
+        return int(self._values[kind][name])
+
+
+def _routes(metrics: Metrics, latencies: Mapping[str, LatencyView]) -> list[RouteView]:
+    statuses: dict[str, dict[str, int]] = {}
+    for name, value in sorted(metrics.totals.items()):
+        kind, _, rest = name.partition("|")
+        if kind == "requests":
+            route, _, status = rest.rpartition("|")
+            statuses.setdefault(route, {})[status] = int(value)
+    return [RouteView(route=route, statuses=each, latency=latencies.get(route)) for route, each in statuses.items()]
+
+
+def _buckets(totals: Mapping[str, float]) -> list[tuple[float | None, int]]:
+    """Return the cumulative histogram of all routes; the last bound is None, for no bound."""
+    counts = dict.fromkeys([*map(str, BOUNDS), OVERFLOW], 0)
+    for name, value in totals.items():
+        kind, _, rest = name.partition("|")
+        if kind == "bucket":
+            counts[rest.rpartition("|")[2]] += int(value)
+    return list(zip([*BOUNDS, None], accumulate(counts.values()), strict=True))
+
+
+MOST_STREAMS = 8  # in a worker: each costs a reading of the metrics every two seconds, shared if they coincide
+EVERY_SECONDS = 2.0
+LIFE_SECONDS = 900.0
+BUSY_SECONDS = 5.0
+HELLO = "retry: 1000\n\n"
+BEAT = ": beat\n\n"  # before the reading, which may take its time: proxies and clients see that we are there
+TROUBLE = "event: trouble\ndata: The database cannot be reached. Trying again.\n\n"
+BYE = "event: bye\ndata: This worker ends. Connecting to another one.\n\n"
+HEADERS = {
+    "Connection": "close",  # its end frees the connection too: the next one must be able to reach another worker
+    "X-Accel-Buffering": "no",  # nginx would collect events until its buffer is full
+}
+
+
+class OpsStream:
+    """Opens streams, at most MOST_STREAMS at a time; `read` gives a snapshot as JSON on one line."""
+
+    def __init__(self, read: Callable[[], Awaitable[str]]) -> None:
+        self._read = read
+        self._open: WeakSet[Events] = WeakSet()  # a stream that never began to be sent frees its place too
+
+    def answer(self) -> Response:
+        """Answer the current request with a stream; raises NotAccepted when there is no place or no time left.
+
+        A HEAD request gets the headers and no stream.
+        """
+        ending = cast("dict[str, Any]", request.scope).get(ENDING) or anyio.Event()
+        if ending.is_set():
+            raise NotAccepted
+        if len(self._open) >= MOST_STREAMS:
+            raise NotAccepted(BUSY_SECONDS)
+        exchange_of(request.scope).streaming = True
+        body: Events | str = ""
+        if request.method != "HEAD":
+            body = Events(self._read, ending, self._open)
+            self._open.add(body)
+        answer: Response = current_app.response_class(body, 200, HEADERS, content_type="text/event-stream")
+        return answer
+
+
+class Events(ResponseBody):
+    """The body of one stream; leaves `streams` when it ends, however that comes about."""
+
+    def __init__(self, read: Callable[[], Awaitable[str]], ending: anyio.Event, streams: WeakSet[Events]) -> None:
+        self._read = read
+        self._ending = ending
+        self._streams = streams
+        self._last = anyio.current_time() + LIFE_SECONDS
+        self._next = self._hello
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._streams.discard(self)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> str:
+        return await self._next()
+
+    async def _hello(self) -> str:
+        self._next = self._snapshot
+        return HELLO + BEAT
+
+    async def _beat(self) -> str:
+        """Wait until it is time for the next snapshot, or for the end."""
+        with anyio.move_on_after(min(EVERY_SECONDS, self._last - anyio.current_time())):
+            await self._ending.wait()
+        if self._ending.is_set() or anyio.current_time() >= self._last:
+            self._next = self._end
+            return BYE
+        self._next = self._snapshot
+        return BEAT
+
+    async def _snapshot(self) -> str:
+        self._next = self._beat
+        try:
+            return f"data: {await self._read()}\n\n"
+        except MachineError:
+            return TROUBLE
+
+    async def _end(self) -> str:
+        raise StopAsyncIteration
+
+
+FORM = "application/x-www-form-urlencoded"
+SEE_OTHER = 303
+OWN_ORIGIN = {"Referrer-Policy": "same-origin"}  # without it browsers send `Origin: null` with our own forms
+
+
+class OpsPages:
+    """The handlers, around the metrics of all workers and the notes of the health check."""
+
+    def __init__(
+        self, settings: Settings, reader: MetricsReader, health: Health, access: OpsAccess, version: str
+    ) -> None:
+        self._reader = reader
+        self._health = health
+        self._access = access
+        self._version = version
+        self._catcher = has_catcher(settings) and settings.ops_token is None
+        self._session = OpsSession(settings, access)
+        self._stream = OpsStream(self._snapshot)
+
+    async def dashboard(self) -> Response:
+        """Show the page; a browser without a session is sent to sign in."""
+        if wants_html() and self._session.is_wanting():
+            return _see("/ops/session")
+        await self._session.check()
+        return self._page("ops.html", signed_in=self._session.needed, catcher=self._catcher)
+
+    async def events(self) -> Response:
+        """Answer with the live feed."""
+        await self._session.check()
+        return self._stream.answer()
+
+    async def sign_in_page(self) -> Response:
+        """Ask for the token, where there is one."""
+        if not self._session.needed:
+            return _see("/ops")
+        return self._page("ops_session.html")
+
+    async def sign_in(self) -> Response:
+        """Exchange the token for a session; raises OpsTokenMissing, or RateLimited for a client that guesses."""
+        self._session.check_origin()
+        if not self._session.needed:
+            return _see("/ops")
+        await self._access.check_token(_token(await _form()))
+        answer = _see("/ops")
+        answer.headers["Set-Cookie"] = self._session.cookie(self._session.value())
+        return answer
+
+    async def sign_out(self) -> Response:
+        """Take the session back from the browser."""
+        self._session.check_origin()
+        answer = _see("/ops/session")
+        answer.headers["Set-Cookie"] = self._session.cookie("", lifetime=0)
+        return answer
+
+    async def _snapshot(self) -> str:
+        metrics = await self._reader.read()
+        return SnapshotView.of(metrics, await self._health.notes(), self._version).model_dump_json()
+
+    def _page(self, template: str, *, signed_in: bool = False, catcher: bool = False) -> Response:
+        answer = page(template, version=self._version, signed_in=signed_in, catcher=catcher)
+        answer.headers.update(OWN_ORIGIN)
+        return answer
+
+
+async def _form() -> dict[str, list[str]]:
+    """Return the fields of the form that was sent; raises UnsupportedMedia for anything else."""
+    media, _ = parse_options_header(request.headers.get("Content-Type", ""))
+    if media.lower() != FORM:
+        raise UnsupportedMedia(f"Send the token as {FORM}.")
+    return parse_qs((await body()).decode(errors="replace"))
+
+
+def _token(form: dict[str, list[str]]) -> str:
+    given = form.get("token", [])
+    return given[0].strip() if len(given) == 1 else ""
+
+
+def _see(path: str) -> Response:
+    return response("", "text/plain; charset=utf-8", SEE_OTHER, {"Location": path})

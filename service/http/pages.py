@@ -1,0 +1,207 @@
+"""Pages for people: sign-up, documentation, problems, and the mails that the development catcher has kept."""
+
+from __future__ import annotations
+
+from datetime import datetime  # noqa: TC003 - pydantic reads it
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import Field
+from pydantic_core import to_json
+from quart import request
+
+from service.embedded.mail_catcher import list_mails, read_mail
+from service.http.problems import UnknownPath, by_slug
+from service.http.routes import Operation, describes
+from service.http.schemas import View, response
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from quart import Response
+
+    from service.embedded.mail_catcher import CaughtMail
+    from service.settings import Settings
+
+HERE = Path(__file__).parent
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+MEDIA = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
+FRESH_SECONDS = 300  # a new release shows its pages within minutes
+
+TEMPLATES = Environment(
+    loader=FileSystemLoader(HERE / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def page(template: str, *, policy: str = POLICY, **values: object) -> Response:
+    """Return a page; `policy` is its Content-Security-Policy."""
+    text = TEMPLATES.get_template(template).render(values)
+    return response(text, "text/html; charset=utf-8", headers={"Content-Security-Policy": policy, "Vary": "Accept"})
+
+
+def wants_html() -> bool:
+    """Whether the client would rather have a page than JSON; a program that takes anything gets JSON."""
+    return request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html"
+
+
+class StaticFiles:
+    """The pages' own files, held in memory: no path of a request ever reaches the file system."""
+
+    def __init__(self) -> None:
+        files = (path for path in (HERE / "static").iterdir() if path.suffix in MEDIA)
+        self._files = {path.name: (path.read_text(encoding="utf-8"), MEDIA[path.suffix]) for path in files}
+
+    async def static_file(self, name: str) -> Response:
+        """Return a file; raises UnknownPath."""
+        if name not in self._files:
+            raise UnknownPath
+        text, media = self._files[name]
+        return response(text, media, headers={"Cache-Control": f"public, max-age={FRESH_SECONDS}"})
+
+
+SCHEMA_MEDIA = "application/json"
+
+
+class LinksView(View):
+    """Where to go on."""
+
+    registration: str = "/api/v1/users/register"
+    health: str = "/api/v1/health"
+    description: str = "/openapi.json"
+    documentation: str = "/docs"
+
+
+class CardView(View):
+    """What this is, for programs."""
+
+    name: str = "vestibule"
+    version: str
+    description: str = "Create an account with e-mail and password, receive a code by e-mail, activate with it."
+    code_digits: int
+    links: LinksView = LinksView()
+
+
+class ProblemAnswerView(View):
+    """One answer of a problem's type."""
+
+    status: int
+    detail: str
+    advice: str
+
+
+class ProblemView(View):
+    """A type of problem, explained."""
+
+    type: str
+    title: str
+    error: str
+    answers: list[ProblemAnswerView]
+
+
+class Pages:
+    """The handlers; `document` gives the description once the routes are known."""
+
+    def __init__(self, settings: Settings, version: str, document: Callable[[], Mapping[str, object]]) -> None:
+        self._settings = settings
+        self._version = version
+        self._document = document
+        self._problems = by_slug()
+
+    @describes(Operation("Show the sign-up page, or say what this is.", {200: CardView}))
+    async def home(self) -> Response:
+        """Answer browsers with the sign-up page and programs with a card."""
+        if wants_html():
+            return page("signup.html", digits=self._settings.code_digits, version=self._version)
+        card = CardView(version=self._version, code_digits=self._settings.code_digits)
+        return card.response(headers={"Vary": "Accept"})
+
+    @describes(Operation("Explain a type of problem.", {200: ProblemView}, problems=(UnknownPath,)))
+    async def problem(self, slug: str) -> Response:
+        """Answer with the table's entries of the slug; raises UnknownPath."""
+        if slug not in self._problems:
+            raise UnknownPath
+        problems = self._problems[slug]
+        if wants_html():
+            return page("problem.html", problems=problems)
+        answers = [ProblemAnswerView(status=it.status, detail=it.detail, advice=it.advice) for it in problems]
+        first = problems[0]
+        view = ProblemView(type=f"/problems/{slug}", title=first.title, error=first.code, answers=answers)
+        return view.response(headers={"Vary": "Accept"})
+
+    @describes(Operation("Describe every call (OpenAPI 3.1).", {200: SCHEMA_MEDIA}))
+    async def openapi(self) -> Response:
+        """Answer with the description."""
+        return response(to_json(self._document()).decode(), SCHEMA_MEDIA)
+
+    @describes(Operation("Show the description to people.", {200: "text/html"}))
+    async def docs(self) -> Response:
+        """Answer with the description as a page."""
+        return page("docs.html", document=self._document())
+
+
+NEWEST = 100
+POLICY = (  # a mail's own styles are inline and stay within its sandboxed frame; it loads nothing and runs nothing
+    "default-src 'none'; style-src 'self' 'unsafe-inline'; img-src data:; frame-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+)
+
+
+class CaughtMailView(View):
+    """One caught mail."""
+
+    id: str
+    to: str = Field(repr=False)
+    subject: str = Field(repr=False)
+    date: datetime
+    text: str = Field(repr=False)
+
+    @classmethod
+    def of(cls, mail: CaughtMail) -> CaughtMailView:
+        """Show a mail without its HTML."""
+        return cls(id=mail.id, to=mail.to, subject=mail.subject, date=mail.date, text=mail.text)
+
+
+class CaughtMailsView(View):
+    """The newest mails, newest first."""
+
+    mails: list[CaughtMailView]
+
+
+def has_catcher(settings: Settings) -> bool:
+    """Whether mails go to the built-in catcher."""
+    return settings.env == "development" and settings.mail_url is None
+
+
+class DevMail:
+    """The handlers, around the folder where the catcher keeps its mails."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._folder = settings.data_dir / "mails"
+        self._threads = anyio.CapacityLimiter(1)  # reading a folder is nothing for the loop, and nothing in a hurry
+
+    @describes(Operation("List the caught mails.", {200: CaughtMailsView}, access="ops"))
+    async def caught_mails(self) -> Response:
+        """Answer with the newest mails."""
+        mails = await anyio.to_thread.run_sync(list_mails, self._folder, NEWEST, limiter=self._threads)
+        if wants_html():
+            return page("mails.html", mails=mails)
+        return CaughtMailsView(mails=[CaughtMailView.of(mail) for mail in mails]).response(headers={"Vary": "Accept"})
+
+    @describes(Operation("Show a caught mail.", {200: CaughtMailView}, access="ops", problems=(UnknownPath,)))
+    async def caught_mail(self, mail_id: str) -> Response:
+        """Answer with one mail; raises UnknownPath."""
+        mail = await anyio.to_thread.run_sync(read_mail, self._folder, mail_id, limiter=self._threads)
+        if mail is None:
+            raise UnknownPath
+        if wants_html():
+            return page("mail.html", policy=POLICY, mail=mail)
+        return CaughtMailView.of(mail).response(headers={"Vary": "Accept"})

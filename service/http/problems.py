@@ -1,0 +1,445 @@
+"""Problem answers (RFC 9457): the one table from errors to status, title and detail."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+from werkzeug import exceptions as werkzeug
+
+from actors.domain import errors as domain
+from actors.domain.errors import InvalidEmail
+from actors.kit.mailbox import AnswerLost, MachineError, NotAccepted
+from actors.ports import StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from actors.domain.errors import InvalidCode, WaitRefusal, WeakPassword, WrongCode
+
+
+RESEND_URL = "/api/v1/users/resend"
+CHALLENGE = 'Basic realm="vestibule", charset="UTF-8"'
+
+
+class RequestRefused(Exception):
+    """The request did not reach a flow."""
+
+
+class MalformedRequest(RequestRefused):
+    """The bytes are no request of this service; `reason` is one of our own sentences."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self.reason = reason
+
+
+class AmbiguousLength(MalformedRequest):
+    """The message announces its length in two ways: what follows on the connection cannot be trusted."""
+
+    def __init__(self) -> None:
+        super().__init__("The request announces its length twice.")
+
+
+class BodyTooLarge(RequestRefused):
+    """The body is over the limit and was not read."""
+
+
+class BodyTimeout(RequestRefused):
+    """The body did not arrive in time."""
+
+
+class UnsupportedMedia(RequestRefused):
+    """The body is announced as something other than JSON in UTF-8; `reason` says what to mend."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self.reason = reason
+
+
+class InvalidFields(RequestRefused):
+    """The object's fields are wrong; `errors` are pairs of a field's name and a sentence."""
+
+    def __init__(self, errors: Sequence[tuple[str, str]]) -> None:
+        super().__init__()
+        self.errors = tuple(errors)
+
+
+class HeadersTooLarge(RequestRefused):
+    """The request line and headers are over the limit."""
+
+
+class UnknownPath(RequestRefused):
+    """No route has this path."""
+
+
+class MethodRefused(RequestRefused):
+    """The route answers `allowed` methods only."""
+
+    def __init__(self, allowed: Sequence[str]) -> None:
+        super().__init__()
+        self.allowed = tuple(sorted(allowed))
+
+
+class OpsTokenMissing(RequestRefused):
+    """The operators' token is set and was not sent, or another was."""
+
+
+class OpsTokenRequired(RequestRefused):
+    """No operators' token is set, and the request does not come from this machine itself."""
+
+
+class NotReady(RequestRefused):
+    """The process cannot take registrations; `failing` names the checks."""
+
+    def __init__(self, failing: Sequence[str]) -> None:
+        super().__init__()
+        self.failing = tuple(failing)
+
+
+def no_members(_: Exception) -> dict[str, object]:
+    """Say nothing more."""
+    return {}
+
+
+def wait(error: WaitRefusal | MachineError) -> dict[str, object]:
+    """Say when to repeat, rounded up to whole seconds and at least one: waiting that long is enough."""
+    return {"retry_after": max(1, ceil(error.retry_after))}
+
+
+def attempts(error: WrongCode) -> dict[str, object]:
+    """Say how many attempts are left, and whether an older code was typed."""
+    left: dict[str, object] = {"attempts_left": error.attempts_left}
+    return left | ({"superseded": True} if error.superseded else {})
+
+
+def reasons(error: WeakPassword) -> dict[str, object]:
+    """Say every rule that the password breaks."""
+    return {"reasons": list(error.reasons)}
+
+
+def resend_url(_: Exception) -> dict[str, object]:
+    """Say where to ask for a new code."""
+    return {"resend_url": RESEND_URL}
+
+
+def fields(error: InvalidFields) -> dict[str, object]:
+    """Say what is wrong with which field."""
+    return {"errors": [{"field": name, "message": message} for name, message in error.errors]}
+
+
+def typed_code_field(error: InvalidCode) -> dict[str, object]:
+    """Say what a code looks like."""
+    return {"errors": [{"field": "activation_code", "message": f"must be {error.digits} digits"}]}
+
+
+def idempotency_key(_: Exception) -> dict[str, object]:
+    """Say what a key looks like."""
+    message = "must be 1 to 64 visible ASCII characters, in one header"
+    return {"errors": [{"field": "Idempotency-Key", "message": message}]}
+
+
+def failing(error: NotReady) -> dict[str, object]:
+    """Name the checks that failed."""
+    return {"failing": list(error.failing)}
+
+
+BEARER = 'Bearer realm="vestibule-ops"'
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One kind of problem: its answer and, in `advice`, what a caller does about it."""
+
+    status: int
+    code: str
+    detail: str
+    advice: str
+    members: Callable[[Any], dict[str, object]] = no_members
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def slug(self) -> str:
+        """The end of the problem's type."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "-", self.code).lower()
+
+    @property
+    def title(self) -> str:
+        """The code in words: the same for every answer of this type."""
+        return self.slug.replace("-", " ").capitalize()
+
+
+CLOSE = {"Connection": "close"}  # what is left of the request on this connection cannot be trusted, or is not wanted
+INTERNAL_ERROR = Problem(
+    500,
+    "InternalError",
+    "Something went wrong on our side.",
+    "Report it with the X-Request-ID. Whether the request was handled is not known.",
+)
+TABLE: Mapping[type[Exception], Problem] = {
+    MalformedRequest: Problem(
+        400,
+        "MalformedRequest",
+        "The request could not be read.",
+        "Send one JSON object in UTF-8, each member once, without NaN and lone surrogates.",
+    ),
+    AmbiguousLength: Problem(
+        400,
+        "MalformedRequest",
+        "The request could not be read.",
+        "Send Content-Length or Transfer-Encoding, not both.",
+        headers=CLOSE,
+    ),
+    domain.WrongCode: Problem(
+        400,
+        "InvalidActivationCode",
+        "This is not the code.",
+        "Type the code from the latest mail. `superseded` says that it was an older one, which cost no attempt.",
+        attempts,
+    ),
+    domain.InvalidCredentials: Problem(
+        401,
+        "InvalidCredentials",
+        "The e-mail address or the password is wrong.",
+        "Send Basic auth with the address and the password of the registration.",
+        headers={"WWW-Authenticate": CHALLENGE},
+    ),
+    OpsTokenMissing: Problem(
+        401,
+        "OpsTokenRequired",
+        "This is for operators, who send a token.",
+        "Send `Authorization: Bearer` with the value of VESTIBULE_OPS_TOKEN.",
+        headers={"WWW-Authenticate": BEARER},
+    ),
+    OpsTokenRequired: Problem(
+        403,
+        "OpsTokenRequired",
+        "This is for operators on the machine itself.",
+        "Set VESTIBULE_OPS_TOKEN and send it, or ask from this machine, by a loopback name and without a proxy.",
+    ),
+    UnknownPath: Problem(404, "NotFound", "Nothing is here.", "Look the path up in /docs."),
+    domain.UnknownStatus: Problem(
+        404, "NotFound", "Nothing is here.", "A status address is known for a day; afterwards ask with Basic auth."
+    ),
+    MethodRefused: Problem(
+        405, "MethodNotAllowed", "This path does not answer the method.", "Use one of the methods named in `Allow`."
+    ),
+    BodyTimeout: Problem(
+        408, "RequestTimeout", "The body did not arrive in time.", "Send the body at once.", headers=CLOSE
+    ),
+    domain.EmailTaken: Problem(
+        409,
+        "UserAlreadyExists",
+        "An account with this address exists or waits for its code.",
+        "Activate it with the code, ask for another one, or register again when the code is dead.",
+    ),
+    domain.AlreadyActivated: Problem(
+        409, "UserAlreadyActivated", "The account is active already.", "Nothing is left to do."
+    ),
+    domain.IdempotencyKeyReused: Problem(
+        409,
+        "IdempotencyKeyReused",
+        "This Idempotency-Key came with another body before.",
+        "Use a new key for each new request.",
+    ),
+    domain.ActivationFailed: Problem(
+        400,
+        "ActivationFailed",
+        "The account was not activated.",
+        "Check the address, the password and the code of the latest mail, or ask for a new code.",
+    ),
+    domain.CodeExpired: Problem(
+        410, "ActivationCodeExpired", "The code's time is over.", "Ask for a new one at `resend_url`.", resend_url
+    ),
+    BodyTooLarge: Problem(
+        413, "BodyTooLarge", "The body is over 16 KiB.", "Send the fields of the request only.", headers=CLOSE
+    ),
+    UnsupportedMedia: Problem(
+        415,
+        "UnsupportedMediaType",
+        "Send the body as application/json.",
+        "Send application/json in UTF-8, without a content coding.",
+    ),
+    InvalidFields: Problem(
+        422, "ValidationError", "Some fields are not valid.", "Mend the fields named in `errors`.", fields
+    ),
+    domain.InvalidCode: Problem(
+        422, "ValidationError", "Some fields are not valid.", "Mend the fields named in `errors`.", typed_code_field
+    ),
+    domain.IdempotencyKeyInvalid: Problem(
+        422, "ValidationError", "Some fields are not valid.", "Mend the fields named in `errors`.", idempotency_key
+    ),
+    domain.InvalidEmail: Problem(
+        422, "InvalidEmail", "This is no e-mail address that we can write to.", "Send a plain address: name@domain."
+    ),
+    domain.WeakPassword: Problem(
+        422,
+        "WeakPassword",
+        "The password is not good enough.",
+        "Mend what `reasons` name: too_short (under 8 bytes), too_long (over 72), common, contains_address.",
+        reasons,
+    ),
+    domain.RateLimited: Problem(
+        429, "RateLimitExceeded", "Too many requests.", "Wait `retry_after` seconds; that is enough.", wait
+    ),
+    domain.ResendTooSoon: Problem(
+        429, "ResendTooSoon", "The last code was sent a moment ago.", "Wait `retry_after` seconds.", wait
+    ),
+    domain.CodesExhausted: Problem(
+        429,
+        "CodesExhausted",
+        "This address has had all the codes it can have for now.",
+        "Wait `retry_after` seconds.",
+        wait,
+    ),
+    domain.CodeAttemptsExhausted: Problem(
+        429,
+        "CodeAttemptsExhausted",
+        "Too many wrong attempts: the code is dead.",
+        "Ask for a new code after `retry_after` seconds.",
+        wait,
+    ),
+    HeadersTooLarge: Problem(
+        431, "HeadersTooLarge", "The request's headers are too large.", "Send fewer or shorter headers.", headers=CLOSE
+    ),
+    NotAccepted: Problem(
+        503,
+        "Busy",
+        "The service has more to do than it can.",
+        "Nothing was done: repeat the request after `retry_after` seconds.",
+        wait,
+    ),
+    StoreUnavailable: Problem(
+        503,
+        "StoreUnavailable",
+        "The database cannot be reached.",
+        "Nothing was done: repeat the request after `retry_after` seconds.",
+        wait,
+    ),
+    AnswerLost: Problem(
+        503,
+        "OutcomeUnknown",
+        "The request was accepted, and its outcome got lost.",
+        "Repeat it after `retry_after` seconds, a registration with the same Idempotency-Key.",
+        wait,
+    ),
+    NotReady: Problem(
+        503,
+        "NotReady",
+        "This process cannot take registrations now.",
+        "Send requests to another process; `failing` names the checks.",
+        failing,
+    ),
+    Exception: INTERNAL_ERROR,
+}
+
+
+def problem_of(error: Exception) -> Problem:
+    """Return the entry of the error's type, or of the nearest type that it derives from."""
+    return next(TABLE[kind] for kind in type(error).__mro__ if kind in TABLE)
+
+
+def by_slug() -> dict[str, list[Problem]]:
+    """Return every problem under its slug, in the table's order."""
+    slugs: dict[str, list[Problem]] = {}
+    for problem in TABLE.values():
+        same = slugs.setdefault(problem.slug, [])
+        if (problem.status, problem.detail, problem.advice) not in {(p.status, p.detail, p.advice) for p in same}:
+            same.append(problem)
+    return slugs
+
+
+MEDIA = "application/problem+json"
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemAnswer:
+    """A problem as it goes out."""
+
+    status: int
+    body: str = field(repr=False)
+    headers: Mapping[str, str]
+
+
+def answer_to(error: Exception) -> ProblemAnswer:
+    """Return the answer that tells a client about an error; what is not in the table is a 500 without a word of it."""
+    error = _ours(error)
+    problem = problem_of(error)
+    members = problem.members(error)
+    body = problem_body(problem, _detail(error) or problem.detail, members)
+    return ProblemAnswer(problem.status, json.dumps(body), {**problem.headers, **_headers(error, members)})
+
+
+def problem_body(problem: Problem, detail: str, members: Mapping[str, object]) -> dict[str, object]:
+    """Return the members in the order of RFC 9457, then our code, then the problem's own."""
+    return {
+        "type": f"/problems/{problem.slug}",
+        "title": problem.title,
+        "status": problem.status,
+        "detail": detail,
+        "error": problem.code,
+        **members,
+    }
+
+
+def _detail(error: Exception) -> str | None:
+    """Return the sentence of the few errors that have one of their own, written by us and without any input."""
+    match error:
+        case MalformedRequest(reason=text) | UnsupportedMedia(reason=text) | InvalidEmail(message=text):
+            return str(text)
+        case _:
+            return None
+
+
+def _headers(error: Exception, members: Mapping[str, object]) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    if "retry_after" in members:
+        headers["Retry-After"] = str(members["retry_after"])
+    if isinstance(error, MethodRefused):
+        headers["Allow"] = ", ".join(error.allowed)
+    return headers
+
+
+def _ours(error: Exception) -> Exception:
+    """Translate what the framework raises before a handler runs."""
+    match error:
+        case werkzeug.NotFound():
+            return UnknownPath()
+        case werkzeug.MethodNotAllowed():
+            return MethodRefused(tuple(error.valid_methods or ()))
+        case werkzeug.RequestEntityTooLarge():
+            return BodyTooLarge()
+        case werkzeug.BadRequest():
+            return MalformedRequest("The request could not be read.")
+        case _:
+            return error
+
+
+SAMPLES: Mapping[type[Exception], Exception] = {
+    MalformedRequest: MalformedRequest("The body is not JSON."),
+    UnsupportedMedia: UnsupportedMedia("Send the body as application/json."),
+    InvalidFields: InvalidFields([("password", "is required")]),
+    MethodRefused: MethodRefused(("GET", "HEAD", "OPTIONS")),
+    NotReady: NotReady(("database",)),
+    domain.InvalidEmail: domain.InvalidEmail("The domain is missing."),
+    domain.WeakPassword: domain.WeakPassword(("too_short", "common")),
+    domain.InvalidCode: domain.InvalidCode(6),
+    domain.WrongCode: domain.WrongCode(4),
+}
+
+
+def example(kind: type[Exception]) -> dict[str, Any]:
+    """Return the body of one answer to an error of this type."""
+    body: dict[str, Any] = json.loads(answer_to(_sample(kind)).body)
+    return body
+
+
+def _sample(kind: type[Exception]) -> Exception:
+    if kind in SAMPLES:
+        return SAMPLES[kind]
+    if issubclass(kind, domain.WaitRefusal | MachineError):
+        return kind(30.0)
+    return kind()

@@ -1,0 +1,243 @@
+"""What clients send and what they hear, field by field; the description in /openapi.json is made from these."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from math import ceil
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from uuid import UUID  # noqa: TC003 - pydantic reads it
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from quart import Response, current_app
+
+from actors.domain.code import SPACERS, typed_code
+from actors.domain.errors import InvalidCode
+from actors.domain.user import State  # noqa: TC001 - pydantic reads it
+from service.http.problems import InvalidFields
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic.config import JsonDict
+
+    from actors.signup import Activation, Profile, Progress, Registration, Resend
+
+API = "/api/v1/users"
+CONTROLS = r"\u0000-\u001f\u007f-\u009f"  # C0, DEL and C1, as a class of regular expressions has them
+CONTROL = re.compile(f"[{CONTROLS}]")
+LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")  # BCP 47 in its outline
+
+
+def _printable(value: str) -> str:
+    if controls(value):
+        raise ValueError("must not hold control characters")
+    return value
+
+
+def _printable_secret(value: SecretStr) -> SecretStr:
+    _printable(value.get_secret_value())
+    return value
+
+
+def _language_tag(value: str) -> str:
+    if not LANGUAGE_TAG.fullmatch(value):
+        raise ValueError("must be a language tag such as en or de-AT")
+    return value
+
+
+PRINTABLE = Field(json_schema_extra={"pattern": f"^[^{CONTROLS}]*$"})
+Text = Annotated[str, AfterValidator(_printable), PRINTABLE]
+Secret = Annotated[SecretStr, AfterValidator(_printable_secret), PRINTABLE]
+LanguageTag = Annotated[
+    str, AfterValidator(_language_tag), Field(json_schema_extra={"pattern": f"^{LANGUAGE_TAG.pattern}$"})
+]
+Time = Annotated[datetime, BeforeValidator(lambda value: value.astimezone(UTC))]
+Seconds = Annotated[int, BeforeValidator(lambda value: value if value is None else ceil(value)), Field(ge=0)]
+
+
+def _tell_one_of(schema: JsonDict, model: type[Sent]) -> None:
+    """Say in the schema what `Sent` checks: in each alternative one field is given and the others are not."""
+    absent = {name: model.model_fields[name].default for name in model.one_of}
+    if absent:
+        schema["oneOf"] = [
+            {
+                "required": [given],
+                "properties": {
+                    name: {"not": {"const": value}} if name == given else {"const": value}
+                    for name, value in absent.items()
+                },
+            }
+            for given in absent
+        ]
+
+
+def controls(text: str) -> bool:
+    """Whether the text holds a control character (C0, DEL or C1)."""
+    return CONTROL.search(text) is not None
+
+
+class Sent(BaseModel):
+    """A body: strict types, no other fields, nothing of it in errors; exactly one field of `one_of`, if it names any.
+
+    A field with its default's value is as good as none.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", hide_input_in_errors=True, json_schema_extra=_tell_one_of
+    )
+    one_of: ClassVar[tuple[str, ...]] = ()
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        fields = type(self).model_fields
+        given = sum(getattr(self, name) != fields[name].default for name in self.one_of)
+        if self.one_of and given != 1:
+            msg = f"must hold exactly one of {' and '.join(self.one_of)}"
+            raise ValueError(msg)
+        return self
+
+
+class RegisterRequest(Sent):
+    """A new account."""
+
+    email: Text = Field(description="At most 254 bytes; where the code is sent.", examples=["ada@example.com"])
+    password: Secret = Field(description="8 to 72 bytes in UTF-8 after NFC.", examples=["correct horse battery"])
+    locale: LanguageTag | None = Field(None, description="Language of the mail; else Accept-Language.", examples=["en"])
+
+
+class ActivateRequest(Sent):
+    """The code from the mail, under exactly one of two names; blanks and hyphens in it are ignored."""
+
+    one_of = ("activation_code", "code")
+    activation_code: SecretStr | None = Field(None, description="The code from the mail.", examples=["012345"])
+    code: SecretStr | None = Field(None, description="The same under a shorter name.", examples=["012345"])
+
+    def digits(self, digits: int) -> str:
+        """Return the code; raises InvalidFields, which costs no attempt, unless it has `digits` ASCII digits."""
+        name, given = ("code", self.code) if self.code is not None else ("activation_code", self.activation_code)
+        try:
+            return typed_code(given.get_secret_value() if given else "", digits)
+        except InvalidCode:
+            raise InvalidFields([(name, f"must be {digits} digits")]) from None
+
+
+def code_pattern(digits: int) -> str:
+    """Return the pattern of what `typed_code` reads."""
+    spacers = f"[{SPACERS.replace('-', '')}-]*"  # a hyphen is itself at the end of a class
+    return f"^{spacers}(?:[0-9]{spacers}){{{digits}}}$"
+
+
+class NothingRequest(Sent):
+    """A body without fields."""
+
+
+class View(BaseModel):
+    """A success body."""
+
+    model_config = ConfigDict(frozen=True)
+
+    def response(self, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+        """Return the answer; the edge adds the headers that every answer has."""
+        return response(self.model_dump_json(), "application/json", status, headers)
+
+
+def response(body: str, media: str, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return an answer of the application's own class, which differs between the loops."""
+    answer: Response = current_app.response_class(body, status, dict(headers or {}), content_type=media)
+    return answer
+
+
+class RegisteredView(View):
+    """An account that waits for its code."""
+
+    id: UUID
+    email: str
+    is_activated: Literal[False] = False
+    created_at: Time
+    message: str = "We have sent a code to your address. Activate your account with it."
+    status_url: str = Field(description="Shows how far the mail is; unguessable, needs no password.")
+
+    @classmethod
+    def of(cls, registration: Registration, root: str) -> RegisteredView:
+        """Show a registration to the client that made it; `root` is the path that the service lies under."""
+        status_url = f"{root}{API}/activation/{registration.status_token}"
+        return cls(
+            id=registration.id, email=registration.email, created_at=registration.created_at, status_url=status_url
+        )
+
+
+class AcceptedView(View):
+    """The answer to every registration and resend under ENUMERATION=strict, whatever the address is."""
+
+    email: str
+    message: str = "If the address can be registered, a code is on its way to it."
+
+
+class ActivatedView(View):
+    """An account that is active now."""
+
+    email: str
+    is_activated: Literal[True] = True
+    activated_at: Time
+    message: str = "Your account is active."
+
+    @classmethod
+    def of(cls, activation: Activation) -> ActivatedView:
+        """Show an activation."""
+        return cls(email=activation.email, activated_at=activation.activated_at)
+
+
+class ResendView(View):
+    """A new code is on its way."""
+
+    email: str
+    resend_in: Seconds
+    codes_left_today: int | None = Field(description="Null when nothing limits them.")
+    message: str = "We have sent a new code to your address."
+
+    @classmethod
+    def of(cls, resend: Resend) -> ResendView:
+        """Show a resend."""
+        return cls(email=resend.email, resend_in=resend.resend_in, codes_left_today=resend.codes_left_today)
+
+
+class StateView(View):
+    """Where a registration stands."""
+
+    state: State = Field(
+        description=(
+            "queued, sending: the mail has yet to leave. accepted, delivered: the code's time runs. "
+            "expired, exhausted, undeliverable: the code is dead, ask for another one or register again. "
+            "activated: nothing is left to do."
+        )
+    )
+    code_expires_in: Seconds | None = Field(description="Null until the mail is accepted.")
+    attempts_left: int
+    resend_in: Seconds
+
+    @classmethod
+    def of(cls, progress: Progress) -> StateView:
+        """Show the state and nothing else."""
+        return cls.model_validate(progress, from_attributes=True)
+
+
+class ProgressView(StateView):
+    """Where the caller's own registration stands."""
+
+    email: str
+
+
+class ProfileView(View):
+    """An account as its owner sees it."""
+
+    id: UUID
+    email: str
+    is_activated: bool
+    created_at: Time
+    activated_at: Time | None
+
+    @classmethod
+    def of(cls, profile: Profile) -> ProfileView:
+        """Show a profile."""
+        return cls.model_validate(profile, from_attributes=True)

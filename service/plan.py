@@ -1,0 +1,165 @@
+"""What the supervisor's short-lived children do: check the settings, try the servers, prepare the database."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import anyio
+import psycopg
+import redis
+
+from actors.domain.mail import Deferred, Rejected
+from service.embedded.servers import announce, embedded, gather, plain, resolve
+from service.mail.transport import open_transport
+from service.postgres.migrations import MigrationError, migrate, pending
+from service.postgres.pool import PROBE, configure
+from service.processes.listener import CannotStart
+from service.processes.supervisor import VERSION
+from service.redis.client import refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from service.embedded.servers import Servers
+    from service.settings import Settings
+
+PATIENCE_SECONDS = 3
+PAGES = {"sign-up page": "/", "API": "/docs", "mails": "/dev/mail", "dashboard": "/ops", "metrics": "/metrics"}
+
+
+class Unreachable(CannotStart):
+    """A server does not answer: an outage, which `serve` and `worker` start in, and `up` does not."""
+
+
+def describe(settings: Settings, mode: str, step: str) -> dict[str, Any]:
+    """Return the supervisor's plan; raises CannotStart for a mistake that no wait would mend."""
+    if mode == "serve":
+        mistakes(resolve(settings))
+    elif step == "start":
+        given(settings)
+    else:
+        migrate(resolve(settings).database_url)
+    return {
+        "version": VERSION,
+        "bind": settings.bind,
+        "data_dir": str(settings.data_dir.absolute()),
+        "grace": settings.grace_seconds,
+        "drain": settings.drain_seconds,
+        "mail_workers": settings.mail_workers,
+        "servers": [(one.name, int(one.stop_signal)) for one in embedded(settings)] if mode == "up" else [],
+        "log_level": settings.log_level,
+        "log_format": settings.log_format,
+        "guide": guide(settings),
+    }
+
+
+def guide(settings: Settings) -> list[str]:
+    """Return what tells a person what there is to open; nobody has to read it."""
+    pages = {name: path for name, path in PAGES.items() if settings.mail_url is None or name != "mails"}
+    lines = (
+        [] if settings.bind.startswith("unix:") else [f"  {name:13}{{address}}{path}" for name, path in pages.items()]
+    )
+    return ["Vestibule runs on {address}", *lines, "Stop it with Ctrl-C."]
+
+
+def prepare(settings: Settings, running: Mapping[str, str]) -> None:
+    """Wait for the embedded servers, whose pids are given, bring the database to this version, announce them all."""
+    servers = embedded(settings)
+    for server in servers:
+        server.wait_ready(int(running[server.name]))
+    found = gather(settings, servers)
+    migrate(found.database_url)
+    announce(settings, found, os.getppid())
+
+
+def given(settings: Settings) -> None:
+    """Return if every server whose URL is set can be used; raises CannotStart for the first that cannot."""
+    checks = {
+        "DATABASE_URL": (plain(settings.database_url), _postgres),
+        "REDIS_URL": (plain(settings.redis_url), _redis),
+    }
+    for name, (url, check_one) in checks.items():
+        if url is not None and (fault := check_one(url)):
+            raise CannotStart(f"VESTIBULE_{name}: {fault}")
+    if settings.mail_url is not None and (fault := _mail(settings, settings.mail_url.get_secret_value(), None)):
+        raise CannotStart(f"VESTIBULE_MAIL_URL: {fault}")
+
+
+def mistakes(servers: Servers) -> None:
+    """Raise CannotStart for a wrong password, a missing right, a wrong encoding or an old schema; an outage is none."""
+    try:
+        migrated(servers.database_url)
+    except Unreachable:
+        return  # it serves when the database comes
+
+
+def migrated(database_url: str) -> None:
+    """Return if the database is at this version; raises CannotStart with what to do."""
+    try:
+        missing = pending(database_url)
+    except MigrationError as error:
+        kind = Unreachable if error.unreachable else CannotStart
+        raise kind(f"VESTIBULE_DATABASE_URL: {error}") from None
+    if missing:
+        raise CannotStart(f"the database lacks {', '.join(missing)}: run `vestibule migrate` first")
+
+
+def check(settings: Settings, servers: Servers, send_to: str | None) -> Iterator[tuple[str, str | None]]:
+    """Yield each server's name with what is wrong, None for nothing."""
+    fault = _postgres(servers.database_url)
+    if fault is None:
+        try:
+            migrated(servers.database_url)
+        except CannotStart as refused:
+            fault = str(refused)
+    yield "database", fault
+    yield "redis", _redis(servers.redis_url)
+    yield "mail server", _mail(settings, servers.mail_url, send_to)
+
+
+def _postgres(url: str) -> str | None:
+    try:
+        with psycopg.connect(url, autocommit=True, connect_timeout=PATIENCE_SECONDS) as connection:
+            configure(connection)
+            row = connection.execute(PROBE).fetchone()
+    except psycopg.errors.UndefinedTable:
+        return None  # the migrations say so in better words, or make it
+    except psycopg.OperationalError as error:
+        return f"the server cannot be reached: {(str(error).strip().splitlines() or ['no reason given'])[-1]}"
+    except psycopg.Error as error:
+        return f"the database cannot be used: {error.sqlstate or 'is that a connection URL?'}"
+    return None if row and row[0] else "the database cannot be written to: is it a standby, or is a right missing?"
+
+
+def _redis(url: str) -> str | None:
+    try:
+        with redis.Redis.from_url(
+            url, socket_timeout=PATIENCE_SECONDS, socket_connect_timeout=PATIENCE_SECONDS, retry=None
+        ) as client:
+            client.set("vestibule:probe", 1, px=1000)
+    except redis.RedisError as error:
+        words = refusal(error)
+        return f"Redis refuses: {words}" if words else "the server cannot be reached"
+    except (ValueError, TypeError, OSError):
+        return "is no redis://, rediss:// or unix:// URL of a Redis"
+    return None
+
+
+def _mail(settings: Settings, url: str, send_to: str | None) -> str | None:
+    async def attempt() -> None:
+        async with open_transport(settings, url) as transport:
+            await transport.check()
+            if send_to is not None:
+                await transport.send_test(send_to, uuid4())
+
+    fault: str | None = None
+    try:
+        anyio.run(attempt)
+    except* (Deferred, Rejected) as refused:
+        error: BaseException = refused
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        fault = str(error)
+    return fault

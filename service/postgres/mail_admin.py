@@ -1,0 +1,142 @@
+"""What an operator sees and does: the mail queue and single accounts. Never a code, never a hash."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from actors.domain.mail import MailKind
+from actors.ports import NewIssue, NewMail
+from service.postgres.accounts import PostgresAccounts
+from service.postgres.ids import uuid7
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from actors.domain.user import Account, CodePolicy
+    from service.postgres.pool import Postgres
+
+WORKER: Final = "operator"  # its name in the business counters
+LOOKS: Final = 8  # at an account that changes at the same time
+
+MAILS: Final = """
+SELECT m.id, m.state, m.kind, m.tries, m.created_at, m.due_at, m.accepted_at, m.reason, a.email, a.locale
+FROM vestibule.mails m JOIN vestibule.accounts a ON a.id = m.account_id
+WHERE (%(id)s::uuid IS NULL OR m.id = %(id)s) AND (%(state)s::text IS NULL OR m.state = %(state)s)
+  AND (%(since)s::timestamptz IS NULL OR m.created_at >= %(since)s)
+ORDER BY m.id DESC LIMIT %(limit)s
+"""
+
+# Only what somebody may still wait for: the newest code mail of a pending account, with guesses left. A fresh code
+# takes the old one's place once its mail is accepted; it inherits the guesses and uses up no budget.
+# Race: the account is activated or registered anew meanwhile: the lock sees its newest version, and it stays as it is.
+REPLAY: Final = """
+WITH wanted AS (
+    SELECT m.id, m.account_id, m.registration, m.guesses, n.new_id
+    FROM unnest(%(ids)s::uuid[], %(new_ids)s::uuid[]) AS n (id, new_id) JOIN vestibule.mails m ON m.id = n.id
+    WHERE m.kind = 'code' AND m.state IN ('dead', 'accepted') AND m.guesses < %(attempts)s
+      AND NOT EXISTS (
+          SELECT FROM vestibule.mails o
+          WHERE o.account_id = m.account_id AND o.kind = 'code' AND o.number > m.number
+      )
+), locked AS MATERIALIZED (
+    SELECT id, registration FROM vestibule.accounts
+    WHERE id = ANY(ARRAY(SELECT account_id FROM wanted)) AND activated_at IS NULL
+    ORDER BY email_key FOR NO KEY UPDATE
+), raised AS (
+    UPDATE vestibule.accounts a SET version = a.version + 1
+    FROM locked l JOIN wanted w ON w.account_id = l.id AND w.registration = l.registration
+    WHERE a.id = l.id AND NOT %(dry_run)s
+    RETURNING a.id, a.version, w.new_id, w.registration, w.guesses
+), owed AS (
+    INSERT INTO vestibule.mails (id, account_id, registration, number, kind, key_id, expires_at, guesses, counted)
+    SELECT new_id, id, registration, version, 'code', %(key)s, now() + make_interval(secs => %(max_age)s), guesses,
+           false
+    FROM raised
+)
+SELECT w.id FROM wanted w JOIN locked l ON l.id = w.account_id AND l.registration = w.registration
+"""
+
+ACTIVATE: Final = """
+WITH done AS (
+    UPDATE vestibule.accounts SET activated_at = now() WHERE email_key = %(key)s AND activated_at IS NULL RETURNING id
+), counted AS (
+    INSERT INTO vestibule.business_counts AS b (day, worker, activations)
+    SELECT (now() AT TIME ZONE 'UTC')::date, 'operator', count(*) FROM done HAVING count(*) > 0
+    ON CONFLICT (day, worker) DO UPDATE SET activations = b.activations + EXCLUDED.activations
+)
+SELECT id FROM done
+"""
+DELETE: Final = "DELETE FROM vestibule.accounts WHERE email_key = %(key)s RETURNING id"
+
+
+@dataclass(frozen=True, slots=True)
+class MailEntry:
+    """One mail as an operator sees it."""
+
+    id: UUID
+    state: str
+    kind: str
+    attempts: int
+    created_at: datetime
+    due_at: datetime
+    accepted_at: datetime | None
+    reason: str | None
+    to: str = field(repr=False)
+    locale: str
+
+
+class PostgresMailAdmin:
+    """The mail queue and single accounts, in an operator's hands; `key_id` derives the codes of new mails."""
+
+    def __init__(self, postgres: Postgres, policy: CodePolicy, key_id: str) -> None:
+        self._postgres = postgres
+        self._policy = policy
+        self._key_id = key_id
+        self._accounts = PostgresAccounts(postgres, policy, WORKER)
+
+    async def mails(
+        self, *, mail_id: UUID | None = None, state: str | None = None, since: datetime | None = None, limit: int = 100
+    ) -> list[MailEntry]:
+        """Return the newest mails that match, newest first."""
+        wanted = {"id": mail_id, "state": state, "since": since, "limit": limit}
+        return [MailEntry(*row) for row in await self._postgres.run(MAILS, wanted, reading=True)]
+
+    async def replay(self, mail_ids: Sequence[UUID], *, dry_run: bool) -> list[UUID]:
+        """Owe again those of the mails that somebody may still wait for, under fresh codes; return which they are."""
+        wanted = {
+            "ids": list(mail_ids),
+            "new_ids": [uuid7() for _ in mail_ids],
+            "attempts": self._policy.attempts,
+            "max_age": self._policy.max_age_seconds,
+            "key": self._key_id,
+            "dry_run": dry_run,
+        }
+        return [mail_id for (mail_id,) in await self._postgres.run(REPLAY, wanted, repeatable=False)]
+
+    async def show(self, email_key: str) -> Account | None:
+        """Return the account of an address."""
+        [account] = await self._accounts.find([email_key])
+        return account
+
+    async def activate(self, email_key: str) -> bool:
+        """Activate an account without a code; False when there is none that is pending."""
+        return bool(await self._postgres.run(ACTIVATE, {"key": email_key}, repeatable=False))
+
+    async def resend(self, email_key: str) -> bool:
+        """Issue a new code beside all limits; False when there is no pending account."""
+        for _ in range(LOOKS):
+            account = await self.show(email_key)
+            if account is None or account.activated_at is not None:
+                return False
+            mail = NewMail(uuid7(), MailKind.CODE, self._key_id)
+            [issued] = await self._accounts.issue([NewIssue(account.id, account.version, mail)])
+            if issued is not None:
+                return True
+        return False
+
+    async def delete(self, email_key: str) -> bool:
+        """Delete an account with its mails and bound keys; False when there is none."""
+        return bool(await self._postgres.run(DELETE, {"key": email_key}, repeatable=False))

@@ -1,0 +1,154 @@
+"""Sliding windows in Postgres, for as long as Redis is away: exact over all workers, on the database's clock."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any, Final
+
+from actors.domain.rate_limit import Admission, Reading
+from actors.kit.mailbox import AnswerLost
+from actors.ports import StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import LiteralString
+
+    from actors.domain.rate_limit import Bucket, Use
+    from actors.ports import WindowRequest
+    from service.postgres.pool import Postgres, Step
+
+CLEAN_BATCH = 1000  # rows in one statement: a few milliseconds, in which nobody waits for a lock of ours
+
+# Race: workers and machines at a window with one use left. The buckets' locks come first, in one order, so that no two
+# wait for each other, and are kept to the end of the transaction. Each decision is a statement of its own behind them,
+# which sees what was committed before it began (READ COMMITTED); its clock is read behind the locks too.
+LOCK: Final = """
+SELECT pg_advisory_xact_lock(22101, lock) FROM (
+    SELECT DISTINCT hashtext(bucket) AS lock FROM unnest(%(buckets)s::text[]) AS b (bucket) ORDER BY lock
+) AS in_order
+"""
+# A ticket that is there already is admitted again, so that a repeat counts once. Of the newest uses, as many as the
+# limit, the oldest is the one whose end makes room.
+DECIDE: Final = """
+WITH moment AS MATERIALIZED (SELECT clock_timestamp() AS at),
+asked AS (
+    SELECT * FROM unnest(%(buckets)s::text[], %(limits)s::integer[], %(seconds)s::double precision[])
+        WITH ORDINALITY AS a (bucket, most, seconds, place)
+), verdict AS MATERIALIZED (
+    SELECT NOT EXISTS (
+        SELECT FROM asked a, moment m WHERE a.most <= (
+            SELECT count(*) FROM vestibule.rate_limits u WHERE u.bucket = a.bucket AND u.expires_at >= m.at
+        ) AND NOT EXISTS (SELECT FROM vestibule.rate_limits u WHERE u.bucket = a.bucket AND u.ticket = %(ticket)s)
+    ) AS admitted
+), counted AS (
+    INSERT INTO vestibule.rate_limits (bucket, ticket, expires_at)
+    SELECT a.bucket, %(ticket)s, m.at + make_interval(secs => a.seconds) FROM asked a, moment m, verdict v
+    WHERE v.admitted AND %(count)s
+    ON CONFLICT DO NOTHING
+    RETURNING bucket, expires_at
+), uses AS (
+    SELECT bucket, expires_at FROM vestibule.rate_limits u, moment m
+    WHERE u.bucket = ANY(%(buckets)s) AND u.expires_at >= m.at
+    UNION ALL SELECT bucket, expires_at FROM counted
+)
+SELECT v.admitted, a.most - newest.used,
+       coalesce(extract(epoch FROM newest.first_end - m.at)::double precision + 0.000001, 0)
+FROM asked a, moment m, verdict v, LATERAL (
+    SELECT count(*)::integer AS used, min(live.expires_at) AS first_end
+    FROM (SELECT expires_at FROM uses WHERE bucket = a.bucket ORDER BY expires_at DESC LIMIT a.most) AS live
+) AS newest
+ORDER BY a.place
+"""
+GIVE_BACK: Final = """
+DELETE FROM vestibule.rate_limits u USING unnest(%(buckets)s::text[], %(tickets)s::text[]) AS g (bucket, ticket)
+WHERE u.bucket = g.bucket AND u.ticket = g.ticket
+"""
+LOAD: Final = """
+INSERT INTO vestibule.rate_limits (bucket, ticket, expires_at)
+SELECT l.bucket, l.ticket, clock_timestamp() + make_interval(secs => l.seconds)
+FROM unnest(%(buckets)s::text[], %(tickets)s::text[], %(seconds)s::float8[]) AS l (bucket, ticket, seconds)
+ORDER BY l.bucket, l.ticket
+ON CONFLICT DO NOTHING
+"""
+# Race: several cleaners, and uses that are given back meanwhile. Rows in someone's hands are passed over.
+CLEAN: Final = """
+DELETE FROM vestibule.rate_limits u USING (
+    SELECT bucket, ticket FROM vestibule.rate_limits WHERE expires_at < clock_timestamp()
+    ORDER BY expires_at LIMIT %(rows)s FOR UPDATE SKIP LOCKED
+) AS dead
+WHERE u.bucket = dead.bucket AND u.ticket = dead.ticket
+RETURNING 1
+"""
+
+
+class PostgresRateLimits:
+    """The RateLimits port on Postgres.
+
+    A lost answer is a StoreUnavailable, since a repeat does no harm: what was counted for nobody its window heals.
+    """
+
+    def __init__(self, postgres: Postgres) -> None:
+        self._postgres = postgres
+
+    async def decide(self, asked: Sequence[WindowRequest]) -> list[Admission]:
+        """Decide each request atomically, in order, in one transaction for all."""
+        counted = [digest(bucket) for request in asked if request.count for bucket in request.buckets]
+        steps: list[Step] = [(LOCK, {"buckets": counted}), *((DECIDE, _asked(request)) for request in asked)]
+        try:
+            _, *answers = await self._postgres.run_steps(steps)
+        except AnswerLost:
+            raise StoreUnavailable from None
+        return [_admission(request, rows) for request, rows in zip(asked, answers, strict=True)]
+
+    async def give_back(self, given: Sequence[tuple[tuple[Bucket, ...], str]]) -> None:
+        """Remove what each ticket counted in its buckets."""
+        pairs = [(digest(bucket), ticket) for buckets, ticket in given for bucket in buckets]
+        await self._run(GIVE_BACK, {"buckets": [b for b, _ in pairs], "tickets": [t for _, t in pairs]})
+
+    async def load(self, uses: Sequence[Use]) -> None:
+        """Count what another store admitted, whatever the limits; a use that is known already counts once."""
+        await self._run(
+            LOAD,
+            {
+                "buckets": [digest(use.bucket) for use in uses],
+                "tickets": [use.ticket for use in uses],
+                "seconds": [use.left_seconds for use in uses],
+            },
+        )
+
+    async def clean(self) -> None:
+        """Remove all uses that count no more."""
+        while len(await self._run(CLEAN, {"rows": CLEAN_BATCH})) == CLEAN_BATCH:
+            pass
+
+    async def _run(self, sql: LiteralString, parameters: Mapping[str, object]) -> list[tuple[Any, ...]]:
+        try:
+            return await self._postgres.run(sql, parameters)
+        except AnswerLost:
+            raise StoreUnavailable from None
+
+
+def digest(bucket: Bucket) -> str:
+    """Return the bucket's name in the table, which names no client; 128 bits, so that no two share a window."""
+    return hashlib.sha256(bucket.key.encode()).hexdigest()[:32]
+
+
+def _asked(request: WindowRequest) -> dict[str, object]:
+    return {
+        "ticket": request.ticket,
+        "count": request.count,
+        "buckets": [digest(bucket) for bucket in request.buckets],
+        "limits": [bucket.rule.limit for bucket in request.buckets],
+        "seconds": [bucket.rule.seconds for bucket in request.buckets],
+    }
+
+
+def _admission(request: WindowRequest, rows: list[tuple[Any, ...]]) -> Admission:
+    return Admission.read(
+        request.ticket,
+        admitted=all(row[0] for row in rows),
+        readings=[
+            Reading(bucket.rule, remaining, reset)
+            for bucket, (_, remaining, reset) in zip(request.buckets, rows, strict=True)
+        ],
+    )

@@ -1,0 +1,98 @@
+"""Starts processes that die with their parent; the standard library alone."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+CANNOT_START = 127  # the shell's code for a program that it could not run
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def die_with(parent: int, death_signal: int = signal.SIGKILL) -> None:
+    """Have this process signalled when its parent has died, which must be `parent` (in a container it may be 1)."""
+    if sys.platform == "linux" and LIBC.prctl(PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(CANNOT_START)
+
+
+def fork(body: Callable[[], int]) -> int:
+    """Run `body` in a child with a session of its own that is killed when this process ends; return its pid.
+
+    The child exits with what `body` returns, or with 1 after an exception. Call it from the main thread: the kernel
+    sends the death signal when the *thread* that forked ends.
+    """
+    parent = os.getpid()
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # no handler of ours may run in the child
+    pid = os.fork()
+    if pid:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        return pid
+    code = 1
+    try:
+        os.setsid()
+        die_with(parent)
+        _default_signals()
+        code = body()
+    except BaseException as error:  # noqa: BLE001 - a child must never return into the parent's code
+        sys.stderr.write(f"vestibule: a process ended with {type(error).__name__}\n")
+    finally:
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def program(
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    descriptors: Sequence[int] = (),
+    output: int | None = None,
+) -> int:
+    """Fork and execute a program, with these descriptors open under the same numbers; return its pid."""
+
+    def become() -> NoReturn:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        if output is not None:
+            os.dup2(output, 1)
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, True)  # noqa: FBT003 - the library's signature
+        os.execve(argv[0], list(argv), dict(environment))  # noqa: S606 - no shell is the point
+
+    return fork(become)
+
+
+def command(*arguments: str) -> list[str]:
+    """Return the command line that runs our own console command with this interpreter."""
+    script = Path(sys.executable).with_name("vestibule")
+    if script.is_file():
+        return [sys.executable, os.fspath(script), *arguments]
+    return [sys.executable, "-m", "service.cli", *arguments]
+
+
+def set_title(title: str) -> None:
+    """Name this process for `ps`."""
+    with suppress(ImportError):
+        from setproctitle import setproctitle  # noqa: PLC0415 - a build without it still serves
+
+        setproctitle(f"vestibule {title}")
+
+
+def _default_signals() -> None:
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        if signal.getsignal(number) not in {None, signal.SIG_IGN}:
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])

@@ -1,0 +1,1 @@
+"""Metrics of all processes, health, and traces."""

@@ -1,0 +1,49 @@
+"""How this process' runtime stands, for the metrics: mailboxes, restarts, limits, pool, breakers, logs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from actors.ports import RuntimeStatistics
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from actors.kit.supervisor import Supervisor
+    from actors.rate_limiter import Decisions
+    from service.postgres.pool import Postgres
+    from service.redis.client import Redis
+
+
+LOG_LINES_DROPPED = "log_lines_dropped"
+COUNTED_ASIDE = ("forwarded_untrusted", LOG_LINES_DROPPED)  # shown from the start, as all others are
+
+
+def runtime(
+    supervisor: Supervisor, decisions: Decisions, postgres: Postgres, redis: Redis, aside: Mapping[str, int]
+) -> RuntimeStatistics:
+    """Return the levels of this moment and the counters since the start; `aside` are those that no part here keeps."""
+    levels: dict[str, float] = {
+        "breaker_open|postgres": float(postgres.breaker.statistics().is_open),
+        "breaker_open|redis": float(redis.statistics().is_open),
+    }
+    counters: dict[str, float] = {
+        "breaker_opened|postgres": postgres.breaker.statistics().opened,
+        "breaker_opened|redis": redis.statistics().opened,
+        **decisions.counters(),
+        **{name: aside.get(name, 0) for name in COUNTED_ASIDE},
+    }
+    for service in supervisor.services():
+        mailbox = service.mailbox.statistics()
+        levels[f"mailbox_waiting|{service.name}"] = mailbox.waiting
+        counters[f"mailbox_dropped|{service.name}"] = mailbox.dropped
+        counters[f"mailbox_turned_away|{service.name}"] = mailbox.turned_away
+        counters[f"restarts|{service.name}"] = service.restarts
+    pool = postgres.statistics()
+    levels["pool_connections"] = pool.get("pool_size", 0)
+    levels["pool_available"] = pool.get("pool_available", 0)
+    levels["pool_waiting"] = pool.get("requests_waiting", 0)
+    counters["pool_connected"] = pool["connections_num"]
+    counters["pool_waited"] = pool["requests_queued"]
+    counters["pool_timed_out"] = pool["requests_errors"]
+    return RuntimeStatistics(levels, counters)
