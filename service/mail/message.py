@@ -40,6 +40,7 @@ TEMPLATE_NAME = re.compile(r"(?P<kind>code|notice)\.(?P<locale>[a-z]{2,3}(-[A-Za
 PLACEHOLDERS = {"code", "seconds", "site", "public_url", "locale"}
 SUBJECT = "Subject:"
 SAMPLES = ("9472063185", "6183590274")  # codes of up to ten digits: what differs between them differs for every code
+BOUNDARY = "=_vestibule"  # the same in every mail, to share a form; no quoted-printable text holds `=_` (RFC 2045, 6.7)
 PLAIN_LINE = 78  # characters of a line that travels as it is (RFC 5322, 2.1.1)
 ATOMS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
 QUOTED = re.compile(r'"([\x20-\x21\x23-\x5b\x5d-\x7e]|\\[\x20-\x7e])*"')
@@ -186,6 +187,7 @@ class Messages:
         email.set_content(text, cte="7bit" if plain else "quoted-printable")
         if html is not None:
             email.add_alternative(html, subtype="html", cte="quoted-printable")
+            email.set_boundary(BOUNDARY)
         email["Content-Language"] = locale  # last: content headers that are there first move into a part
         return Message(self.sender, "", "", locale, subject, text, html, email.as_bytes())
 

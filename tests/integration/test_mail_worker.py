@@ -20,11 +20,13 @@ from actors.domain.email_address import EmailAddress
 from actors.domain.mail import MailKind
 from actors.domain.user import CodePolicy
 from actors.ports import NewAccount, NewMail
+from service.mail.worker import life_needed
 from service.postgres.accounts import PostgresAccounts
 from service.postgres.ids import uuid7
 from service.postgres.pool import Postgres
 from service.redis.client import Redis
 from service.redis.wakeups import TaskiqWakeups
+from service.settings import Settings
 from tests.servers.postgres import PostgresServer
 
 if TYPE_CHECKING:
@@ -288,7 +290,10 @@ def test_a_worker_waits_for_postgres_and_an_acceptance_outlives_its_death(
         workers.until(STATES, "accepted")
         workers.owe("bob", wake=True)
         assert [mail.recipients for mail in smtp.wait_for(2)] == [("ada@example.com",), ("bob@example.com",)]
-        assert worker.poll() is None
+        workers.until(STATES, "accepted", "accepted")
+        postgres.kill()
+        worker.terminate()
+        assert worker.wait(3) == 0
 
 
 @pytest.mark.parametrize(
@@ -413,6 +418,12 @@ def test_a_send_that_stalls_past_its_lease_stays_with_its_worker(workers: Worker
 
 
 # -- around it
+
+
+@pytest.mark.parametrize(("max_age", "needed"), [(900, 220), (120, 90)])
+def test_a_code_leaves_with_its_minute_and_the_longest_dialogue_left_of_its_cap(max_age: int, needed: float) -> None:
+    """Where the cap is short the dialogue gets half of what is beyond the minute, so that a new code can leave."""
+    assert life_needed(Settings(code_max_age_seconds=max_age)) == needed
 
 
 def test_settings_that_could_make_no_mail_stop_the_start_with_one_line(workers: Workers) -> None:
