@@ -74,7 +74,7 @@ class Threads:
     and refuses those that wait with NotAccepted.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - options with names, given by `open` alone
         self,
         name: str,
         number: int,
@@ -104,7 +104,7 @@ class Threads:
 
     @classmethod
     @asynccontextmanager
-    async def open(
+    async def open(  # noqa: PLR0913 - options with names and defaults
         cls,
         name: str,
         number: int,

@@ -38,6 +38,7 @@ THREADS: Final = 4
 DEADLINE_SECONDS: Final = 1.5  # the contract answers within 2 s when PostgreSQL is away
 GRACE_SECONDS: Final = 0.2  # what the thread may take beyond the deadline to say how far it came
 CONNECT_SECONDS: Final = 2  # the shortest that libpq knows
+IDLE_SECONDS: Final = 0.05  # a connection that was used since needs no look: looking lets other threads in between
 LOOK_SECONDS: Final = 0.05  # between tries to reach a server that went away a moment ago
 ROLLED_BACK: Final = "40"  # SQLSTATE: for another transaction's sake
 GOING: Final = "57P"  # SQLSTATE: the server goes down or comes up
@@ -50,6 +51,7 @@ UNUSABLE: Final = {  # SQLSTATE: it answers, and nothing can be done there until
     "3F000",  # no such schema
     "42501",  # not allowed
     "25006",  # read-only: a standby
+    "0A000",  # a standby too, where BEGIN asks for more
 }
 CONNECTION: Final[dict[str, Any]] = {
     "autocommit": True,  # a statement is a transaction
@@ -183,8 +185,8 @@ class Transaction:
 class Connections:
     """A connection for each thread, which no other thread uses: made when it is needed, and again when it is stale.
 
-    Stale is one that broke, or on which something came unasked (the server's farewell), and every one that is older
-    than the last outage: the network may have forgotten it.
+    Stale is one that broke, one on which something came while it was idle, and every one that is older than the last
+    outage: the network may have forgotten it.
     """
 
     def __init__(self, url: str) -> None:
@@ -198,8 +200,11 @@ class Connections:
     def get(self, transaction: Transaction) -> Connection:
         """Return this thread's connection; raises psycopg.Error when the server takes none."""
         connection: Connection | None = getattr(self._mine, "connection", None)
-        if connection is not None and self._mine.outages == self._outages and not _is_stale(connection):
-            return connection
+        now = monotonic()
+        if connection is not None and self._mine.outages == self._outages:
+            idle, self._mine.used = now - self._mine.used, now
+            if not connection.closed and (idle < IDLE_SECONDS or not _has_news(connection)):
+                return connection
         self.drop()
         self._mine.outages = self._outages
         try:
@@ -207,7 +212,7 @@ class Connections:
         except psycopg.OperationalError:
             sleep(LOOK_SECONDS)  # in a thread; a server that comes back tells nobody
             raise
-        self._mine.connection = connection
+        self._mine.connection, self._mine.used = connection, now
         with self._counting:
             self.made += 1
             self.open += 1
@@ -229,10 +234,8 @@ class Connections:
         self._outages += 1
 
 
-def _is_stale(connection: Connection) -> bool:
-    """Return whether the server, or the network, has ended an idle connection."""
-    if connection.closed:
-        return True
+def _has_news(connection: Connection) -> bool:
+    """Return whether something came on an idle connection: its end, or the server's farewell."""
     wire = select.poll()
     wire.register(connection.fileno(), select.POLLIN)
     return bool(wire.poll(0))
@@ -345,7 +348,7 @@ class Postgres:
                 raise
 
     def _judge(self, error: psycopg.Error) -> None:
-        """Return when the transaction can be tried again, raise Stalled when the server is no use, else what it says."""
+        """Return when the transaction can be tried again; raise Stalled when the server is no use, else the error."""
         state = error.sqlstate or ""
         if state in UNUSABLE:
             raise Unusable from None
