@@ -39,8 +39,7 @@ COUNTERS = {
     "limits_given_back": ("vestibule_limit_given_back", "", "Uses given back because the work could not be done."),
     "limits_give_backs_lost": ("vestibule_limit_give_backs_lost", "", "Uses that stayed counted: no store was there."),
     "pool_connected": ("vestibule_database_pool_connected", "", "Database connections opened."),
-    "pool_waited": ("vestibule_database_pool_waited", "", "Statements that waited for a database connection."),
-    "pool_timed_out": ("vestibule_database_pool_timed_out", "", "Statements that got no database connection in time."),
+    "pool_timed_out": ("vestibule_database_pool_timed_out", "", "Statements that had no answer in time."),
     "forwarded_untrusted": ("vestibule_forwarded_untrusted", "", "Forwarded headers of peers that no setting trusts."),
     "log_lines_dropped": ("vestibule_log_lines_dropped", "", "Log lines that nobody took in time."),
 }

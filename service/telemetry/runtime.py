@@ -39,11 +39,10 @@ def runtime(
         counters[f"mailbox_dropped|{service.name}"] = mailbox.dropped
         counters[f"mailbox_turned_away|{service.name}"] = mailbox.turned_away
         counters[f"restarts|{service.name}"] = service.restarts
-    pool = postgres.statistics()
-    levels["pool_connections"] = pool.get("pool_size", 0)
-    levels["pool_available"] = pool.get("pool_available", 0)
-    levels["pool_waiting"] = pool.get("requests_waiting", 0)
-    counters["pool_connected"] = pool["connections_num"]
-    counters["pool_waited"] = pool["requests_queued"]
-    counters["pool_timed_out"] = pool["requests_errors"]
+    connections = postgres.statistics()
+    levels["pool_connections"] = connections.open
+    levels["pool_available"] = connections.free
+    levels["pool_waiting"] = connections.waiting
+    counters["pool_connected"] = connections.made
+    counters["pool_timed_out"] = connections.late
     return RuntimeStatistics(levels, counters)
