@@ -212,12 +212,16 @@ class Connections:
         except psycopg.OperationalError:
             sleep(LOOK_SECONDS)  # in a thread; a server that comes back tells nobody
             raise
+        try:
+            with transaction.on(connection, sent=False):
+                configure(connection)
+        except BaseException:
+            connection.close()
+            raise
         self._mine.connection, self._mine.used = connection, now
         with self._counting:
             self.made += 1
             self.open += 1
-        with transaction.on(connection, sent=False):
-            configure(connection)
         return connection
 
     def drop(self) -> None:
