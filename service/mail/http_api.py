@@ -76,7 +76,7 @@ class HttpTransport:
         await self._post(self._messages.write(mail, code))
 
     async def send_test(self, recipient: str, test_id: UUID) -> None:
-        """Send a test mail; raises as `send` does, and NotAnAddress."""
+        """Send a test mail; raises as `send` does."""
         await self._post(self._messages.test(recipient, test_id))
 
     async def _post(self, message: Message) -> None:

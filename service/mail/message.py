@@ -139,11 +139,7 @@ class Messages:
         What all mails of a kind and language share is made once: it costs a millisecond of CPU, most of a mail.
         """
         locale = nearest(mail.locale, self._templates.locales)
-        try:
-            recipient = ascii_address(mail.recipient)
-        except NotAnAddress:
-            raise Rejected("the recipient is no address for SMTP") from None
-        own: dict[str, Any] = {"recipient": recipient, "message_id": self._message_id(mail.id)}
+        own = self._own(mail.recipient, mail.id)
         if code is None:
             return replace(self._built(mail.kind, locale, None), **own)
         sample, form = self._form(mail.kind, locale, len(code))
@@ -154,14 +150,18 @@ class Messages:
         return replace(form, text=form.text.replace(sample, code), html=html, mime=mime, **own)
 
     def test(self, recipient: str, test_id: UUID) -> Message:
-        """Return the mail of `vestibule check --send-to`; raises NotAnAddress."""
+        """Return the mail of `vestibule check --send-to`; raises Rejected as `write` does."""
         text = "This is a test mail from Vestibule. Mails reach this address.\n"
-        message = self._message(FALLBACK, "Test mail from Vestibule", text, None)
-        return replace(message, recipient=ascii_address(recipient), message_id=self._message_id(test_id))
+        return replace(self._message(FALLBACK, "Test mail from Vestibule", text, None), **self._own(recipient, test_id))
 
-    def _message_id(self, mail: UUID) -> str:
-        """Derive the name, since mails are read by others than their owner and ids stay inside."""
-        return f"<{hashlib.sha256(mail.bytes).hexdigest()[:32]}@{self.sender.domain}>"
+    def _own(self, recipient: str, mail: UUID) -> dict[str, Any]:
+        """Return what a message has of its own; its id does not tell the mail's, which stays inside."""
+        digest = hashlib.sha256(mail.bytes).hexdigest()
+        try:
+            address = ascii_address(recipient)
+        except NotAnAddress:
+            raise Rejected("the recipient is no address for SMTP") from None
+        return {"recipient": address, "message_id": f"<{digest[:32]}@{self.sender.domain}>"}
 
     def _build_form(self, kind: MailKind, locale: str, digits: int) -> tuple[str, Message | None]:
         """Return a sample code and the message that carries it.

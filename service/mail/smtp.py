@@ -115,7 +115,7 @@ class SmtpTransport:
         await self._send(self._messages.write(mail, code))
 
     async def send_test(self, recipient: str, test_id: UUID) -> None:
-        """Send a test mail; raises as `send` does, and NotAnAddress."""
+        """Send a test mail; raises as `send` does."""
         await self._send(self._messages.test(recipient, test_id))
 
     async def _send(self, message: Message) -> None:

@@ -46,7 +46,7 @@ class MailTransport(Transport, Protocol):
         ...
 
     async def send_test(self, recipient: str, test_id: UUID) -> None:
-        """Send a test mail; raises as `send` does, and NotAnAddress."""
+        """Send a test mail; raises as `send` does."""
         ...
 
 

@@ -76,7 +76,8 @@ async def _work(
     lost_lines: Callable[[], int],
 ) -> None:
     worker = f"mail@{socket.gethostname()}.{uuid4().hex[:8]}"
-    with anyio.open_signal_receiver(*_endings()) as signals:
+    endings = _endings()
+    with anyio.open_signal_receiver(*endings) as signals:
         async with wire(settings, servers, worker) as parts, opening as transport, anyio.create_task_group() as aside:
             aside.start_soon(_count_lost_lines, parts, lost_lines)
             delivery = Delivery(
@@ -102,6 +103,8 @@ async def _work(
                 finish.set()
                 group.cancel_scope.deadline = anyio.current_time() + settings.grace_seconds
             aside.cancel_scope.cancel()
+    for ending in endings:
+        signal.signal(ending, signal.SIG_IGN)  # a second one must not kill what ends in order
     logger.info("mail worker stopped")
 
 

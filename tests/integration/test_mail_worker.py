@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from service.mail.worker import life_needed
 from service.postgres.accounts import PostgresAccounts
 from service.postgres.ids import uuid7
 from service.postgres.pool import Postgres
+from service.processes.spawn import command
 from service.redis.client import Redis
 from service.redis.wakeups import TaskiqWakeups
 from service.settings import Settings
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 KEY: Final = b"1" * 32
 KEYRING: Final = Keyring({"k1": KEY})
 POLICY: Final = CodePolicy(attempts=5, ttl_seconds=60, max_age_seconds=900, cooldown_seconds=30, budgets=())
-WORKER: Final = [sys.executable, "-m", "tests.servers.mail_worker"]
+WORKER: Final = [*command("worker"), "--supervised"]
 PATIENCE: Final = 15.0
 
 
@@ -60,12 +60,19 @@ class Workers:
 
     def start(self, **settings: str) -> subprocess.Popen[bytes]:
         """Start one more and wait until it works."""
-        before = self.logged("mail worker started")
-        with self._log.open("ab") as log:
-            process = self.begin(log, **settings)
-        self.wait(lambda: self.logged("mail worker started") > before or process.poll() is not None)
-        assert process.poll() is None, self.log
+        [process] = self.start_all(1, **settings)
         return process
+
+    def start_all(self, number: int, **settings: str) -> list[subprocess.Popen[bytes]]:
+        """Start so many more and wait until they work."""
+        wanted = self.logged("mail worker started") + number
+        with self._log.open("ab") as log:
+            processes = [self.begin(log, **settings) for _ in range(number)]
+        self.wait(
+            lambda: self.logged("mail worker started") == wanted or any(one.poll() is not None for one in processes)
+        )
+        assert all(one.poll() is None for one in processes), self.log
+        return processes
 
     def begin(self, output: BinaryIO, **settings: str) -> subprocess.Popen[bytes]:
         """Start one more, which writes its log there."""
@@ -191,8 +198,7 @@ def test_a_mail_that_a_worker_is_woken_for_does_not_wait_for_the_next_sweep(work
 
 def test_several_workers_send_each_mail_once(workers: Workers, smtp: SmtpServer) -> None:
     """Sixty mails, swept and woken for by three processes."""
-    for _ in range(3):
-        workers.start()
+    workers.start_all(3)
     workers.owe(*(f"p{number}" for number in range(60)), wake=True)
     mails = smtp.wait_for(60)
     workers.until("SELECT DISTINCT state FROM vestibule.mails", "accepted")
@@ -200,15 +206,14 @@ def test_several_workers_send_each_mail_once(workers: Workers, smtp: SmtpServer)
 
 
 def test_a_deferred_mail_leaves_later_as_the_same_mail(workers: Workers, smtp: SmtpServer) -> None:
-    """A 4xx and a lost answer wait out their back-off; what arrives twice is the same."""
-    smtp.answer("451 4.3.0 later")
+    """A lost answer waits out its back-off; what arrives twice is the same."""
     smtp.hang_up()
     workers.start()
     workers.owe("ada", wake=True)
     first, second = smtp.wait_for(2)
     assert first.message["Message-ID"] == second.message["Message-ID"]
     assert code_in(first) == code_in(second) == workers.code()
-    workers.until("SELECT tries FROM vestibule.mails WHERE state = 'accepted'", 3)
+    workers.until("SELECT tries FROM vestibule.mails WHERE state = 'accepted'", 2)
 
 
 def test_a_refused_mail_is_dead_and_the_others_leave(workers: Workers, smtp: SmtpServer) -> None:
@@ -335,14 +340,14 @@ def hanging_up(to: signal.Handlers) -> Iterator[None]:
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_an_idle_worker_ends_at_once(workers: Workers, how: signal.Signals) -> None:
-    """Within three seconds and with 0, asked twice too."""
+def test_an_idle_worker_ends_at_once(workers: Workers) -> None:
+    """Within three seconds and with 0, whichever signal asks, and asked twice too."""
     with hanging_up(signal.SIG_DFL):
-        process = workers.start()
-    process.send_signal(how)
-    process.send_signal(how)
-    assert process.wait(3) == 0
+        processes = workers.start_all(3)
+    for process, how in zip(processes, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP), strict=True):
+        process.send_signal(how)
+        process.send_signal(how)
+    assert [process.wait(3) for process in processes] == [0, 0, 0]
 
 
 def test_a_worker_that_shall_outlive_its_terminal_does(workers: Workers, smtp: SmtpServer) -> None:
@@ -430,8 +435,9 @@ def test_settings_that_could_make_no_mail_stop_the_start_with_one_line(workers: 
     """Before a mail needs them, and before anything is opened."""
     environment = workers.environment | {"VESTIBULE_MAIL_FROM": "no@body@"}
     result = subprocess.run(WORKER, env=environment, capture_output=True, text=True, check=False, timeout=20)
-    assert result.returncode == 1
-    assert result.stderr.splitlines() == ["VESTIBULE_MAIL_FROM: must be an address, or Name <address>"]
+    assert result.returncode != 0
+    [line] = result.stderr.splitlines()
+    assert line.endswith("VESTIBULE_MAIL_FROM: must be an address, or Name <address>")
 
 
 def test_log_lines_that_nobody_read_are_in_the_metrics(workers: Workers) -> None:
