@@ -30,9 +30,7 @@ MOST_LOCAL_BYTES: Final = 64  # RFC 5321, section 4.5.3.1.1
 ATOM: Final = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 DOMAINS_KEPT: Final = 1024  # most people share a few, and reading one takes as long as all the rest of the address
 DOT_ATOM: Final = re.compile(rf"{ATOM}(\.{ATOM})*")
-
-
-SEPARATOR = "\n"
+SEPARATOR: Final = "\n"
 
 
 class Bcrypt:

@@ -239,7 +239,7 @@ class Connections:
 
 
 def _has_news(connection: Connection) -> bool:
-    """Return whether something came on an idle connection: its end, or the server's farewell."""
+    """Return whether something came on an idle connection: its end, or the reason for it."""
     wire = select.poll()
     wire.register(connection.fileno(), select.POLLIN)
     return bool(wire.poll(0))

@@ -157,13 +157,13 @@ class Redis:
         return self._refusal if self._breaker.is_open else ""
 
     def _log(self, statistics: BreakerStatistics) -> None:
-        told = logger.bind(outage=statistics.opened)
+        log = logger.bind(outage=statistics.opened)
         if not statistics.is_open:
-            told.info("Redis is back")
+            log.info("Redis is back")
         elif self._refusal:
-            told.warning("Redis refuses to work for us; going on without it", reply=self._refusal)
+            log.warning("Redis refuses to work for us; going on without it", reply=self._refusal)
         else:
-            told.warning("Redis is away; going on without it", reason=statistics.reason)
+            log.warning("Redis is away; going on without it", reason=statistics.reason)
 
 
 def refusal(error: Exception) -> str:
