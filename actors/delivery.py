@@ -67,20 +67,12 @@ class DeliveryLog(Protocol):
         """Report what became of a mail."""
         ...
 
-    def server_failing(self, reason: str, seconds: float) -> None:
-        """Report that no mail can be sent, for so many seconds by now; 0 when it begins."""
+    def server(self, failure: str | None, seconds: float) -> None:
+        """Report why no mail can be sent, 0 seconds after it began and once a minute; None when it is over."""
         ...
 
-    def server_works(self, seconds: float) -> None:
-        """Report that the mail server works again after so many seconds."""
-        ...
-
-    def queue_away(self, error: MachineError) -> None:
-        """Report that the mail queue cannot be asked; once until `queue_back`."""
-        ...
-
-    def queue_back(self) -> None:
-        """Report that the mail queue answers again."""
+    def queue(self, failure: MachineError | None) -> None:
+        """Report that the mail queue cannot be asked, once; None when it answers again."""
         ...
 
 
@@ -144,7 +136,7 @@ class _ServerState:
         now = anyio.current_time()
         if now >= self._next_warning:
             self._next_warning = now + WARNING_SECONDS
-            self._log.server_failing(self._reason, now - self._since)
+            self._log.server(self._reason, now - self._since)
         return self._next_warning
 
     def _fail(self, reason: str) -> None:
@@ -157,7 +149,7 @@ class _ServerState:
         self._refuses_all = False
         self.next_try = 0.0
         if self._since is not None:
-            self._log.server_works(anyio.current_time() - self._since)
+            self._log.server(None, anyio.current_time() - self._since)
             self._since = None
 
 
@@ -264,10 +256,10 @@ class Delivery:
         try:
             mails = await self._queue.claim(room)
         except MachineError as error:
-            self._queue_failed(error)
+            self._note_queue(error)
             self._queue_retry = anyio.current_time() + max(SWEEP_SECONDS, error.retry_after)
             return []
-        self._queue_answered()
+        self._note_queue(None)
         self._woken = self._woken or 2 * len(mails) >= room  # more may be due
         self._next_sweep = anyio.current_time() + SWEEP_SECONDS * (0.75 + self._chance() / 2)
         claimed = [_InHand(mail, trial=trial) for mail in mails]
@@ -295,7 +287,7 @@ class Delivery:
                 if not await self._fresh(one):
                     return Result(Outcome.NOT_NEEDED)
             except MachineError as error:
-                self._queue_failed(error)
+                self._note_queue(error)
                 return Result(Outcome.PUT_BACK)
             result = await self._send(one)
             self._server.attempted()
@@ -354,9 +346,9 @@ class Delivery:
             try:
                 kept = await self._queue.extend(list(renewed.values()))
             except MachineError as error:
-                self._queue_failed(error)
+                self._note_queue(error)
                 continue
-            self._queue_answered()
+            self._note_queue(None)
             for one, mail in renewed.items():
                 if mail.id not in kept and one.mail is mail:  # not reissued meanwhile
                     one.sending.cancel()
@@ -374,7 +366,7 @@ class Delivery:
             try:
                 await self._write(done)
             except MachineError as error:
-                self._queue_failed(error)
+                self._note_queue(error)
                 await anyio.sleep(max(0.1, error.retry_after))
 
     async def _write(self, done: dict[Outcome, list[tuple[_InHand, Result]]]) -> None:
@@ -398,13 +390,9 @@ class Delivery:
         self._log.delivered(one.mail, result)
         self._change()
 
-    def _queue_failed(self, error: MachineError) -> None:
-        if not self._queue_away:
-            self._queue_away = True
-            self._log.queue_away(error)
-
-    def _queue_answered(self) -> None:
-        if self._queue_away:
-            self._queue_away = False
-            self._log.queue_back()
+    def _note_queue(self, failure: MachineError | None) -> None:
+        """Report when the queue goes away and when it is back."""
+        if self._queue_away != (failure is not None):
+            self._queue_away = failure is not None
+            self._log.queue(failure)
             self._change()

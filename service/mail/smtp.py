@@ -41,32 +41,24 @@ ABOUT_US = re.compile(
     re.IGNORECASE,
 )
 ADDRESSES = re.compile(r"<[^>]*>|\S*@\S*")
-ENHANCED_WORDS = {
-    "5.7.8": "authentication failed",
-    "5.7.9": "authentication mechanism too weak",
-    "5.7.0": "not permitted",
-    "5.7.1": "not permitted",
-    "4.7.1": "not permitted for now",
+WORDS = {  # for the enhanced code, else for the code
     "5.1.1": "no such mailbox",
     "5.1.2": "no such domain",
     "5.2.2": "mailbox full",
-    "4.2.2": "mailbox full",
     "5.3.4": "message too big",
-}
-CODE_WORDS = {
-    421: "service not available",
-    450: "mailbox busy",
-    451: "error at the server",
-    452: "no room at the server",
-    454: "not available for now",
-    530: "authentication required",
-    534: "authentication mechanism too weak",
-    535: "authentication failed",
-    538: "encryption required",
-    550: "mailbox not available",
-    552: "too big",
-    553: "address not allowed",
-    554: "refused",
+    "5.7.1": "not permitted",
+    "5.7.8": "authentication failed",
+    "421": "service not available",
+    "450": "mailbox busy",
+    "451": "error at the server",
+    "452": "no room at the server",
+    "530": "authentication required",
+    "534": "authentication mechanism too weak",
+    "535": "authentication failed",
+    "550": "mailbox not available",
+    "552": "too big",
+    "553": "address not allowed",
+    "554": "refused",
 }
 
 
@@ -279,7 +271,7 @@ def _about_the_mail(stage: str, error: SMTPResponseException) -> bool:
 def _reason(error: SMTPResponseException, stage: str) -> str:
     """Return the reply's codes with words of our own, and the stage; the reply's text may hold addresses."""
     enhanced = ENHANCED.match(error.message)
-    words = ENHANCED_WORDS.get(enhanced[0] if enhanced else "") or CODE_WORDS.get(error.code, "")
-    parts = [str(error.code), enhanced[0] if enhanced else "", words]
-    reason = " ".join(filter(None, parts))
+    codes = [str(error.code), *([enhanced[0]] if enhanced else [])]
+    words = [WORDS[code] for code in reversed(codes) if code in WORDS][:1]
+    reason = " ".join([*codes, *words])
     return reason if stage == "log-in" else f"{reason} at {stage}"

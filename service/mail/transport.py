@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import ssl
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Literal, Protocol
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from actors.ports import Transport
-from service.mail.message import DOMAIN, Messages
+from service.mail.message import Messages, NotAnAddress, ascii_address
 from service.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -120,11 +120,14 @@ def ehlo_name(settings: Settings, sender_domain: str) -> str:
     """
     host = urlsplit(settings.public_url).hostname if settings.public_url else None
     name = settings.mail_ehlo or host or sender_domain
+    if ":" in name and not name.startswith("["):
+        return f"[IPv6:{name}]"
+    if re.fullmatch(r"[0-9.]+", name):
+        return f"[{name}]"
     try:
-        address = ip_address(name)
-    except ValueError:
-        return name if DOMAIN.fullmatch(name) or name.startswith("[") else _ascii_host(name, sender_domain)
-    return f"[IPv6:{address}]" if address.version == 6 else f"[{address}]"  # noqa: PLR2004 - the version's own number
+        return name if name.startswith("[") else ascii_address(f"postmaster@{name}").rpartition("@")[2]
+    except NotAnAddress:
+        return sender_domain
 
 
 def connection_reason(error: BaseException) -> str:
@@ -144,13 +147,6 @@ def connection_reason(error: BaseException) -> str:
         return "connection refused"
     numbers = [one.errno for one in chain if isinstance(one, OSError) and one.errno]
     return os.strerror(numbers[0]).lower() if numbers else "connection closed by the server"
-
-
-def _ascii_host(name: str, otherwise: str) -> str:
-    try:
-        return name.encode("idna").decode("ascii")
-    except UnicodeError:
-        return otherwise
 
 
 def _bad(what: str) -> SettingsError:

@@ -45,6 +45,11 @@ RETRY_SECONDS = (0.5, 1.0, 2.0)  # between connections while Redis is away; the 
 DISCONNECT_SECONDS = 0.1  # after the receiver was told to end; mostly it has by then
 STEADY_SECONDS = 5.0  # a connection that holds for so long is back; a shorter one may be a server that refuses to read
 COUNT_SECONDS = 1.0  # between looks for lost log lines
+OUTCOMES = {  # how an outcome is logged; others are let go
+    Outcome.ACCEPTED: ("INFO", "mail accepted"),
+    Outcome.DEFERRED: ("INFO", "mail deferred"),
+    Outcome.DEAD: ("WARNING", "mail dead"),
+}
 CHANCE = random.SystemRandom().random
 
 
@@ -143,34 +148,25 @@ class Report:
         log = logger.bind(mail=mail.id, tries=mail.tries, kind=mail.kind, trace_id=trace[0] if trace else None)
         if result.error is not None:
             log.opt(exception=result.error).error("a mail failed in the worker's own program")
-        match result.outcome:
-            case Outcome.ACCEPTED:
-                log.info("mail accepted")
-            case Outcome.DEFERRED:
-                log.info("mail deferred", reason=result.reason, retry_seconds=result.retry_seconds)
-            case Outcome.DEAD:
-                log.warning("mail dead", reason=result.reason)
-            case Outcome.PUT_BACK | Outcome.NOT_NEEDED | Outcome.LOST:
-                log.debug("mail let go", outcome=result.outcome)
+        if result.reason:
+            log = log.bind(reason=result.reason)
+        log.log(*OUTCOMES.get(result.outcome, ("DEBUG", f"mail let go: {result.outcome}")))
 
-    def server_failing(self, reason: str, seconds: float) -> None:
-        """Warn that no mail can be sent."""
-        if seconds:
-            logger.warning("mail server still unavailable", reason=reason, seconds=round(seconds))
+    def server(self, failure: str | None, seconds: float) -> None:
+        """Warn that no mail can be sent, or log that it is over."""
+        if failure is None:
+            logger.info("mail server available again", seconds=round(seconds))
+        elif seconds:
+            logger.warning("mail server still unavailable", reason=failure, seconds=round(seconds))
         else:
-            logger.warning("mail server unavailable", reason=reason)
+            logger.warning("mail server unavailable", reason=failure)
 
-    def server_works(self, seconds: float) -> None:
-        """Log the end of an outage of the mail server."""
-        logger.info("mail server available again", seconds=round(seconds))
-
-    def queue_away(self, error: MachineError) -> None:
-        """Warn that Postgres does not answer."""
-        logger.warning("the mail queue does not answer; asking again every second", error=type(error).__name__)
-
-    def queue_back(self) -> None:
-        """Log the end of it."""
-        logger.info("the mail queue answers again")
+    def queue(self, failure: MachineError | None) -> None:
+        """Warn that Postgres does not answer, or log that it is over."""
+        if failure is None:
+            logger.info("the mail queue answers again")
+        else:
+            logger.warning("the mail queue does not answer; asking again every second", error=type(failure).__name__)
 
 
 class WakeupBroker(RedisStreamBroker):

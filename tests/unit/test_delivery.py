@@ -36,21 +36,13 @@ class Log:
         """Keep a result."""
         self.results.append((mail.id, result))
 
-    def server_failing(self, reason: str, seconds: float) -> None:
-        """Keep a warning."""
-        self.lines.append(f"failing {reason} {seconds:.0f}")
+    def server(self, failure: str | None, seconds: float) -> None:
+        """Keep a warning or the end of a failure."""
+        self.lines.append(f"failing {failure} {seconds:.0f}" if failure else f"works {seconds:.0f}")
 
-    def server_works(self, seconds: float) -> None:
-        """Keep the end of a failure."""
-        self.lines.append(f"works {seconds:.0f}")
-
-    def queue_away(self, error: MachineError) -> None:
-        """Keep a warning."""
-        self.lines.append(f"queue away {type(error).__name__}")
-
-    def queue_back(self) -> None:
-        """Keep the end of an outage."""
-        self.lines.append("queue back")
+    def queue(self, failure: MachineError | None) -> None:
+        """Keep a warning or the end of an outage."""
+        self.lines.append(f"queue away {type(failure).__name__}" if failure else "queue back")
 
     @property
     def outcomes(self) -> list[Outcome]:
