@@ -1,0 +1,275 @@
+"""The application over flows that answer as the test says, and over everything else it talks to, in memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
+
+import anyio
+
+from actors.domain.errors import InvalidCredentials, UnknownStatus
+from actors.domain.histogram import Histogram
+from actors.domain.rate_limit import Reading, Rule
+from actors.domain.totals import Totals
+from actors.domain.user import State
+from actors.kit.background import BackgroundTasks
+from actors.kit.mailbox import Address, Mailbox
+from actors.metrics_aggregator import Observation
+from actors.ports import Business, Delays, MailFigures, Metrics, StoreUnavailable, WindowRequest
+from actors.signup import Activation, Profile, Progress, Registration, Resend, SignUp
+from service.http.app import Parts, build
+from service.settings import Settings
+from tests.fakes.rate_limits import FakeRateLimits
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from quart import Quart
+
+    from actors.authentication import Credentials
+    from actors.domain.rate_limit import Admission
+    from actors.limits import Client
+    from actors.rate_limiter import Admit
+    from actors.signup import Form
+    from service.http.health import Verdict
+
+ResultT = TypeVar("ResultT")
+
+BORN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+SOMEONE = UUID(int=7)
+TOKEN = "unguessable-token"
+EMAIL, PASSWORD, CODE = "ada@example.com", "correct horse battery", "012345"
+PER_HOUR = Rule("register", 5, 3600)
+
+
+class ScriptedSignUp(SignUp):
+    """Knows one account, EMAIL with PASSWORD and CODE; raises `failure` from every flow when it is set."""
+
+    def __init__(self) -> None:
+        self.failure: Exception | None = None
+        self.strict = False
+        self.form: Form | None = None
+        self.client: Client | None = None
+
+    async def register(self, client: Client, form: Form) -> Registration | None:
+        """Register anybody."""
+        self.client, self.form = client, form
+        client.readings.append(Reading(PER_HOUR, 4, 12.5))
+        self._fail()
+        return None if self.strict else Registration(SOMEONE, form.email, BORN, TOKEN)
+
+    async def activate(self, client: Client, credentials: Credentials, code: str) -> Activation:
+        """Activate the one account."""
+        self._check(client, credentials)
+        assert code == CODE
+        return Activation(EMAIL, BORN)
+
+    async def resend(self, client: Client, credentials: Credentials) -> Resend | None:
+        """Send another code."""
+        self._check(client, credentials)
+        return None if self.strict else Resend(EMAIL, 29.2, 8)
+
+    async def progress(self, client: Client, credentials: Credentials) -> Progress:
+        """Say that the mail is accepted."""
+        self._check(client, credentials)
+        return Progress(State.ACCEPTED, 41.3, 5, 0.0, EMAIL)
+
+    async def progress_of(self, status_token: str) -> Progress:
+        """Say that the mail is owed."""
+        self._fail()
+        if status_token != TOKEN:
+            raise UnknownStatus
+        return Progress(State.QUEUED, None, 5, 12.01, EMAIL)
+
+    async def profile(self, client: Client, credentials: Credentials) -> Profile:
+        """Show the one account."""
+        self._check(client, credentials)
+        return Profile(SOMEONE, EMAIL, is_activated=True, created_at=BORN, activated_at=BORN)
+
+    def _check(self, client: Client, credentials: Credentials) -> None:
+        self.client = client
+        self._fail()
+        if (credentials.email, credentials.password) != (EMAIL, PASSWORD):
+            raise InvalidCredentials
+
+    def _fail(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+
+@dataclass(slots=True)
+class ScriptedHealth:
+    """Says what the test sets."""
+
+    draining: bool = False
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
+
+    async def database(self) -> Verdict:
+        """Say what was set."""
+        return self.verdicts.get("database", "ok")
+
+    async def redis(self) -> Verdict:
+        """Say what was set."""
+        return self.verdicts.get("redis", "ok")
+
+    async def mail_queue(self) -> Verdict:
+        """Say what was set."""
+        return self.verdicts.get("mail_queue", "ok")
+
+    def note(self, sentence: str) -> None:
+        """Keep it."""
+        self.said.append(sentence)
+
+    async def notes(self) -> Sequence[str]:
+        """Say what was set."""
+        return self.said
+
+
+@dataclass
+class FixedReader:
+    """A reader that knows what the test says, or reaches no store."""
+
+    metrics: Metrics | None = None
+
+    async def read(self) -> Metrics:
+        """Return what the test has set, or refuse."""
+        if self.metrics is None:
+            raise StoreUnavailable
+        return self.metrics
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptedMail:
+    """A mail as the administration shows it."""
+
+    id: UUID
+    state: str = "dead"
+    kind: str = "code"
+    attempts: int = 1
+    created_at: datetime = datetime(2026, 1, 31, tzinfo=UTC)
+    due_at: datetime = datetime(2026, 1, 31, tzinfo=UTC)
+    accepted_at: datetime | None = None
+    reason: str | None = "550 at RCPT"
+    to: str = "ada@example.com"
+    locale: str = "en"
+
+
+class ScriptedMailAdmin:
+    """Holds the mails that a test gives it; `asked` and `replayed` keep what it was asked for."""
+
+    def __init__(self) -> None:
+        self.owed: list[ScriptedMail] = []
+        self.asked: list[tuple[str | None, datetime | None, int]] = []
+        self.replayed: list[tuple[list[UUID], bool]] = []
+
+    async def mails(
+        self, *, mail_id: UUID | None = None, state: str | None = None, since: datetime | None = None, limit: int = 100
+    ) -> list[ScriptedMail]:
+        """Return what matches."""
+        self.asked.append((state, since, limit))
+        return [mail for mail in self.owed if (mail_id is None or mail.id == mail_id) and state in {None, mail.state}]
+
+    async def replay(self, mail_ids: Sequence[UUID], *, dry_run: bool) -> list[UUID]:
+        """Replay what is named."""
+        self.replayed.append((list(mail_ids), dry_run))
+        return list(mail_ids)
+
+
+class PromptLimiter(Address):
+    """The RateLimiter's address without the actor: decides at once, over windows in memory.
+
+    `rate_limits.away` is raised to the asker.
+    """
+
+    def __init__(self) -> None:
+        self.rate_limits = FakeRateLimits(anyio.current_time)
+        self.asked: list[Admit] = []
+
+    async def ask(self, message: Any) -> Any:  # noqa: ANN401 - one kind of message, and its answer
+        """Decide."""
+        return await self._decide(message)
+
+    async def _decide(self, message: Admit) -> Admission:
+        self.asked.append(message)
+        [admission] = await self.rate_limits.decide([WindowRequest(message.buckets, message.count, message.ticket)])
+        return admission
+
+
+class Foreground(BackgroundTasks):
+    """Runs a flow in the request's own task."""
+
+    def __init__(self) -> None:
+        pass
+
+    async def run(self, work: Callable[[], Awaitable[ResultT]]) -> ResultT:
+        """Run it."""
+        return await work()
+
+
+class FakeService:
+    """All that the application needs, in memory."""
+
+    def __init__(self) -> None:
+        self.signup = ScriptedSignUp()
+        self.health = ScriptedHealth()
+        self.reader = FixedReader()
+        self.mail_admin = ScriptedMailAdmin()
+        self.limiter = PromptLimiter()
+        self.noticed = Counter[str]()
+        self.background: BackgroundTasks = Foreground()
+        self._mailbox = Mailbox(1000)
+
+    def app(self, given: Settings | None = None, **settings: Any) -> Quart:  # noqa: ANN401 - any setting
+        """Return the application, on Trio unless a loop is named."""
+        return build(
+            Parts(
+                settings=given or Settings.model_validate({"loop": "trio", **settings}),
+                signup=self.signup,
+                background=self.background,
+                metrics=Address(self._mailbox),
+                limiter=self.limiter,
+                reader=self.reader,
+                health=self.health,
+                mail_admin=self.mail_admin,
+                locales=("de", "en"),
+                noticed=self.noticed,
+            )
+        )
+
+    async def observations(self) -> list[Observation]:
+        """Take what was offered to the metrics so far."""
+        if not len(self._mailbox):
+            return []
+        messages = [envelope.message for envelope in await self._mailbox.take(1000)]
+        return [message for message in messages if isinstance(message, Observation)]
+
+
+def metrics() -> Metrics:
+    """Return metrics with something in every place."""
+    totals = Totals("api-1")
+    totals.count([("GET /livez", 200, 3.0), ("GET /livez", 200, 30.0), ("POST /x", 503, 20_000.0)], 0)
+    totals.raise_to({"limits_admitted|register": 4, "limits_refused|invalid": 2, "breaker_opened|redis": 1})
+    histogram = Histogram()
+    histogram.add(3.0)
+    levels = {"breaker_open|redis": 1.0, "mailbox_waiting|UserRegistry": 2.0}
+    return Metrics(
+        totals=totals.totals(),
+        levels={"one": levels, "two": levels},
+        latencies={"GET /livez": histogram},
+        business=Business(5, 4, 3, 2, 1),
+        mail=MailFigures(7, 12.34, 1, {"550 unknown": 1, "554 refused": 2}, Delays(3, 10.0, 20.0, 30.0)),
+        workers=2,
+        notes=("Redis is away.",),
+    )
+
+
+class Telling(FakeService):
+    """Has metrics to show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reader = FixedReader(metrics())

@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+from base64 import b64encode
+from ipaddress import ip_address, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from werkzeug.datastructures import Headers
+
+from actors.authentication import Credentials
+from actors.domain.errors import InvalidCredentials
+from service.http.client import LOCAL, ClientAddress, basic_credentials, client_address
+from service.http.schemas import controls
+from service.setting_values import Trusted
+
+TRUSTED = tuple(ip_network(text) for text in ("10.0.0.0/8", "fd00::/8"))
+PROXIES = Trusted(TRUSTED, unix=True)
+PROXY = "10.0.0.1"
+
+
+def of(peer: str, *, forwarded: str | None = None, xff: str | None = None) -> ClientAddress:
+    """Return the client of a request with these headers, where 10/8 and fd00::/8 are trusted."""
+    headers = Headers()
+    if forwarded is not None:
+        headers.add("Forwarded", forwarded)
+    if xff is not None:
+        headers.add("X-Forwarded-For", xff)
+    return client_address(peer, headers, PROXIES)
+
+
+def test_an_untrusted_peer_is_the_client() -> None:
+    """An untrusted peer's headers change nothing, and are noticed."""
+    assert of("192.0.2.7") == ClientAddress("192.0.2.7", (("192.0.2.7", 1),), untrusted_forwarding=False)
+    for client in (of("192.0.2.7", xff="203.0.113.9"), of("192.0.2.7", forwarded="for=203.0.113.9")):
+        assert client == ClientAddress("192.0.2.7", (("192.0.2.7", 1),), untrusted_forwarding=True)
+
+
+def test_without_trusted_proxies_nobody_is_believed() -> None:
+    """By default a private or loopback peer is a other too."""
+    headers = Headers({"X-Forwarded-For": "203.0.113.9"})
+    assert client_address("127.0.0.1", headers, Trusted()).address == "127.0.0.1"
+    assert client_address("127.0.0.1", headers, Trusted()).untrusted_forwarding
+
+
+def test_a_trusted_proxy_alone_is_the_client() -> None:
+    """A proxy that forwards nothing speaks for itself."""
+    assert of(PROXY) == ClientAddress(PROXY, ((PROXY, 1),), untrusted_forwarding=False)
+
+
+@pytest.mark.parametrize(
+    ("entries", "client"),
+    [
+        ("203.0.113.9", "203.0.113.9"),
+        ("198.51.100.1, 203.0.113.9", "203.0.113.9"),
+        ("198.51.100.1, 203.0.113.9, 10.1.1.1,10.2.2.2", "203.0.113.9"),
+        ("10.3.3.3, 10.2.2.2", "10.3.3.3"),
+        ("203.0.113.9:4711", "203.0.113.9"),
+        ("2001:db8::7", "2001:db8::7"),
+        ("[2001:db8::7]:443", "2001:db8::7"),
+        ("[2001:db8::7]", "2001:db8::7"),
+        ("::ffff:203.0.113.9", "203.0.113.9"),
+        ("[::ffff:203.0.113.9]:1", "203.0.113.9"),
+        ("fe80::1%eth0", "fe80::1"),
+        ("2001:db8::7, ::ffff:10.0.0.9", "2001:db8::7"),
+        (" ,203.0.113.9 ,, ", "203.0.113.9"),
+        ("203.0.113.9, fd00::1", "203.0.113.9"),
+    ],
+)
+def test_the_right_most_untrusted_address_of_a_list(entries: str, client: str) -> None:
+    """Trusted hops are passed over from the right; ports, brackets, zones and mapped addresses are read."""
+    assert of(PROXY, xff=entries).address == client
+
+
+@pytest.mark.parametrize(
+    "junk",
+    ["unknown", "_hidden", "example.com", "203.0.113", "203.0.113.09", "[203.0.113.8]", "2001:db8::7:99999x", "'", "1"],
+)
+def test_nothing_left_of_junk_is_believed(junk: str) -> None:
+    """An entry that names no address ends the reading at the last good one."""
+    assert of(PROXY, xff=f"203.0.113.9, {junk}").address == PROXY
+    assert of(PROXY, xff=f"203.0.113.9, {junk}, 10.7.7.7").address == "10.7.7.7"
+
+
+@pytest.mark.parametrize(
+    ("elements", "client"),
+    [
+        ("for=203.0.113.9", "203.0.113.9"),
+        ('For="203.0.113.9:4711";proto=https;by=10.0.0.1', "203.0.113.9"),
+        ('proto=https ; FOR="[2001:db8::7]:_port" , for=10.9.9.9', "2001:db8::7"),
+        ('host="a,b;for=1.1.1.1";for=203.0.113.9', "203.0.113.9"),
+        ("for=198.51.100.1, for=203.0.113.9", "203.0.113.9"),
+        ('for="[2001:db8::7]"', "2001:db8::7"),
+    ],
+)
+def test_the_for_of_a_forwarded_element(elements: str, client: str) -> None:
+    """RFC 7239's elements, quoted or not, in any order and case."""
+    assert of(PROXY, forwarded=elements).address == client
+
+
+@pytest.mark.parametrize(
+    "element",
+    [
+        "for=unknown",
+        "for=_SEVKISEK",
+        "proto=https",
+        "for=203.0.113.9;for=203.0.113.8",
+        "for=203.0.113.9 for=1.1.1.1",
+        'for="203.0.113.9',
+        'for="203.0.113\\.9"',
+        "for",
+        "=203.0.113.9",
+        ";",
+        "203.0.113.9",
+    ],
+)
+def test_a_forwarded_element_without_one_address_ends_the_reading(element: str) -> None:
+    """Unknown, hidden, missing, doubled and broken nodes leave the proxy as the client."""
+    assert of(PROXY, forwarded=f"for=198.51.100.1, {element}").address == PROXY
+
+
+@pytest.mark.parametrize("opening", ['for="', 'for="a, for=b', '"', 'for="\\', 'for=x;by="', '",for="'])
+def test_an_open_quote_swallows_no_proxy_s_entry(opening: str) -> None:
+    """What a client sends to the left of the proxy's own element cannot change how that is read."""
+    for own in ("for=203.0.113.9", 'for="203.0.113.9:1"', 'by="x";for="203.0.113.9"'):
+        assert of(PROXY, forwarded=f"{opening}, {own}").address == "203.0.113.9"
+
+
+def test_a_list_over_several_lines_is_one_list() -> None:
+    """Repeated headers are read as one, the last line last."""
+    headers = Headers([("X-Forwarded-For", "198.51.100.1"), ("x-forwarded-for", "203.0.113.9, 10.1.1.1")])
+    assert client_address(PROXY, headers, PROXIES).address == "203.0.113.9"
+
+
+def test_two_headers_that_differ_are_not_believed() -> None:
+    """When both headers are there they must name the same client, else the request counts for the proxy."""
+    assert of(PROXY, forwarded='for="203.0.113.9:7"', xff="203.0.113.9").address == "203.0.113.9"
+    assert of(PROXY, forwarded="for=203.0.113.9", xff="203.0.113.8").address == PROXY
+    assert of(PROXY, forwarded="for=unknown", xff="203.0.113.8").address == PROXY
+    assert of(PROXY, forwarded="", xff="203.0.113.8").address == PROXY
+
+
+def test_a_unix_socket_s_peer_is_a_trusted_proxy() -> None:
+    """With the word `unix` the socket's peer is believed; without it, or without a header, all share one window."""
+    assert of("", xff="198.51.100.1, 203.0.113.9").address == "203.0.113.9"
+    assert of("") == ClientAddress(LOCAL, ((LOCAL, 1),), untrusted_forwarding=False)
+    headers = Headers({"X-Forwarded-For": "203.0.113.9"})
+    assert client_address("", headers, Trusted(TRUSTED)) == ClientAddress(
+        LOCAL, ((LOCAL, 1),), untrusted_forwarding=True
+    )
+
+
+def test_ipv6_counts_by_site_and_by_delegation() -> None:
+    """IPv6 has a window for its /64 and one of four times the limit for its /48; mapped IPv4 has one."""
+    assert of("2001:db8:1:2:3::4").networks == (("2001:db8:1:2::/64", 1), ("2001:db8:1::/48", 4))
+    assert of("::ffff:192.0.2.7").networks == (("192.0.2.7", 1),)
+    assert of("fe80::1%lo").networks == (("fe80::/64", 1), ("fe80::/48", 4))
+
+
+def test_addresses_stay_out_of_texts() -> None:
+    """A client's repr, as a log might hold it, names no address."""
+    assert "192" not in repr(of("192.0.2.7"))
+
+
+def test_a_peer_that_is_no_address_is_a_stranger() -> None:
+    """A name where an address should be is neither trusted nor an error."""
+    client = of("testclient", xff="203.0.113.9")
+    assert client == ClientAddress(LOCAL, ((LOCAL, 1),), untrusted_forwarding=True)
+
+
+ADDRESSES = st.ip_addresses().map(str)
+UNTRUSTED = ADDRESSES.filter(
+    lambda text: (
+        all(ip_address(text) not in network for network in TRUSTED)
+        and getattr(ip_address(text), "ipv4_mapped", None) is None
+    )
+)
+TEXT = st.text(st.characters(exclude_characters="\r\n"), max_size=40)
+JUNK = st.one_of(TEXT, st.text(alphabet='fFoOrR=;,:"[]\\ \t.0123456789abcdef%_-', max_size=60))
+
+
+@given(peer=st.one_of(ADDRESSES, st.just(""), JUNK), forwarded=st.none() | JUNK, xff=st.none() | JUNK)
+def test_it_never_raises(peer: str, forwarded: str | None, xff: str | None) -> None:
+    """Whatever the peer and the headers are there is a client with at least one window."""
+    client = of(peer, forwarded=forwarded, xff=xff)
+    assert client.networks
+    assert all(times in {1, 4} for _, times in client.networks)
+
+
+@given(left=JUNK, client=UNTRUSTED)
+def test_a_client_cannot_name_itself(left: str, client: str) -> None:
+    """Whatever a client puts into the headers, the address that the trusted proxy appended is the one that counts."""
+    assert of(PROXY, xff=f"{left}, {client}").address == client
+    node = f'"[{client}]"' if ":" in client else client
+    assert of(PROXY, forwarded=f"{left}, for={node}").address == client
+
+
+@given(peer=UNTRUSTED, forwarded=JUNK, xff=JUNK)
+def test_an_untrusted_peer_s_headers_change_nothing(peer: str, forwarded: str, xff: str) -> None:
+    """An untrusted peer counts for itself with any headers."""
+    assert of(peer, forwarded=forwarded, xff=xff).networks == of(peer).networks
+
+
+PLAIN = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=80)
+
+
+def header(raw: bytes, scheme: str = "Basic") -> str:
+    """Return an Authorization header."""
+    return f"{scheme} {b64encode(raw).decode()}"
+
+
+@given(PLAIN.filter(lambda text: ":" not in text), PLAIN)
+def test_what_a_client_encodes_is_what_we_read(email: str, password: str) -> None:
+    """Address and password come through as typed; the first colon parts them."""
+    assert basic_credentials([header(f"{email}:{password}".encode())]) == Credentials(email, password)
+
+
+@given(st.lists(st.text(max_size=60) | st.binary(max_size=40).map(header), max_size=2))
+def test_any_header_is_read_or_refused(values: list[str]) -> None:
+    """No Authorization header fails otherwise than as wrong credentials."""
+    try:
+        who = basic_credentials(values)
+    except InvalidCredentials:
+        return
+    assert not controls(who.email + who.password)
+
+
+@pytest.mark.parametrize("scheme", ["basic", "BASIC", "Basic  "])
+def test_the_scheme_may_be_written_in_any_case(scheme: str) -> None:
+    """RFC 7235: the scheme is case-insensitive, one or more blanks follow."""
+    assert basic_credentials([header(b"a:b:c", scheme)]) == Credentials("a", "b:c")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [],
+        [""],
+        ["Basic"],
+        ["Basic "],
+        ["Basic\tYTpi"],
+        ["Basic YTpi,"],
+        ["Basic YTpi YTpi"],
+        ["Basic YTp i"],
+        ["Basic YTpj="],
+        ["Basic YTo"],
+        ["Basic YTp="],
+        ["Basic YTq="],
+        ["Basic YQ=="],
+        ["Basic YTpi", "Basic YTpi"],
+        ["Bearer YTpi"],
+        ["Basic YTpi\n"],
+        [header(b"a:\xff")],
+        [header(b"a:b\x00")],
+        [header(b"a\x1f:b")],
+        [header("a:b\x85".encode())],
+        [header(b"a:b").replace("YTpi", "YTp_")],
+        ["Basic ÿÿÿÿ"],
+    ],
+)
+def test_broken_headers_are_wrong_credentials(values: list[str]) -> None:
+    """Not one header, not canonical base64, not UTF-8, no colon or a control character: all are refused alike."""
+    with pytest.raises(InvalidCredentials):
+        basic_credentials(values)
+
+
+def test_credentials_are_not_shown() -> None:
+    """A repr holds neither the address nor the password."""
+    assert "secret" not in repr(basic_credentials([header(b"secret@example.com:secret")]))
