@@ -16,12 +16,11 @@ from service.http.health import HealthCalls
 from service.http.json_body import MOST_BYTES, bounded
 from service.http.metrics import MetricsCalls
 from service.http.middleware import Middleware, exchange_of, log_crash
-from service.http.openapi import document
+from service.http.openapi import Route, document, operation_of
 from service.http.ops import OpsAccess, OpsMails
 from service.http.ops_pages import OpsPages
-from service.http.pages import DevMail, Pages, StaticFiles, has_catcher
+from service.http.pages import DevMail, Pages, has_catcher
 from service.http.problems import INTERNAL_ERROR, MEDIA, answer_to
-from service.http.routes import Route, operation_of, template
 from service.http.schemas import response
 from service.http.users import Users
 
@@ -56,14 +55,11 @@ class Parts:
 
 def routes(parts: Parts, access: OpsAccess, clients: Clients) -> tuple[Route, ...]:
     """Return every route there is."""
-    settings, release = parts.settings, version("vestibule")
-    users = Users(settings, clients, parts.signup, parts.background, parts.locales)
-    health = HealthCalls(parts.health, release)
-    metrics = MetricsCalls(parts.reader)
-    pages = Pages(settings, release, cache(lambda: document(table, release, settings.code_digits)))
-    ops = OpsPages(settings, parts.reader, parts.health, access, release)
-    mails = OpsMails(parts.mail_admin)
-    caught = DevMail(settings)
+    release = version("vestibule")
+    users, metrics = Users(parts, clients), MetricsCalls(parts.reader)
+    health, mails = HealthCalls(parts.health, release), OpsMails(parts.mail_admin)
+    pages = Pages(parts.settings, release, cache(lambda: document(table, release, parts.settings)))
+    ops = OpsPages(parts, access, pages, release)
     table: tuple[Route, ...] = (
         Route("POST", "/api/v1/users/register", users.register),
         Route("POST", "/api/v1/users/activate", users.activate),
@@ -80,7 +76,7 @@ def routes(parts: Parts, access: OpsAccess, clients: Clients) -> tuple[Route, ..
         Route("GET", "/docs", pages.docs),
         Route("GET", "/", pages.home),
         Route("GET", "/problems/<slug>", pages.problem),
-        Route("GET", "/static/<name>", StaticFiles().static_file),
+        Route("GET", "/static/<name>", pages.static_file),
         Route("GET", "/api/v1/ops/mails", mails.mail_queue),
         Route("GET", "/api/v1/ops/mails/<mail_id>", mails.owed_mail),
         Route("POST", "/api/v1/ops/mails/replay", mails.replay),
@@ -89,13 +85,20 @@ def routes(parts: Parts, access: OpsAccess, clients: Clients) -> tuple[Route, ..
         Route("GET", "/ops/session", ops.sign_in_page),
         Route("POST", "/ops/session", ops.sign_in),
         Route("POST", "/ops/session/end", ops.sign_out),
+        *caught_mail_routes(parts.settings, pages),
     )
-    if has_catcher(settings):
-        table += (
-            Route("GET", "/dev/mail", caught.caught_mails),
-            Route("GET", "/dev/mail/<mail_id>", caught.caught_mail),
-        )
     return table
+
+
+def caught_mail_routes(settings: Settings, pages: Pages) -> tuple[Route, ...]:
+    """Return the routes that show what the built-in mail catcher keeps; none where mails leave."""
+    if not has_catcher(settings):
+        return ()
+    caught = DevMail(settings, pages)
+    return (
+        Route("GET", "/dev/mail", caught.caught_mails),
+        Route("GET", "/dev/mail/<mail_id>", caught.caught_mail),
+    )
 
 
 def build(parts: Parts) -> Quart:
@@ -106,31 +109,31 @@ def build(parts: Parts) -> Quart:
     app.url_map.merge_slashes = False  # a path has one spelling: no redirects
     clients = Clients(settings.trusted_proxies, parts.health.note, parts.noticed)
     access = OpsAccess(settings, clients, parts.limiter)
-    table = routes(parts, access, clients)
-    for route in table:
-        app.add_url_rule(route.path, route.handler.__name__, route.handler, methods=[route.method])
-    _surround(app, access, {route.handler.__name__: route for route in table})
+    table = {route.handler.__name__: route for route in routes(parts, access, clients)}
+    for name, route in table.items():
+        app.add_url_rule(route.path, name, route.handler, methods=[route.method])
+    _surround(app, settings, access, table)
     inside: Any = app.asgi_app
     app.asgi_app = cast("Any", Middleware(bounded(inside), settings, parts.metrics))  # type: ignore[method-assign]  # Quart's way
     return app
 
 
-def _surround(app: Quart, access: OpsAccess, table: Mapping[str, Route]) -> None:
+def _surround(app: Quart, settings: Settings, access: OpsAccess, table: Mapping[str, Route]) -> None:
     """Name the route for the middleware, guard what is for operators, turn errors into problems, show the limits."""
+    operations = {name: operation_of(route.handler) for name, route in table.items()}
+    guarded = {name for name, operation in operations.items() if operation and operation.access == "ops"}
 
     @app.before_request
     async def enter() -> None:
         rule = request.url_rule
-        if rule is None:
-            return
-        exchange_of(request.scope).route = f"{request.method} {template(rule.rule)}"
-        operation = operation_of(table[rule.endpoint].handler)
-        if operation is not None and operation.access == "ops":
-            await access.check()
+        if rule is not None:
+            exchange_of(request.scope).route = f"{request.method} {table[rule.endpoint].template}"
+            if rule.endpoint in guarded:
+                await access.check()
 
     @app.errorhandler(Exception)
     async def problem(error: Exception) -> Response:
-        answer = answer_to(error)
+        answer = answer_to(error, settings.root)
         if answer.status == INTERNAL_ERROR.status:
             log_crash(error, exchange_of(request.scope).request_id)
         return response(answer.body, MEDIA, answer.status, answer.headers)

@@ -1,4 +1,4 @@
-"""Health: whether the process answers, whether it can take registrations, and how its surroundings are."""
+"""Health: whether the process answers, whether it can take registrations, and how its servers are."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import anyio
 
+from service.http.openapi import describes
 from service.http.problems import NotReady
-from service.http.routes import Operation, describes
 from service.http.schemas import View
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ CHECK_SECONDS = 1.5  # a check that takes longer has failed; probes give up afte
 
 
 class Health(Protocol):
-    """What can be asked about the surroundings; nothing raises, and each check may be cancelled."""
+    """What can be asked about the process and its servers; nothing raises, and each check may be cancelled."""
 
     @property
     def draining(self) -> bool:
@@ -82,14 +82,17 @@ class HealthCalls:
         self._health = health
         self._version = version
 
-    @describes(Operation("Say whether the process answers.", {200: UpView}))
+    @describes({200: UpView})
     async def live(self) -> Response:
-        """Answer: that is all."""
+        """Say whether the process answers."""
         return UpView().response()
 
-    @describes(Operation("Say whether the process can take registrations.", {200: UpView}, problems=(NotReady,)))
+    @describes({200: UpView}, problems=(NotReady,))
     async def ready(self) -> Response:
-        """Answer while new registrations can be taken; raises NotReady with what fails."""
+        """Say whether the process can take registrations.
+
+        Raises NotReady with what fails.
+        """
         failing = ["draining"] if self._health.draining else []
         if await _bounded(self._health.database) == "down":
             failing.append("database")
@@ -97,9 +100,12 @@ class HealthCalls:
             raise NotReady(failing)
         return UpView().response()
 
-    @describes(Operation("Say how the service and its surroundings are.", {200: HealthView, 503: HealthView}))
+    @describes({200: HealthView, 503: HealthView})
     async def report(self) -> Response:
-        """Show every check; the answer comes within the time of one."""
+        """Say how the service and its servers are.
+
+        Every check is bounded, so the answer comes within the time of one.
+        """
         checks = await self._checks()
         if checks.database == "down":
             status: Verdict = "down"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, ConfigDict, Field
 from quart import request
 
 from actors.domain.totals import WINDOW_SECONDS
-from service.http.routes import Operation, describes
+from service.http.openapi import describes
 from service.http.schemas import View, response
 from service.telemetry.exposition import OPENMETRICS, PLAIN, exposition, wants_openmetrics
 
@@ -22,8 +22,13 @@ if TYPE_CHECKING:
 ERRORS = range(500, 600)
 
 
+Milliseconds = Annotated[float, BeforeValidator(lambda value: round(value, 3))]
+
+
 class BusinessView(View):
     """What happened since the service was set up."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
 
     registrations: int
     activations: int
@@ -36,35 +41,37 @@ class LatencyView(View):
     """Milliseconds of one route within the window; percentiles at most 1 % off."""
 
     count: int
-    p50: float
-    p95: float
-    p99: float
-    min: float
-    max: float
+    p50: Milliseconds
+    p95: Milliseconds
+    p99: Milliseconds
+    min: Milliseconds
+    max: Milliseconds
 
     @classmethod
     def of(cls, histogram: Histogram) -> LatencyView:
         """Show a histogram that is not empty."""
-        p50, p95, p99 = (round(histogram.quantile(share) or 0.0, 3) for share in (0.5, 0.95, 0.99))
-        return cls(
-            count=histogram.count, p50=p50, p95=p95, p99=p99, min=round(histogram.low, 3), max=round(histogram.high, 3)
-        )
+        p50, p95, p99 = (histogram.quantile(share) or 0.0 for share in (0.5, 0.95, 0.99))
+        return cls(count=histogram.count, p50=p50, p95=p95, p99=p99, min=histogram.low, max=histogram.high)
 
 
 class DelayView(View):
     """Milliseconds from a mail being owed to its acceptance, within the window; null without mails."""
 
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
     count: int
-    p50: float | None
-    p95: float | None
-    p99: float | None
+    p50: Milliseconds | None
+    p95: Milliseconds | None
+    p99: Milliseconds | None
 
 
 class MailView(View):
     """The mail queue."""
 
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
     queued: int
-    oldest_queued_seconds: int
+    oldest_queued_seconds: Annotated[int, BeforeValidator(ceil)]
     time_to_accept: DelayView
 
 
@@ -92,26 +99,13 @@ class MetricsView(View):
                 route, _, status = rest.rpartition("|")
                 routes[route] = routes.get(route, 0) + int(value)
                 statuses[status] = statuses.get(status, 0) + int(value)
-        business, mail, delays = metrics.business, metrics.mail, metrics.mail.time_to_accept
         return cls(
             request_counts=routes,
             status_counts=dict(sorted(statuses.items())),
             error_count=sum(count for status, count in statuses.items() if int(status) in ERRORS),
-            business_metrics=BusinessView(
-                registrations=business.registrations,
-                activations=business.activations,
-                mails_accepted=business.mails_accepted,
-                mails_dead=business.mails_dead,
-                resends=business.resends,
-            ),
+            business_metrics=BusinessView.model_validate(metrics.business),
             latencies={route: LatencyView.of(histogram) for route, histogram in sorted(metrics.latencies.items())},
-            mail=MailView(
-                queued=mail.queued,
-                oldest_queued_seconds=ceil(mail.oldest_queued_seconds),
-                time_to_accept=DelayView(
-                    count=delays.count, p50=_rounded(delays.p50), p95=_rounded(delays.p95), p99=_rounded(delays.p99)
-                ),
-            ),
+            mail=MailView.model_validate(metrics.mail),
             workers=metrics.workers,
             notes=list(metrics.notes) or None,
         )
@@ -127,21 +121,15 @@ class MetricsCalls:
     def __init__(self, reader: MetricsReader) -> None:
         self._reader = reader
 
-    @describes(Operation("Show the metrics.", {200: MetricsView}, access="ops"))
+    @describes({200: MetricsView}, access="ops")
     async def metrics(self) -> Response:
-        """Answer with everything counted, exact to about a second."""
+        """Show everything counted, exact to about a second."""
         view = MetricsView.of(await self._reader.read())
         return response(view.body(), "application/json")
 
-    @describes(
-        Operation("Show the metrics as text for Prometheus, or as OpenMetrics.", {200: PLAIN}, access="ops"),
-    )
+    @describes({200: PLAIN}, access="ops")
     async def prometheus(self) -> Response:
-        """Answer in the format that the scraper prefers."""
+        """Show the metrics as text for Prometheus, or as OpenMetrics where the scraper prefers it."""
         openmetrics = wants_openmetrics(request.headers.get("Accept", ""))
         text = exposition(await self._reader.read(), openmetrics=openmetrics)
         return response(text, OPENMETRICS if openmetrics else PLAIN, headers={"Vary": "Accept"})
-
-
-def _rounded(milliseconds: float | None) -> float | None:
-    return None if milliseconds is None else round(milliseconds, 3)

@@ -89,7 +89,7 @@ def check(scope: MutableMapping[str, Any]) -> None:
         raise MethodRefused(METHODS)
     names = {name.lower() for name, _ in scope["headers"]}
     if b"transfer-encoding" in names and b"content-length" in names:  # RFC 9112, 6.3: request smuggling
-        raise AmbiguousLength
+        raise AmbiguousLength("The request announces its length twice.")
     if any(BREAKS.search(value) for _, value in scope["headers"]):
         raise MalformedRequest("A header holds a line break.")
     if not all(map(HOST.fullmatch, values_of(scope, b"host"))):
@@ -213,8 +213,8 @@ class Middleware:
         A path under PUBLIC_URL's own path is served as if a proxy had taken that off.
         """
         if scope["type"] == "http":
-            if self._root and scope["path"].startswith(f"{self._root}/"):
-                scope = {**scope, "path": scope["path"].removeprefix(self._root)}
+            if self._root and f"{scope['path']}/".startswith(f"{self._root}/"):
+                scope = {**scope, "path": scope["path"].removeprefix(self._root) or "/"}
             await self._exchange(scope, receive, send)
         elif scope["type"] == "websocket":
             await self._refuse_websocket(scope, receive, send)

@@ -1,4 +1,6 @@
-"""The description in OpenAPI 3.1, made from the routes, the models and the table of problems.
+"""The lines of the route table, and the description in OpenAPI 3.1 that is made from them.
+
+Its schemas come from the models, its examples from the table of problems.
 
 Made here and not by a library: docs/adr/0010-libraries.md has the figures.
 """
@@ -6,7 +8,8 @@ Made here and not by a library: docs/adr/0010-libraries.md has the figures.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from pydantic.json_schema import models_json_schema
 
@@ -26,25 +29,73 @@ from service.http.problems import (
     UnsupportedMedia,
     example,
 )
-from service.http.routes import operation_of
 from service.http.schemas import ActivateRequest, code_pattern
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from pydantic import BaseModel
+    from quart import Response
 
-    from service.http.routes import Access, Operation, Route
+    from service.settings import Settings
+
+
+class Route(NamedTuple):
+    """A method and a path, and who answers."""
+
+    method: str
+    path: str
+    handler: Callable[..., Awaitable[Response]]
+
+    @property
+    def template(self) -> str:
+        """The path as metrics and the description name it: `/activation/{token}`."""
+        return self.path.replace("<", "{").replace(">", "}")
+
+
+HandlerT = TypeVar("HandlerT", bound="Callable[..., object]")
+
+Access = Literal["public", "basic", "ops"]
+ATTRIBUTE = "__operation__"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One call as the description shows it; `success` has the body of each status, or its media type.
+
+    `parameters` are those of headers and query, as OpenAPI writes them. `problems` are the call's own; those of any
+    call, and of any call for operators, are added for it.
+    """
+
+    summary: str
+    success: Mapping[int, type[BaseModel] | str]
+    body: type[BaseModel] | None = None
+    access: Access = "public"
+    problems: tuple[type[Exception], ...] = ()
+    parameters: tuple[Mapping[str, object], ...] = ()
+    limited: bool = False
+
+
+def describes(success: Mapping[int, type[BaseModel] | str], **details: Any) -> Callable[[HandlerT], HandlerT]:  # noqa: ANN401 - fields of Operation
+    """Attach an operation to a handler and leave the handler as it is; its docstring is the summary."""
+
+    def attach(handler: HandlerT) -> HandlerT:
+        summary = (handler.__doc__ or "").partition("\n")[0]
+        setattr(handler, ATTRIBUTE, Operation(summary, success, **details))
+        return handler
+
+    return attach
+
+
+def operation_of(handler: Callable[..., object]) -> Operation | None:
+    """Return what the handler says about itself; None for one that is not part of the description."""
+    operation = getattr(handler, ATTRIBUTE, None)
+    return operation if isinstance(operation, Operation) else None
+
 
 REF = "#/components/schemas/{model}"
 ANY_CALL = (HeadersTooLarge, Exception, NotAccepted, StoreUnavailable, AnswerLost)
-WITH_BODY = (
-    MalformedRequest,
-    BodyTimeout,
-    BodyTooLarge,
-    UnsupportedMedia,
-    InvalidFields,
-)
+WITH_BODY = (MalformedRequest, BodyTimeout, BodyTooLarge, UnsupportedMedia, InvalidFields)
 SECURITY: Mapping[Access, list[dict[str, list[str]]]] = {
     "public": [],
     "basic": [{"account": []}],
@@ -82,12 +133,14 @@ PROBLEM = {
 }
 
 
-def document(routes: Iterable[Route], version: str, code_digits: int) -> dict[str, Any]:
+def document(routes: Iterable[Route], version: str, settings: Settings) -> dict[str, Any]:
     """Return the description of every route that describes itself."""
     described = [(route, operation) for route in routes if (operation := operation_of(route.handler)) is not None]
     schemas = _schemas([operation for _, operation in described])
     for name in ActivateRequest.one_of:  # how many digits is a setting, which no model knows
-        schemas[ActivateRequest.__name__]["properties"][name]["anyOf"][0]["pattern"] = code_pattern(code_digits)
+        schemas[ActivateRequest.__name__]["properties"][name]["anyOf"][0]["pattern"] = code_pattern(
+            settings.code_digits
+        )
     paths: dict[str, dict[str, object]] = {}
     for route, operation in described:
         paths.setdefault(route.template, {})[route.method.lower()] = _operation(route, operation)
@@ -98,6 +151,7 @@ def document(routes: Iterable[Route], version: str, code_digits: int) -> dict[st
             "version": version,
             "description": "Create an account, receive a code by e-mail, activate the account with it.",
         },
+        "servers": [{"url": settings.root or "/"}],
         "paths": paths,
         "components": {"schemas": {**schemas, "Problem": PROBLEM}, "securitySchemes": SCHEMES, "headers": HEADERS},
     }
@@ -134,29 +188,9 @@ def _tag(path: str) -> str:
     return "operators" if path.startswith(("/api", "/metrics", "/livez", "/readyz", "/dev")) else "pages"
 
 
-def _parameters(route: Route, operation: Operation) -> list[dict[str, object]]:
-    in_path = [
-        {"name": name, "in": "path", "required": True, "schema": TEXT} for name in re.findall(r"<(\w+)>", route.path)
-    ]
-    in_headers = [
-        {
-            "name": header.name,
-            "in": "header",
-            "description": header.description,
-            "schema": {"type": "string", "pattern": header.pattern},
-        }
-        for header in operation.request_headers
-    ]
-    in_query = [
-        {
-            "name": name,
-            "in": "query",
-            "description": schema["description"],
-            "schema": {key: value for key, value in schema.items() if key != "description"},
-        }
-        for name, schema in operation.query.items()
-    ]
-    return [*in_path, *in_query, *in_headers]
+def _parameters(route: Route, operation: Operation) -> list[Mapping[str, object]]:
+    names = re.findall(r"<(\w+)>", route.path)
+    return [{"name": name, "in": "path", "required": True, "schema": TEXT} for name in names] + [*operation.parameters]
 
 
 def _successes(operation: Operation) -> dict[str, object]:
@@ -186,7 +220,7 @@ def _headers(names: Iterable[str]) -> dict[str, object]:
 def _problems(operation: Operation) -> dict[str, object]:
     """Describe the problems by status, with an example of each."""
     kinds = [*operation.problems, *(WITH_BODY if operation.body else ()), *ANY_CALL]
-    kinds += [InvalidFields] if operation.query else []
+    kinds += [InvalidFields] if operation.parameters else []
     kinds += [RateLimited] if operation.limited else []
     kinds += [OpsTokenMissing, OpsTokenRequired, RateLimited] if operation.access == "ops" else []
     by_status: dict[int, list[type[Exception]]] = {}

@@ -27,8 +27,8 @@ from actors.limits import of_client
 from actors.rate_limiter import Admit
 from service.http.client import peer
 from service.http.json_body import read
+from service.http.openapi import describes
 from service.http.problems import InvalidFields, MalformedRequest, OpsTokenMissing, OpsTokenRequired, UnknownPath
-from service.http.routes import Operation, describes
 from service.http.schemas import Sent, Text, View
 from service.setting_values import moment
 
@@ -94,7 +94,6 @@ def _reading(bucket: Bucket, moments: list[float], now: float) -> Reading:
 
 
 COOKIE = "vestibule_ops"
-PATH = "/ops"
 LIFETIME_SECONDS = 8 * 3600  # a working day; there is no list of sessions from which a stolen one could be struck
 LABEL = b"vestibule ops session v1"
 FOREIGN = "The form came from a page of another site."
@@ -107,6 +106,7 @@ class OpsSession:
         self._access = access
         self._now = now
         self._secure = settings.public_url is not None and settings.public_url.startswith("https://")
+        self._path = f"{settings.root}/ops"
         self._public = urlsplit(settings.public_url).netloc if settings.public_url else None
         token = settings.ops_token
         self._key = None if token is None else hkdf_sha256(token.get_secret_value().encode(), LABEL)
@@ -143,7 +143,7 @@ class OpsSession:
         told = request.headers.get("X-Forwarded-Proto", "").partition(",")[0].strip().lower()
         https = "https" in {request.scheme, told}
         secure = "; Secure" if self._secure or https else ""  # who forges the header gets the stricter cookie
-        return f"{COOKIE}={value}; Path={PATH}; Max-Age={lifetime}; HttpOnly; SameSite=Strict{secure}"
+        return f"{COOKIE}={value}; Path={self._path}; Max-Age={lifetime}; HttpOnly; SameSite=Strict{secure}"
 
     def check_origin(self) -> None:
         """Raise MalformedRequest for a form that a page of another site has sent, as far as the browser tells."""
@@ -237,20 +237,26 @@ def _loopback_name(name: str) -> bool:
 MOST, USUAL = 1000, 100  # mails in one answer
 LIMIT = re.compile(r"[0-9]{1,4}")
 MOST_REPLAYED = 10_000  # in one call; a repeat takes the next ones
-NARROWING: Mapping[str, Mapping[str, object]] = {
-    "state": {"description": "Only mails in this state.", "type": "string", "enum": [*MailState]},
-    "since": {
+NARROWING: tuple[Mapping[str, object], ...] = (
+    {
+        "name": "state",
+        "in": "query",
+        "description": "Only mails in this state.",
+        "schema": {"type": "string", "enum": [*MailState]},
+    },
+    {
+        "name": "since",
+        "in": "query",
         "description": "Created since: 90s, 30m, 2h, 1d ago, or a time like 2026-01-31T12:00:00Z.",
-        "type": "string",
+        "schema": {"type": "string"},
     },
-    "limit": {
+    {
+        "name": "limit",
+        "in": "query",
         "description": "At most so many.",
-        "type": "integer",
-        "minimum": 1,
-        "maximum": MOST,
-        "default": USUAL,
+        "schema": {"type": "integer", "minimum": 1, "maximum": MOST, "default": USUAL},
     },
-}
+)
 
 
 class MailEntry(Protocol):
@@ -335,25 +341,16 @@ class OpsMails:
     def __init__(self, admin: MailAdmin) -> None:
         self._admin = admin
 
-    @describes(
-        Operation(
-            "List the newest mails of the outbox.",
-            {200: OwedMailsView},
-            access="ops",
-            query=NARROWING,
-        )
-    )
+    @describes({200: OwedMailsView}, access="ops", parameters=NARROWING)
     async def mail_queue(self) -> Response:
-        """Answer with the mails that match."""
+        """List the newest mails of the queue."""
         state, since, limit = _wanted()
         mails = await self._admin.mails(state=state, since=since, limit=limit)
         return OwedMailsView(mails=[OwedMailView.model_validate(mail) for mail in mails]).response()
 
-    @describes(
-        Operation("Show one mail.", {200: OwedMailView}, access="ops", problems=(UnknownPath,)),
-    )
+    @describes({200: OwedMailView}, access="ops", problems=(UnknownPath,))
     async def owed_mail(self, mail_id: str) -> Response:
-        """Answer with one mail; raises UnknownPath."""
+        """Show one mail."""
         try:
             found = await self._admin.mails(mail_id=UUID(mail_id))
         except ValueError:
@@ -362,16 +359,9 @@ class OpsMails:
             raise UnknownPath
         return OwedMailView.model_validate(found[0]).response()
 
-    @describes(
-        Operation(
-            "Queue mails again that somebody may still wait for; a stale code is replaced.",
-            {200: ReplayedView},
-            body=ReplayRequest,
-            access="ops",
-        )
-    )
+    @describes({200: ReplayedView}, body=ReplayRequest, access="ops")
     async def replay(self) -> Response:
-        """Replay the named mails, or the dead ones."""
+        """Queue mails again that somebody may still wait for, under fresh codes: the named ones, or the dead ones."""
         asked = await read(ReplayRequest)
         ids = [UUID(one) for one in asked.ids or ()]
         if asked.dead:
@@ -386,7 +376,7 @@ def _wanted() -> tuple[str | None, datetime | None, int]:
     query = request.args
     state, since, limit = query.get("state"), query.get("since"), query.get("limit", str(USUAL))
     if state is not None and state not in set(MailState):
-        raise InvalidFields([("state", "must be queued, sending, accepted or dead")])
+        raise InvalidFields([("state", f"must be one of {', '.join(MailState)}")])
     if not (LIMIT.fullmatch(limit) and 1 <= int(limit) <= MOST):
         raise InvalidFields([("limit", f"must be a number from 1 to {MOST}")])
     try:

@@ -9,6 +9,7 @@ from urllib.parse import parse_qs
 from weakref import WeakSet
 
 import anyio
+from pydantic_core import to_json
 from quart import current_app, request
 from quart.wrappers.response import ResponseBody
 from werkzeug.http import parse_options_header
@@ -16,166 +17,93 @@ from werkzeug.http import parse_options_header
 from actors.domain.totals import BOUNDS, OVERFLOW
 from actors.kit.mailbox import MachineError, NotAccepted
 from service.http.json_body import body
-from service.http.metrics import BusinessView, DelayView, LatencyView, MetricsView
+from service.http.metrics import MetricsView
 from service.http.middleware import ENDING, exchange_of
 from service.http.ops import OpsSession
-from service.http.pages import has_catcher, page, wants_html
+from service.http.pages import has_catcher, wants_html
 from service.http.problems import UnsupportedMedia
-from service.http.schemas import View, response
+from service.http.schemas import response
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable
 
     from quart import Response
 
-    from actors.ports import Metrics, MetricsReader
-    from service.http.health import Health
+    from actors.ports import Metrics
+    from service.http.app import Parts
     from service.http.ops import OpsAccess
-    from service.settings import Settings
+    from service.http.pages import Pages
 
 
-class RouteView(View):
-    """A route: its answers by status since the beginning, its latency within the window."""
+def snapshot(metrics: Metrics, notes: Iterable[str], version: str) -> dict[str, object]:
+    """Return everything on the page, with the notes of the health check beside those of the reading.
 
-    route: str
-    statuses: dict[str, int]
-    latency: LatencyView | None
-
-
-class MailsView(View):
-    """The mail queue, and what was given up and why."""
-
-    queued: int
-    sending: int
-    oldest_queued_seconds: float
-    dead: dict[str, int]
-    time_to_accept: DelayView
-
-
-class LimitView(View):
-    """Decisions of one limit."""
-
-    rule: str
-    admitted: int
-    refused: int
-
-
-class BreakerView(View):
-    """A server as the workers see it: how many find it away now, how often any of them did."""
-
-    server: str
-    open: int
-    opened: int
-
-
-class ActorView(View):
-    """The mailboxes of one kind of actor, over all workers."""
-
-    actor: str
-    waiting: int
-    turned_away: int
-    dropped: int
-    restarts: int
-
-
-class SnapshotView(View):
-    """Everything on the page. `buckets` are requests up to each bound in milliseconds, over all routes."""
-
-    version: str
-    workers: int
-    routes: list[RouteView]
-    buckets: list[tuple[float | None, int]]
-    business: BusinessView
-    mail: MailsView
-    limits: list[LimitView]
-    breakers: list[BreakerView]
-    actors: list[ActorView]
-    notes: list[str]
-
-    @classmethod
-    def of(cls, metrics: Metrics, notes: Iterable[str], version: str) -> SnapshotView:
-        """Show what was read, with the notes of the health check beside those of the reading."""
-        shown = MetricsView.of(metrics)
-        fields = _Fields(metrics)
-        mail = metrics.mail
-        return cls(
-            version=version,
-            workers=metrics.workers,
-            routes=_routes(metrics, shown.latencies),
-            buckets=_buckets(metrics.totals),
-            business=shown.business_metrics,
-            mail=MailsView(
-                queued=mail.queued,
-                sending=mail.sending,
-                oldest_queued_seconds=round(mail.oldest_queued_seconds, 1),
-                dead=dict(sorted(mail.dead.items(), key=lambda item: (-item[1], item[0]))),
-                time_to_accept=shown.mail.time_to_accept,
-            ),
-            limits=[
-                LimitView(
-                    rule=rule,
-                    admitted=fields.get("limits_admitted", rule),
-                    refused=fields.get("limits_refused", rule),
-                )
-                for rule in fields.names("limits_admitted", "limits_refused")
-            ],
-            breakers=[
-                BreakerView(
-                    server=server,
-                    open=fields.get("breaker_open", server),
-                    opened=fields.get("breaker_opened", server),
-                )
-                for server in fields.names("breaker_open", "breaker_opened")
-            ],
-            actors=[
-                ActorView(
-                    actor=actor,
-                    waiting=fields.get("mailbox_waiting", actor),
-                    turned_away=fields.get("mailbox_turned_away", actor),
-                    dropped=fields.get("mailbox_dropped", actor),
-                    restarts=fields.get("restarts", actor),
-                )
-                for actor in fields.names("mailbox_waiting", "restarts")
-            ],
-            notes=list(dict.fromkeys([*metrics.notes, *notes])),
-        )
-
-
-class _Fields:
-    """Totals and summed levels whose names have two fields, `kind|name`."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._values: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-        for source in (metrics.totals, *metrics.levels.values()):
-            for key, value in source.items():
-                kind, _, name = key.partition("|")
-                self._values[kind][name] += value
-
-    def names(self, *kinds: str) -> Sequence[str]:
-        return sorted({name for kind in kinds for name in self._values[kind]})
-
-    def get(self, kind: str, name: str) -> int:
-        return int(self._values[kind][name])
-
-
-def _routes(metrics: Metrics, latencies: Mapping[str, LatencyView]) -> list[RouteView]:
-    statuses: dict[str, dict[str, int]] = {}
+    `routes` have their answers by status since the beginning, and their latency within the window. `buckets` are
+    requests up to each bound in milliseconds, over all routes; the last bound is None, for no bound. What belongs to
+    workers (limits, breakers, actors) is summed over them.
+    """
+    shown = MetricsView.of(metrics)
+    statuses: dict[str, dict[str, int]] = defaultdict(dict)
+    counts = dict.fromkeys([*map(str, BOUNDS), OVERFLOW], 0)
     for name, value in sorted(metrics.totals.items()):
         kind, _, rest = name.partition("|")
+        route, _, last = rest.rpartition("|")
         if kind == "requests":
-            route, _, status = rest.rpartition("|")
-            statuses.setdefault(route, {})[status] = int(value)
-    return [RouteView(route=route, statuses=each, latency=latencies.get(route)) for route, each in statuses.items()]
+            statuses[route][last] = int(value)
+        elif kind == "bucket":
+            counts[last] += int(value)
+    reasons = sorted(metrics.mail.dead.items(), key=lambda item: (-item[1], item[0]))
+    return {
+        "version": version,
+        "workers": metrics.workers,
+        "routes": [
+            {"route": route, "statuses": each, "latency": shown.latencies.get(route)}
+            for route, each in statuses.items()
+        ],
+        "buckets": list(zip([*BOUNDS, None], accumulate(counts.values()), strict=True)),
+        "business": shown.business_metrics,
+        "mail": {
+            "queued": metrics.mail.queued,
+            "sending": metrics.mail.sending,
+            "oldest_queued_seconds": round(metrics.mail.oldest_queued_seconds, 1),
+            "dead": dict(reasons),
+            "time_to_accept": shown.mail.time_to_accept,
+        },
+        **_of_workers(metrics),
+        "notes": list(dict.fromkeys([*metrics.notes, *notes])),
+    }
 
 
-def _buckets(totals: Mapping[str, float]) -> list[tuple[float | None, int]]:
-    """Return the cumulative histogram of all routes; the last bound is None, for no bound."""
-    counts = dict.fromkeys([*map(str, BOUNDS), OVERFLOW], 0)
-    for name, value in totals.items():
-        kind, _, rest = name.partition("|")
-        if kind == "bucket":
-            counts[rest.rpartition("|")[2]] += int(value)
-    return list(zip([*BOUNDS, None], accumulate(counts.values()), strict=True))
+# Each list of the page: what names its rows, the columns, and the kinds of totals and levels that they sum.
+LISTS = {
+    "limits": ("rule", {"admitted": "limits_admitted", "refused": "limits_refused"}),
+    "breakers": ("server", {"open": "breaker_open", "opened": "breaker_opened"}),
+    "actors": (
+        "actor",
+        {
+            "waiting": "mailbox_waiting",
+            "turned_away": "mailbox_turned_away",
+            "dropped": "mailbox_dropped",
+            "restarts": "restarts",
+        },
+    ),
+}
+
+
+def _of_workers(metrics: Metrics) -> dict[str, object]:
+    """Return the lists whose totals and levels are named `kind|name`."""
+    values: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for source in (metrics.totals, *metrics.levels.values()):
+        for key, value in source.items():
+            kind, _, name = key.partition("|")
+            values[kind][name] += value
+    return {
+        title: [
+            {label: name, **{column: int(values[kind][name]) for column, kind in columns.items()}}
+            for name in sorted({name for kind in columns.values() for name in values[kind]})
+        ]
+        for title, (label, columns) in LISTS.items()
+    }
 
 
 MOST_STREAMS = 8  # in a worker: each costs a reading of the metrics every two seconds, shared if they coincide
@@ -273,21 +201,21 @@ OWN_ORIGIN = {"Referrer-Policy": "same-origin"}  # without it browsers send `Ori
 class OpsPages:
     """The handlers, around the metrics of all workers and the notes of the health check."""
 
-    def __init__(
-        self, settings: Settings, reader: MetricsReader, health: Health, access: OpsAccess, version: str
-    ) -> None:
-        self._reader = reader
-        self._health = health
+    def __init__(self, parts: Parts, access: OpsAccess, pages: Pages, version: str) -> None:
+        self._reader = parts.reader
+        self._health = parts.health
         self._access = access
+        self._pages = pages
         self._version = version
-        self._catcher = has_catcher(settings) and settings.ops_token is None
-        self._session = OpsSession(settings, access)
+        self._root = parts.settings.root
+        self._catcher = has_catcher(parts.settings) and parts.settings.ops_token is None
+        self._session = OpsSession(parts.settings, access)
         self._stream = OpsStream(self._snapshot)
 
     async def dashboard(self) -> Response:
         """Show the page; a browser without a session is sent to sign in."""
         if wants_html() and self._session.is_wanting():
-            return _see("/ops/session")
+            return self._see("/ops/session")
         await self._session.check()
         return self._page("ops.html", signed_in=self._session.needed, catcher=self._catcher)
 
@@ -299,34 +227,37 @@ class OpsPages:
     async def sign_in_page(self) -> Response:
         """Ask for the token, where there is one."""
         if not self._session.needed:
-            return _see("/ops")
+            return self._see("/ops")
         return self._page("ops_session.html")
 
     async def sign_in(self) -> Response:
         """Exchange the token for a session; raises OpsTokenMissing, or RateLimited for a client that guesses."""
         self._session.check_origin()
         if not self._session.needed:
-            return _see("/ops")
+            return self._see("/ops")
         await self._access.check_token(_token(await _form()))
-        answer = _see("/ops")
+        answer = self._see("/ops")
         answer.headers["Set-Cookie"] = self._session.cookie(self._session.value())
         return answer
 
     async def sign_out(self) -> Response:
         """Take the session back from the browser."""
         self._session.check_origin()
-        answer = _see("/ops/session")
+        answer = self._see("/ops/session")
         answer.headers["Set-Cookie"] = self._session.cookie("", lifetime=0)
         return answer
 
     async def _snapshot(self) -> str:
-        metrics = await self._reader.read()
-        return SnapshotView.of(metrics, await self._health.notes(), self._version).model_dump_json()
+        shown = snapshot(await self._reader.read(), await self._health.notes(), self._version)
+        return to_json(shown).decode()
 
     def _page(self, template: str, *, signed_in: bool = False, catcher: bool = False) -> Response:
-        answer = page(template, version=self._version, signed_in=signed_in, catcher=catcher)
+        answer = self._pages.page(template, version=self._version, signed_in=signed_in, catcher=catcher)
         answer.headers.update(OWN_ORIGIN)
         return answer
+
+    def _see(self, path: str) -> Response:
+        return response("", "text/plain; charset=utf-8", SEE_OTHER, {"Location": f"{self._root}{path}"})
 
 
 async def _form() -> dict[str, list[str]]:
@@ -340,7 +271,3 @@ async def _form() -> dict[str, list[str]]:
 def _token(form: dict[str, list[str]]) -> str:
     given = form.get("token", [])
     return given[0].strip() if len(given) == 1 else ""
-
-
-def _see(path: str) -> Response:
-    return response("", "text/plain; charset=utf-8", SEE_OTHER, {"Location": path})

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import anyio
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from pydantic_core import to_json
 from quart import request
 
 from service.embedded.mail_catcher import list_mails, read_mail
+from service.http.openapi import describes
 from service.http.problems import UnknownPath, by_slug
-from service.http.routes import Operation, describes
 from service.http.schemas import View, response
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from quart import Response
 
-    from service.embedded.mail_catcher import CaughtMail
     from service.settings import Settings
 
 HERE = Path(__file__).parent
@@ -33,51 +32,31 @@ POLICY = (
 MEDIA = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 FRESH_SECONDS = 300  # a new release shows its pages within minutes
 
-TEMPLATES = Environment(
-    loader=FileSystemLoader(HERE / "templates"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-
-
-def page(template: str, *, policy: str = POLICY, **values: object) -> Response:
-    """Return a page; `policy` is its Content-Security-Policy."""
-    text = TEMPLATES.get_template(template).render(values)
-    return response(text, "text/html; charset=utf-8", headers={"Content-Security-Policy": policy, "Vary": "Accept"})
+JSON = "application/json"
 
 
 def wants_html() -> bool:
     """Whether the client would rather have a page than JSON; a program that takes anything gets JSON."""
-    return request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html"
-
-
-class StaticFiles:
-    """The pages' own files, held in memory: no path of a request ever reaches the file system."""
-
-    def __init__(self) -> None:
-        files = (path for path in (HERE / "static").iterdir() if path.suffix in MEDIA)
-        self._files = {path.name: (path.read_text(encoding="utf-8"), MEDIA[path.suffix]) for path in files}
-
-    async def static_file(self, name: str) -> Response:
-        """Return a file; raises UnknownPath."""
-        if name not in self._files:
-            raise UnknownPath
-        text, media = self._files[name]
-        return response(text, media, headers={"Cache-Control": f"public, max-age={FRESH_SECONDS}"})
-
-
-SCHEMA_MEDIA = "application/json"
+    return request.accept_mimetypes.best_match([JSON, "text/html"]) == "text/html"
 
 
 class LinksView(View):
     """Where to go on."""
 
-    registration: str = "/api/v1/users/register"
-    health: str = "/api/v1/health"
-    description: str = "/openapi.json"
-    documentation: str = "/docs"
+    registration: str
+    health: str
+    description: str
+    documentation: str
+
+    @classmethod
+    def under(cls, root: str) -> LinksView:
+        """Return the links of a service that lies under this path."""
+        return cls(
+            registration=f"{root}/api/v1/users/register",
+            health=f"{root}/api/v1/health",
+            description=f"{root}/openapi.json",
+            documentation=f"{root}/docs",
+        )
 
 
 class CardView(View):
@@ -87,7 +66,7 @@ class CardView(View):
     version: str
     description: str = "Create an account with e-mail and password, receive a code by e-mail, activate with it."
     code_digits: int
-    links: LinksView = LinksView()
+    links: LinksView
 
 
 class ProblemAnswerView(View):
@@ -108,66 +87,90 @@ class ProblemView(View):
 
 
 class Pages:
-    """The handlers; `document` gives the description once the routes are known."""
+    """The handlers; `document` gives the description once the routes are known.
+
+    Static files are held in memory: no path of a request ever reaches the file system.
+    """
 
     def __init__(self, settings: Settings, version: str, document: Callable[[], Mapping[str, object]]) -> None:
-        self._settings = settings
-        self._version = version
+        links = LinksView.under(settings.root)
+        self._card = CardView(version=version, code_digits=settings.code_digits, links=links)
         self._document = document
         self._problems = by_slug()
+        self._files = {
+            path.name: (path.read_text(encoding="utf-8"), MEDIA[path.suffix])
+            for path in (HERE / "static").iterdir()
+            if path.suffix in MEDIA
+        }
+        self._templates = Environment(
+            loader=FileSystemLoader(HERE / "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._templates.globals["root"] = settings.root
 
-    @describes(Operation("Show the sign-up page, or say what this is.", {200: CardView}))
+    def page(self, template: str, *, policy: str = POLICY, **values: object) -> Response:
+        """Return a page; `policy` is its Content-Security-Policy."""
+        text = self._templates.get_template(template).render(values)
+        return response(text, "text/html; charset=utf-8", headers={"Content-Security-Policy": policy, "Vary": "Accept"})
+
+    async def static_file(self, name: str) -> Response:
+        """Return a file; raises UnknownPath."""
+        if name not in self._files:
+            raise UnknownPath
+        text, media = self._files[name]
+        return response(text, media, headers={"Cache-Control": f"public, max-age={FRESH_SECONDS}"})
+
+    @describes({200: CardView})
     async def home(self) -> Response:
-        """Answer browsers with the sign-up page and programs with a card."""
+        """Show browsers the sign-up page, and tell programs what this is."""
         if wants_html():
-            return page("signup.html", digits=self._settings.code_digits, version=self._version)
-        card = CardView(version=self._version, code_digits=self._settings.code_digits)
-        return card.response(headers={"Vary": "Accept"})
+            return self.page("signup.html", digits=self._card.code_digits, version=self._card.version)
+        return self._card.response(headers={"Vary": "Accept"})
 
-    @describes(Operation("Explain a type of problem.", {200: ProblemView}, problems=(UnknownPath,)))
+    @describes({200: ProblemView}, problems=(UnknownPath,))
     async def problem(self, slug: str) -> Response:
-        """Answer with the table's entries of the slug; raises UnknownPath."""
+        """Explain a type of problem."""
         if slug not in self._problems:
             raise UnknownPath
         problems = self._problems[slug]
         if wants_html():
-            return page("problem.html", problems=problems)
-        answers = [ProblemAnswerView(status=it.status, detail=it.detail, advice=it.advice) for it in problems]
+            return self.page("problem.html", problems=problems)
+        answers = [ProblemAnswerView.model_validate(problem, from_attributes=True) for problem in problems]
         first = problems[0]
         view = ProblemView(type=f"/problems/{slug}", title=first.title, error=first.code, answers=answers)
         return view.response(headers={"Vary": "Accept"})
 
-    @describes(Operation("Describe every call (OpenAPI 3.1).", {200: SCHEMA_MEDIA}))
+    @describes({200: JSON})
     async def openapi(self) -> Response:
-        """Answer with the description."""
-        return response(to_json(self._document()).decode(), SCHEMA_MEDIA)
+        """Describe every call (OpenAPI 3.1)."""
+        return response(to_json(self._document()).decode(), JSON)
 
-    @describes(Operation("Show the description to people.", {200: "text/html"}))
+    @describes({200: "text/html"})
     async def docs(self) -> Response:
-        """Answer with the description as a page."""
-        return page("docs.html", document=self._document())
+        """Show the description to people."""
+        return self.page("docs.html", document=self._document())
 
 
 NEWEST = 100
-POLICY = (  # a mail's own styles are inline and stay within its sandboxed frame; it loads nothing and runs nothing
+MAIL_POLICY = (  # a mail's own styles are inline and stay within its sandboxed frame; it loads nothing and runs nothing
     "default-src 'none'; style-src 'self' 'unsafe-inline'; img-src data:; frame-src 'self'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 )
 
 
 class CaughtMailView(View):
-    """One caught mail."""
+    """One caught mail, without its HTML."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
 
     id: str
     to: str = Field(repr=False)
     subject: str = Field(repr=False)
     date: datetime
     text: str = Field(repr=False)
-
-    @classmethod
-    def of(cls, mail: CaughtMail) -> CaughtMailView:
-        """Show a mail without its HTML."""
-        return cls(id=mail.id, to=mail.to, subject=mail.subject, date=mail.date, text=mail.text)
 
 
 class CaughtMailsView(View):
@@ -184,24 +187,27 @@ def has_catcher(settings: Settings) -> bool:
 class DevMail:
     """The handlers, around the folder where the catcher keeps its mails."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, pages: Pages) -> None:
+        self._pages = pages
         self._folder = settings.data_dir / "mails"
         self._threads = anyio.CapacityLimiter(1)  # reading a folder is nothing for the loop, and nothing in a hurry
 
-    @describes(Operation("List the caught mails.", {200: CaughtMailsView}, access="ops"))
+    @describes({200: CaughtMailsView}, access="ops")
     async def caught_mails(self) -> Response:
-        """Answer with the newest mails."""
+        """List the newest caught mails."""
         mails = await anyio.to_thread.run_sync(list_mails, self._folder, NEWEST, limiter=self._threads)
         if wants_html():
-            return page("mails.html", mails=mails)
-        return CaughtMailsView(mails=[CaughtMailView.of(mail) for mail in mails]).response(headers={"Vary": "Accept"})
+            return self._pages.page("mails.html", mails=mails)
+        return CaughtMailsView(mails=[CaughtMailView.model_validate(mail) for mail in mails]).response(
+            headers={"Vary": "Accept"}
+        )
 
-    @describes(Operation("Show a caught mail.", {200: CaughtMailView}, access="ops", problems=(UnknownPath,)))
+    @describes({200: CaughtMailView}, access="ops", problems=(UnknownPath,))
     async def caught_mail(self, mail_id: str) -> Response:
-        """Answer with one mail; raises UnknownPath."""
+        """Show a caught mail."""
         mail = await anyio.to_thread.run_sync(read_mail, self._folder, mail_id, limiter=self._threads)
         if mail is None:
             raise UnknownPath
         if wants_html():
-            return page("mail.html", policy=POLICY, mail=mail)
-        return CaughtMailView.of(mail).response(headers={"Vary": "Accept"})
+            return self._pages.page("mail.html", policy=MAIL_POLICY, mail=mail)
+        return CaughtMailView.model_validate(mail).response(headers={"Vary": "Accept"})

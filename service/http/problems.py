@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from actors.kit.mailbox import AnswerLost, MachineError, NotAccepted
 from actors.ports import StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from actors.domain.errors import InvalidCode, WaitRefusal, WeakPassword, WrongCode
 
@@ -29,19 +30,15 @@ class RequestRefused(Exception):
     """The request did not reach a flow."""
 
 
+@dataclass(eq=False)
 class MalformedRequest(RequestRefused):
     """The bytes are no request of this service; `reason` is one of our own sentences."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__()
-        self.reason = reason
+    reason: str = "The request could not be read."
 
 
 class AmbiguousLength(MalformedRequest):
     """The message announces its length in two ways: what follows on the connection cannot be trusted."""
-
-    def __init__(self) -> None:
-        super().__init__("The request announces its length twice.")
 
 
 class BodyTooLarge(RequestRefused):
@@ -52,20 +49,18 @@ class BodyTimeout(RequestRefused):
     """The body did not arrive in time."""
 
 
+@dataclass(eq=False)
 class UnsupportedMedia(RequestRefused):
     """The body is announced as something other than JSON in UTF-8; `reason` says what to mend."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__()
-        self.reason = reason
+    reason: str
 
 
+@dataclass(eq=False)
 class InvalidFields(RequestRefused):
     """The object's fields are wrong; `errors` are pairs of a field's name and a sentence."""
 
-    def __init__(self, errors: Sequence[tuple[str, str]]) -> None:
-        super().__init__()
-        self.errors = tuple(errors)
+    errors: Sequence[tuple[str, str]]
 
 
 class HeadersTooLarge(RequestRefused):
@@ -76,12 +71,11 @@ class UnknownPath(RequestRefused):
     """No route has this path."""
 
 
+@dataclass(eq=False)
 class MethodRefused(RequestRefused):
     """The route answers `allowed` methods only."""
 
-    def __init__(self, allowed: Sequence[str]) -> None:
-        super().__init__()
-        self.allowed = tuple(sorted(allowed))
+    allowed: Sequence[str]
 
 
 class OpsTokenMissing(RequestRefused):
@@ -92,12 +86,11 @@ class OpsTokenRequired(RequestRefused):
     """No operators' token is set, and the request does not come from this machine itself."""
 
 
+@dataclass(eq=False)
 class NotReady(RequestRefused):
     """The process cannot take registrations; `failing` names the checks."""
 
-    def __init__(self, failing: Sequence[str]) -> None:
-        super().__init__()
-        self.failing = tuple(failing)
+    failing: Sequence[str]
 
 
 def no_members(_: Exception) -> dict[str, object]:
@@ -126,20 +119,19 @@ def resend_url(_: Exception) -> dict[str, object]:
     return {"resend_url": RESEND_URL}
 
 
-def fields(error: InvalidFields) -> dict[str, object]:
+def fields(errors: Iterable[tuple[str, str]]) -> dict[str, object]:
     """Say what is wrong with which field."""
-    return {"errors": [{"field": name, "message": message} for name, message in error.errors]}
+    return {"errors": [{"field": name, "message": message} for name, message in errors]}
 
 
-def typed_code_field(error: InvalidCode) -> dict[str, object]:
+def code_field(error: InvalidCode) -> dict[str, object]:
     """Say what a code looks like."""
-    return {"errors": [{"field": "activation_code", "message": f"must be {error.digits} digits"}]}
+    return fields([("activation_code", f"must be {error.digits} digits")])
 
 
-def idempotency_key(_: Exception) -> dict[str, object]:
-    """Say what a key looks like."""
-    message = "must be 1 to 64 visible ASCII characters, in one header"
-    return {"errors": [{"field": "Idempotency-Key", "message": message}]}
+def key_field(_: Exception) -> dict[str, object]:
+    """Say what an idempotency key looks like."""
+    return fields([("Idempotency-Key", "must be 1 to 64 visible ASCII characters, in one header")])
 
 
 def failing(error: NotReady) -> dict[str, object]:
@@ -150,7 +142,7 @@ def failing(error: NotReady) -> dict[str, object]:
 BEARER = 'Bearer realm="vestibule-ops"'
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Problem:
     """One kind of problem: its answer and, in `advice`, what a caller does about it."""
 
@@ -161,18 +153,25 @@ class Problem:
     members: Callable[[Any], dict[str, object]] = no_members
     headers: Mapping[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def slug(self) -> str:
         """The end of the problem's type."""
         return re.sub(r"(?<!^)(?=[A-Z])", "-", self.code).lower()
 
-    @property
+    @cached_property
     def title(self) -> str:
         """The code in words: the same for every answer of this type."""
         return self.slug.replace("-", " ").capitalize()
 
 
 CLOSE = {"Connection": "close"}  # what is left of the request on this connection cannot be trusted, or is not wanted
+MALFORMED = Problem(
+    400,
+    "MalformedRequest",
+    "The request could not be read.",
+    "Send one JSON object in UTF-8, each member once, without NaN and lone surrogates.",
+)
+INVALID = Problem(422, "ValidationError", "Some fields are not valid.", "Mend the fields named in `errors`.")
 INTERNAL_ERROR = Problem(
     500,
     "InternalError",
@@ -180,19 +179,8 @@ INTERNAL_ERROR = Problem(
     "Report it with the X-Request-ID. Whether the request was handled is not known.",
 )
 TABLE: Mapping[type[Exception], Problem] = {
-    MalformedRequest: Problem(
-        400,
-        "MalformedRequest",
-        "The request could not be read.",
-        "Send one JSON object in UTF-8, each member once, without NaN and lone surrogates.",
-    ),
-    AmbiguousLength: Problem(
-        400,
-        "MalformedRequest",
-        "The request could not be read.",
-        "Send Content-Length or Transfer-Encoding, not both.",
-        headers=CLOSE,
-    ),
+    MalformedRequest: MALFORMED,
+    AmbiguousLength: replace(MALFORMED, advice="Send Content-Length or Transfer-Encoding, not both.", headers=CLOSE),
     domain.WrongCode: Problem(
         400,
         "InvalidActivationCode",
@@ -263,15 +251,9 @@ TABLE: Mapping[type[Exception], Problem] = {
         "Send the body as application/json.",
         "Send application/json in UTF-8, without a content coding.",
     ),
-    InvalidFields: Problem(
-        422, "ValidationError", "Some fields are not valid.", "Mend the fields named in `errors`.", fields
-    ),
-    domain.InvalidCode: Problem(
-        422, "ValidationError", "Some fields are not valid.", "Mend the fields named in `errors`.", typed_code_field
-    ),
-    domain.IdempotencyKeyInvalid: Problem(
-        422, "ValidationError", "Some fields are not valid.", "Mend the fields named in `errors`.", idempotency_key
-    ),
+    InvalidFields: replace(INVALID, members=lambda error: fields(error.errors)),
+    domain.InvalidCode: replace(INVALID, members=code_field),
+    domain.IdempotencyKeyInvalid: replace(INVALID, members=key_field),
     domain.InvalidEmail: Problem(
         422, "InvalidEmail", "This is no e-mail address that we can write to.", "Send a plain address: name@domain."
     ),
@@ -344,12 +326,10 @@ def problem_of(error: Exception) -> Problem:
 
 def by_slug() -> dict[str, list[Problem]]:
     """Return every problem under its slug, in the table's order."""
-    slugs: dict[str, list[Problem]] = {}
+    slugs: dict[str, dict[str, Problem]] = {}
     for problem in TABLE.values():
-        same = slugs.setdefault(problem.slug, [])
-        if (problem.status, problem.detail, problem.advice) not in {(p.status, p.detail, p.advice) for p in same}:
-            same.append(problem)
-    return slugs
+        slugs.setdefault(problem.slug, {}).setdefault(f"{problem.status} {problem.detail} {problem.advice}", problem)
+    return {slug: list(problems.values()) for slug, problems in slugs.items()}
 
 
 MEDIA = "application/problem+json"
@@ -364,25 +344,29 @@ class ProblemAnswer:
     headers: Mapping[str, str]
 
 
-def answer_to(error: Exception) -> ProblemAnswer:
-    """Return the answer that tells a client about an error; what is not in the table is a 500 without a word of it."""
+def answer_to(error: Exception, root: str = "") -> ProblemAnswer:
+    """Return the answer that tells a client about an error; what is not in the table is a 500 without a word of it.
+
+    `root` is the path of PUBLIC_URL, under which every link lies; a problem's type is a name and stays as it is.
+    """
     error = _ours(error)
     problem = problem_of(error)
-    members = problem.members(error)
-    body = problem_body(problem, _detail(error) or problem.detail, members)
-    return ProblemAnswer(problem.status, json.dumps(body), {**problem.headers, **_headers(error, members)})
-
-
-def problem_body(problem: Problem, detail: str, members: Mapping[str, object]) -> dict[str, object]:
-    """Return the members in the order of RFC 9457, then our code, then the problem's own."""
-    return {
+    members, headers = problem.members(error), dict(problem.headers)
+    if "resend_url" in members:
+        members["resend_url"] = f"{root}{RESEND_URL}"
+    if "retry_after" in members:
+        headers["Retry-After"] = str(members["retry_after"])
+    if isinstance(error, MethodRefused):
+        headers["Allow"] = ", ".join(sorted(error.allowed))
+    body = {
         "type": f"/problems/{problem.slug}",
         "title": problem.title,
         "status": problem.status,
-        "detail": detail,
+        "detail": _detail(error) or problem.detail,
         "error": problem.code,
         **members,
     }
+    return ProblemAnswer(problem.status, json.dumps(body), headers)
 
 
 def _detail(error: Exception) -> str | None:
@@ -394,26 +378,17 @@ def _detail(error: Exception) -> str | None:
             return None
 
 
-def _headers(error: Exception, members: Mapping[str, object]) -> dict[str, str]:
-    headers: dict[str, str] = {}
-    if "retry_after" in members:
-        headers["Retry-After"] = str(members["retry_after"])
-    if isinstance(error, MethodRefused):
-        headers["Allow"] = ", ".join(error.allowed)
-    return headers
-
-
 def _ours(error: Exception) -> Exception:
     """Translate what the framework raises before a handler runs."""
     match error:
         case werkzeug.NotFound():
             return UnknownPath()
         case werkzeug.MethodNotAllowed():
-            return MethodRefused(tuple(error.valid_methods or ()))
+            return MethodRefused(list(error.valid_methods or ()))
         case werkzeug.RequestEntityTooLarge():
             return BodyTooLarge()
         case werkzeug.BadRequest():
-            return MalformedRequest("The request could not be read.")
+            return MalformedRequest()
         case _:
             return error
 

@@ -7,11 +7,25 @@ from typing import TYPE_CHECKING
 
 from quart import Response, request
 
-from actors.domain import errors
+from actors.domain.errors import (
+    ActivationFailed,
+    AlreadyActivated,
+    CodeAttemptsExhausted,
+    CodeExpired,
+    CodesExhausted,
+    EmailTaken,
+    IdempotencyKeyReused,
+    InvalidCredentials,
+    InvalidEmail,
+    ResendTooSoon,
+    UnknownStatus,
+    WeakPassword,
+    WrongCode,
+)
 from actors.signup import KEY, Form
 from service.http.client import choose, credentials, idempotency_key
 from service.http.json_body import read, read_nothing
-from service.http.routes import Operation, RequestHeader, describes
+from service.http.openapi import describes
 from service.http.schemas import (
     AcceptedView,
     ActivatedView,
@@ -26,139 +40,91 @@ from service.http.schemas import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from actors.kit.background import BackgroundTasks
-    from actors.signup import SignUp
+    from service.http.app import Parts
     from service.http.client import Clients
-    from service.settings import Settings
 
-IDEMPOTENCY_KEY = RequestHeader(
-    "Idempotency-Key",
-    "1 to 64 visible ASCII characters: repeats with it are answered as the first.",
-    f"^{KEY.pattern}$",
-)
+IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "1 to 64 visible ASCII characters: repeats with it are answered as the first.",
+    "schema": {"type": "string", "pattern": f"^{KEY.pattern}$"},
+}
 
 
 class Users:
     """The handlers, around the flows they ask."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        clients: Clients,
-        signup: SignUp,
-        background: BackgroundTasks,
-        locales: Sequence[str],
-    ) -> None:
-        self._settings = settings
+    def __init__(self, parts: Parts, clients: Clients) -> None:
+        self._settings = parts.settings
+        self._signup = parts.signup
+        self._run = parts.background.run  # a flow that was begun ends, although its client leaves
+        self._locales = parts.locales
         self._clients = clients
-        self._signup = signup
-        self._background = background
-        self._locales = locales
 
     @describes(
-        Operation(
-            "Create an account; the code travels by e-mail.",
-            {201: RegisteredView, 202: AcceptedView},
-            body=RegisterRequest,
-            problems=(
-                errors.EmailTaken,
-                errors.IdempotencyKeyReused,
-                errors.InvalidEmail,
-                errors.WeakPassword,
-                errors.CodesExhausted,
-            ),
-            request_headers=(IDEMPOTENCY_KEY,),
-            limited=True,
-        )
+        {201: RegisteredView, 202: AcceptedView},
+        body=RegisterRequest,
+        problems=(EmailTaken, IdempotencyKeyReused, InvalidEmail, WeakPassword, CodesExhausted),
+        parameters=(IDEMPOTENCY_KEY,),
+        limited=True,
     )
     async def register(self) -> Response:
-        """Accept a registration."""
+        """Create an account; the code travels by e-mail."""
         client = self._clients.current()
         body = await read(RegisterRequest)
         locale = choose(body.locale, request.headers.get("Accept-Language", ""), self._locales)
         form = Form(body.email, body.password.get_secret_value(), locale, idempotency_key())
-        registration = await self._background.run(partial(self._signup.register, client, form))
+        registration = await self._run(partial(self._signup.register, client, form))
         if registration is None:
             return AcceptedView(email=form.email).response(202)
         view = RegisteredView.of(registration, self._settings.root)
         return view.response(201, {"Location": view.status_url})
 
     @describes(
-        Operation(
-            "Activate the account with the code.",
-            {200: ActivatedView},
-            body=ActivateRequest,
-            access="basic",
-            problems=(
-                errors.WrongCode,
-                errors.ActivationFailed,
-                errors.InvalidCredentials,
-                errors.AlreadyActivated,
-                errors.CodeExpired,
-                errors.CodeAttemptsExhausted,
-            ),
-            limited=True,
-        )
+        {200: ActivatedView},
+        body=ActivateRequest,
+        access="basic",
+        problems=(
+            WrongCode,
+            ActivationFailed,
+            InvalidCredentials,
+            AlreadyActivated,
+            CodeExpired,
+            CodeAttemptsExhausted,
+        ),
+        limited=True,
     )
     async def activate(self) -> Response:
-        """Redeem a code."""
+        """Activate the account with the code."""
         client, sent = self._clients.current(), credentials()
         code = (await read(ActivateRequest)).digits(self._settings.code_digits)
-        activation = await self._background.run(partial(self._signup.activate, client, sent, code))
+        activation = await self._run(partial(self._signup.activate, client, sent, code))
         return ActivatedView.of(activation).response()
 
     @describes(
-        Operation(
-            "Send a new code.",
-            {202: ResendView},
-            access="basic",
-            problems=(
-                errors.InvalidCredentials,
-                errors.AlreadyActivated,
-                errors.ResendTooSoon,
-                errors.CodesExhausted,
-            ),
-            limited=True,
-        )
+        {202: ResendView},
+        access="basic",
+        problems=(InvalidCredentials, AlreadyActivated, ResendTooSoon, CodesExhausted),
+        limited=True,
     )
     async def resend(self) -> Response:
-        """Issue a new code."""
+        """Send a new code."""
         client, sent = self._clients.current(), credentials()
         await read_nothing(NothingRequest)
-        resend = await self._background.run(partial(self._signup.resend, client, sent))
-        if resend is None:
-            return AcceptedView(email=sent.email).response(202)
-        return ResendView.of(resend).response(202)
+        resend = await self._run(partial(self._signup.resend, client, sent))
+        return AcceptedView(email=sent.email).response(202) if resend is None else ResendView.of(resend).response(202)
 
-    @describes(
-        Operation(
-            "Say where the caller's registration stands.",
-            {200: ProgressView},
-            access="basic",
-            problems=(errors.InvalidCredentials,),
-            limited=True,
-        )
-    )
+    @describes({200: ProgressView}, access="basic", problems=(InvalidCredentials,), limited=True)
     async def activation(self) -> Response:
-        """Show the caller's registration."""
+        """Say where the caller's registration stands."""
         return ProgressView.of(await self._signup.progress(self._clients.current(), credentials())).response()
 
-    @describes(Operation("Say where a registration stands.", {200: StateView}, problems=(errors.UnknownStatus,)))
+    @describes({200: StateView}, problems=(UnknownStatus,))
     async def activation_of(self, token: str) -> Response:
-        """Show the registration of a status address."""
+        """Say where a registration stands."""
         return StateView.of(await self._signup.progress_of(token)).response()
 
-    @describes(
-        Operation(
-            "Return the caller's account.",
-            {200: ProfileView},
-            access="basic",
-            problems=(errors.InvalidCredentials,),
-            limited=True,
-        )
-    )
+    @describes({200: ProfileView}, access="basic", problems=(InvalidCredentials,), limited=True)
     async def me(self) -> Response:
-        """Show the caller's account."""
+        """Return the caller's account."""
         return ProfileView.of(await self._signup.profile(self._clients.current(), credentials())).response()

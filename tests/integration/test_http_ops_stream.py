@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from pydantic_core import to_json
 
 from actors.metrics_aggregator import Observation
 from service.http.middleware import ENDING
-from service.http.ops_pages import LIFE_SECONDS, MOST_STREAMS, SnapshotView
+from service.http.ops_pages import LIFE_SECONDS, MOST_STREAMS, snapshot
 from tests.fakes.asgi import call, scope_of, serve
 from tests.fakes.http_service import Telling, metrics
 
@@ -57,7 +58,7 @@ class Client:
 
 def test_a_snapshot_tells_everything_that_the_page_shows() -> None:
     """Counts by route and status, one histogram over all, levels summed over workers, reasons by number, all notes."""
-    shown = json.loads(SnapshotView.of(metrics(), ["Redis is away.", "Behind a proxy."], "1.2").model_dump_json())
+    shown = json.loads(to_json(snapshot(metrics(), ["Redis is away.", "Behind a proxy."], "1.2")))
     assert [(each["route"], each["statuses"]) for each in shown["routes"]] == [
         ("GET /livez", {"200": 2}),
         ("POST /x", {"503": 1}),

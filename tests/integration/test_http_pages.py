@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from actors.domain.errors import CodeExpired
 from service.embedded.mail_catcher import keep_mail
 from service.http.problems import TABLE
 from service.settings import Settings
+from tests.fakes.http_client import USERS, basic, register
 from tests.fakes.http_service import FakeService
 
 if TYPE_CHECKING:
@@ -60,6 +62,42 @@ async def test_pages_load_nothing_from_another_host(client: TestClientProtocol, 
     assert not re.search(r"<script(?! src)", text)
     for name in re.findall(r'(?:src|href)="(/static/[^"]+)"', text):
         assert (await client.get(name)).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/problems/busy", "/ops", "/dev/mail"])
+async def test_every_link_of_a_page_lies_under_the_path_of_public_url(path: str, tmp_path: Path) -> None:
+    """With https://example.org/auth pages name `/auth/…` alone, and each address answers, with and without a proxy."""
+    settings = Settings(loop="trio", data_dir=tmp_path, public_url="https://example.org/auth")
+    client = FakeService().app(settings).test_client()
+    for asked in (path, f"/auth{path}"):
+        page = await client.get(asked, headers={**HTML, "Host": "localhost"}, **HERE)
+        assert page.status_code == 200
+        links = re.findall(r'(?:src|href|action)="([^"#:]+)"', await page.get_data(as_text=True))
+        assert links
+        for link in links:
+            assert link.startswith("/auth/")
+            assert (await client.get(link, headers={"Host": "localhost"}, **HERE)).status_code == 200
+    assert (await client.get("/auth", headers=HTML)).status_code == 200
+    assert (await client.get("/authority", headers=HTML)).status_code == 404
+
+
+async def test_every_address_in_json_lies_under_the_path_of_public_url() -> None:
+    """Status address, Location, links, the address for a resend, redirects and the session's cookie."""
+    service = FakeService()
+    client = service.app(public_url="https://example.org/auth", ops_token="t" * 16).test_client()
+    registered = await register(client)
+    body = await registered.get_json()
+    assert body["status_url"] == registered.headers["Location"]
+    assert body["status_url"].startswith("/auth/api/v1/users/activation/")
+    links = (await (await client.get("/")).get_json())["links"]
+    assert all(link.startswith("/auth/") for link in links.values())
+    assert (await (await client.get("/openapi.json")).get_json())["servers"] == [{"url": "/auth"}]
+    service.signup.failure = CodeExpired()
+    expired = await client.post(f"{USERS}/activate", json={"code": "012345"}, headers=basic())
+    assert (await expired.get_json(force=True))["resend_url"] == "/auth/api/v1/users/resend"
+    signed_in = await client.post("/auth/ops/session", form={"token": "t" * 16})
+    assert signed_in.headers["Location"] == "/auth/ops"
+    assert "; Path=/auth/ops;" in signed_in.headers["Set-Cookie"]
 
 
 async def test_every_input_has_a_label(client: TestClientProtocol) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from time import thread_time
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,9 @@ from hypothesis import strategies as st
 from service.http.json_body import MOST_BYTES, MOST_NESTING, check_media, checked, parse
 from service.http.problems import InvalidFields, MalformedRequest, RequestRefused, UnsupportedMedia
 from service.http.schemas import RegisterRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
@@ -38,7 +42,7 @@ def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
 @given(st.dictionaries(st.sampled_from(["email", "password", "locale", "x", "\x00", "é" * 40]), VALUES))
 def test_any_object_is_a_registration_or_names_its_fields(members: dict[str, object]) -> None:
     """Members give a request or InvalidFields whose text holds none of the values."""
-    found: tuple[tuple[str, str], ...] = ()
+    found: Sequence[tuple[str, str]] = ()
     try:
         checked(RegisterRequest, members)
     except InvalidFields as refused:
@@ -168,7 +172,7 @@ def test_wrong_fields_are_named(members: dict[str, object], field: str, message:
     """Each wrong field has a sentence; a name that is no name is not repeated."""
     with pytest.raises(InvalidFields) as refused:
         checked(RegisterRequest, members)
-    assert refused.value.errors == ((field, message),)
+    assert refused.value.errors == [(field, message)]
 
 
 def test_a_request_does_not_show_its_password() -> None:

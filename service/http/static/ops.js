@@ -2,6 +2,8 @@
 import { emptySparkline, lines, number, sparkline } from "./ops_charts.js";
 import { History, sum } from "./ops_history.js";
 
+const EVENTS = new URL("../ops/events", import.meta.url); // under PUBLIC_URL's path
+
 const RETRY_SECONDS = 5;
 const SILENCE_MS = 10000;
 const element = (id) => document.getElementById(id);
@@ -161,7 +163,7 @@ function showRoutes({ routes }, point) {
   fill("routes", rows.sort((one, other) => other.total - one.total || one.key.localeCompare(other.key)), "No request yet.");
 }
 
-function showMachinery({ limits, breakers, actors }) {
+function showRuntime({ limits, breakers, actors }) {
   const limitRows = limits.map(({ rule, admitted, refused }) => {
     const share = refused / (admitted + refused || 1);
     return { key: rule, cells: [head(rule), figure(admitted), figure(refused), bar(share, "warn")] };
@@ -192,14 +194,14 @@ function show(snapshot) {
   showCharts();
   showSignUps(snapshot);
   showRoutes(snapshot, point);
-  showMachinery(snapshot);
+  showRuntime(snapshot);
   showNotes(snapshot);
   put("updated", `as of ${new Date().toLocaleTimeString()}`);
 }
 
 function connect() {
   clearTimeout(feed.retry);
-  feed.source = new EventSource("/ops/events");
+  feed.source = new EventSource(EVENTS);
   feed.source.onmessage = (event) => {
     tell("live", "Live");
     listen();
@@ -228,11 +230,11 @@ async function refused() {
   disconnect();
   let answer = null;
   try {
-    answer = await fetch("/ops/events", { method: "HEAD", cache: "no-store" });
+    answer = await fetch(EVENTS, { method: "HEAD", cache: "no-store" });
   } catch {
     // told below
   }
-  if (answer?.status === 401) location.assign("/ops/session");
+  if (answer?.status === 401) location.assign(new URL("../ops/session", import.meta.url));
   const wait = Number(answer?.headers.get("Retry-After")) || RETRY_SECONDS;
   if (answer?.status !== 503) tell("trouble", "No answer. Trying again…");
   else if (wait > 1) tell("trouble", "Too many dashboards are open. Trying again…");

@@ -22,7 +22,7 @@ form.addEventListener("submit", async (event) => {
   const headers = { Accept: "application/json" };
   try {
     const response = await fetch(form.action, { method: "POST", body, headers, redirect: "manual" });
-    if (response.type === "opaqueredirect") location.assign("/ops");
+    if (response.type === "opaqueredirect") location.assign(new URL("../ops", import.meta.url));
     else tell(await refusal(response));
   } catch {
     tell("The service cannot be reached. Try again.");

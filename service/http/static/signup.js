@@ -1,7 +1,7 @@
 "use strict";
 
 // The sign-up page over the public API. Address and password stay in the form's fields and in memory, nowhere else.
-const USERS = "/api/v1/users";
+const USERS = new URL("../api/v1/users", document.currentScript.src).pathname; // under PUBLIC_URL's path
 const POLL_MS = 1500;
 const SENTENCES = {
   queued: "The mail with your code is about to be sent.",
