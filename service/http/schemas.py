@@ -142,7 +142,7 @@ class View(BaseModel):
         return response(self.model_dump_json(), "application/json", status, headers)
 
 
-def response(body: str, media: str, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def response(body: str | bytes, media: str, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Return an answer of the application's own class, which differs between the loops."""
     answer: Response = current_app.response_class(body, status, dict(headers or {}), content_type=media)
     return answer

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.registry import Collector
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.http import parse_accept_header
 
 from actors.domain.totals import BOUNDS, OVERFLOW
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from actors.ports import Metrics
 
 PLAIN = "text/plain; version=0.0.4; charset=utf-8"
-OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-
-Labels = tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """One metric: its name without `_total`, its kind, a sentence, and the samples as (suffix, labels, value)."""
-
-    name: str
-    kind: Literal["counter", "gauge", "histogram"]
-    help: str
-    samples: Sequence[tuple[str, Labels, float]]
-
+OPENMETRICS_MEDIA = "application/openmetrics-text"
+OPENMETRICS = f"{OPENMETRICS_MEDIA}; version=1.0.0; charset=utf-8"
+PARAMETERS = re.compile(r";\s*(?!q=)[^;,]*")  # of a media type, but for its weight
 
 # What workers report beside requests: the name in their reports -> how it is shown; the label names its second field.
 COUNTERS = {
@@ -61,123 +58,97 @@ BUSINESS = {
 
 def wants_openmetrics(accept: str) -> bool:
     """Whether an Accept header prefers OpenMetrics over plain text (RFC 9110, 12.5.1)."""
-    weights = {"application/openmetrics-text": 0.0, "text/plain": 0.0}
-    for part in accept.split(","):
-        media, *parameters = (each.strip().lower() for each in part.split(";"))
-        if media in weights:
-            weights[media] = max(weights[media], _weight(parameters))
-    return weights["application/openmetrics-text"] > 0 and (
-        weights["application/openmetrics-text"] >= weights["text/plain"]
-    )
+    weights = parse_accept_header(PARAMETERS.sub("", accept.lower()), MIMEAccept)
+    named = OPENMETRICS_MEDIA in weights.values()
+    return named and 0 < weights[OPENMETRICS_MEDIA] >= weights["text/plain"]
 
 
-def _weight(parameters: Iterable[str]) -> float:
-    for parameter in parameters:
-        if parameter.startswith("q="):
-            try:
-                return float(parameter[2:])
-            except ValueError:
-                return 0.0
-    return 1.0
-
-
-def exposition(metrics: Metrics, *, openmetrics: bool) -> str:
+def exposition(metrics: Metrics, *, openmetrics: bool) -> bytes:
     """Return the text of all families."""
-    lines: list[str] = []
-    for family in families(metrics):
-        total = "_total" if family.kind == "counter" else ""
-        shown = family.name if openmetrics else family.name + total
-        lines += [f"# HELP {shown} {_escaped(family.help)}", f"# TYPE {shown} {family.kind}"]
-        for suffix, labels, value in family.samples:
-            text = ",".join(f'{name}="{_escaped(each)}"' for name, each in labels)
-            lines.append(
-                f"{family.name}{suffix or total}{{{text}}} {_number(value)}"
-                if text
-                else f"{family.name}{suffix or total} {_number(value)}"
-            )
-    return "\n".join([*lines, "# EOF"] if openmetrics else lines) + "\n"
+    text: bytes = (generate_openmetrics if openmetrics else generate_latest)(Families(metrics))
+    return text
 
 
-def families(metrics: Metrics) -> Iterator[Family]:
-    """Yield everything that is exported; a family without samples is left out."""
-    yield from filter(lambda family: family.samples, _all(metrics))
+@dataclass(frozen=True, slots=True)
+class Families(Collector):
+    """Everything that is exported, for prometheus_client to write; a family without samples is left out."""
+
+    metrics: Metrics
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families."""
+        yield from (family for family in self._all() if family.samples)
+
+    def _all(self) -> Iterator[Metric]:
+        yield from _requests(self.metrics.totals)
+        for name, help_ in BUSINESS.items():
+            yield CounterMetricFamily(f"vestibule_{name}", help_, value=getattr(self.metrics.business, name))
+        yield from _mail(self.metrics)
+        yield GaugeMetricFamily("vestibule_workers", "API workers that are alive.", value=self.metrics.workers)
+        yield from _runtime(CounterMetricFamily, COUNTERS, self.metrics.totals)
+        levels: dict[str, float] = {}
+        for of_worker in self.metrics.levels.values():  # summed: a label per worker would grow with every recycled one
+            for name, value in of_worker.items():
+                levels[name] = levels.get(name, 0) + value
+        yield from _runtime(GaugeMetricFamily, LEVELS, levels)
 
 
-def _all(metrics: Metrics) -> Iterator[Family]:
-    yield Family("vestibule_http_requests", "counter", "Requests answered.", list(_requests(metrics.totals)))
-    yield Family(
-        "vestibule_http_request_duration_seconds", "histogram", "Time to the answer.", list(_durations(metrics.totals))
+def _requests(totals: Mapping[str, float]) -> Iterator[Metric]:
+    requests = CounterMetricFamily(
+        "vestibule_http_requests", "Requests answered.", labels=("route", "method", "status")
     )
-    for name, help_ in BUSINESS.items():
-        yield Family(f"vestibule_{name}", "counter", help_, [("", (), getattr(metrics.business, name))])
-    yield from _mail(metrics)
-    yield Family("vestibule_workers", "gauge", "API workers that are alive.", [("", (), metrics.workers)])
-    yield from _runtime("counter", COUNTERS, metrics.totals)
-    levels: dict[str, float] = {}
-    for of_worker in metrics.levels.values():  # summed: a label per worker would grow with every recycled one
-        for name, value in of_worker.items():
-            levels[name] = levels.get(name, 0) + value
-    yield from _runtime("gauge", LEVELS, levels)
-
-
-def _requests(totals: Mapping[str, float]) -> Iterator[tuple[str, Labels, float]]:
+    durations = HistogramMetricFamily(
+        "vestibule_http_request_duration_seconds", "Time to the answer.", labels=("route", "method")
+    )
     for name, value in sorted(totals.items()):
         kind, _, rest = name.partition("|")
         if kind == "requests":
             route, _, status = rest.rpartition("|")
-            yield "", (*_route(route), ("status", status)), value
+            requests.add_metric((*_route(route), status), value)
+        elif kind == "sum":
+            buckets, count = [], 0.0
+            for bound in (*BOUNDS, OVERFLOW):
+                count += totals.get(f"bucket|{rest}|{bound}", 0)
+                buckets.append((OVERFLOW if bound == OVERFLOW else str(float(bound) / 1000), count))
+            durations.add_metric(_route(rest), buckets, value / 1000)
+    yield from (requests, durations)
 
 
-def _durations(totals: Mapping[str, float]) -> Iterator[tuple[str, Labels, float]]:
-    for name in sorted(name for name in totals if name.startswith("sum|")):
-        route = name.removeprefix("sum|")
-        labels, count = _route(route), 0.0
-        for bound in BOUNDS:
-            count += totals.get(f"bucket|{route}|{bound}", 0)
-            yield "_bucket", (*labels, ("le", str(bound / 1000))), count
-        count += totals.get(f"bucket|{route}|{OVERFLOW}", 0)
-        yield "_bucket", (*labels, ("le", OVERFLOW)), count
-        yield "_sum", labels, totals[name] / 1000
-        yield "_count", labels, count
-
-
-def _route(route: str) -> Labels:
+def _route(route: str) -> tuple[str, str]:
+    """Return the path and the method; what matched no route has no method."""
     method, _, path = route.partition(" ")
-    return (("route", path), ("method", method)) if path else (("route", route), ("method", ""))
+    return (path, method) if path else (route, "")
 
 
-def _mail(metrics: Metrics) -> Iterator[Family]:
+def _mail(metrics: Metrics) -> Iterator[Metric]:
     mail, delays = metrics.mail, metrics.mail.time_to_accept
-    waiting = [("", (("state", "queued"),), float(mail.queued)), ("", (("state", "sending"),), float(mail.sending))]
-    yield Family("vestibule_mail_queue_depth", "gauge", "Owed mails, waiting or being sent.", waiting)
+    states = {"queued": mail.queued, "sending": mail.sending}
+    yield _gauge("vestibule_mail_queue_depth", "Owed mails, waiting or being sent.", "state", states)
     oldest = mail.oldest_queued_seconds
-    yield Family("vestibule_mail_queue_oldest_seconds", "gauge", "Age of the longest waiting mail.", [("", (), oldest)])
-    percentiles = (("50", delays.p50), ("95", delays.p95), ("99", delays.p99))
-    yield Family(
-        "vestibule_mail_time_to_accept_seconds",
-        "gauge",
-        "From a mail being owed to its acceptance, over the last hour.",
-        [("", (("percentile", share),), value / 1000) for share, value in percentiles if value is not None],
-    )
-    dead = [("", (("reason", reason),), float(count)) for reason, count in sorted(mail.dead.items())]
-    yield Family("vestibule_mail_dead", "gauge", "Given up mails that are still kept, by reason.", dead)
+    yield GaugeMetricFamily("vestibule_mail_queue_oldest_seconds", "Age of the longest waiting mail.", value=oldest)
+    percentiles = {"50": delays.p50, "95": delays.p95, "99": delays.p99}
+    known = {share: value / 1000 for share, value in percentiles.items() if value is not None}
+    help_ = "From a mail being owed to its acceptance, over the last hour."
+    yield _gauge("vestibule_mail_time_to_accept_seconds", help_, "percentile", known)
+    yield _gauge("vestibule_mail_dead", "Given up mails that are still kept, by reason.", "reason", mail.dead)
+
+
+def _gauge(name: str, help_: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(name, help_, labels=(label,))
+    for each, value in sorted(values.items()):
+        family.add_metric((each,), value)
+    return family
 
 
 def _runtime(
-    kind: Literal["counter", "gauge"], table: Mapping[str, tuple[str, str, str]], values: Mapping[str, float]
-) -> Iterator[Family]:
+    kind: Any,  # noqa: ANN401 - one of the two families, which share no type
+    table: Mapping[str, tuple[str, str, str]],
+    values: Mapping[str, float],
+) -> Iterator[Metric]:
     for name, (shown, label, help_) in table.items():
-        samples: list[tuple[str, Labels, float]] = []
+        family = kind(shown, help_, labels=(label,) if label else ())
         for key, value in sorted(values.items()):
             first, _, rest = key.partition("|")
             if first == name:
-                samples.append(("", ((label, rest),) if label else (), value))
-        yield Family(shown, kind, help_, samples)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-
-
-def _number(value: float) -> str:
-    return str(int(value)) if value == int(value) else repr(round(value, 9))
+                family.add_metric((rest,) if label else (), value)
+        yield family

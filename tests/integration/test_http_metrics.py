@@ -1,53 +1,30 @@
 from __future__ import annotations
 
-import re
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-from prometheus_client import parser
-from prometheus_client.openmetrics import parser as modern_parser
-from quart_trio import QuartTrio
 
 from actors.domain.histogram import Histogram
 from actors.domain.totals import Totals
-from actors.ports import Business, Delays, MailFigures, Metrics, StoreUnavailable
-from service.http.metrics import MetricsCalls
-from service.telemetry.exposition import (
-    BUSINESS,
-    COUNTERS,
-    LEVELS,
-    OPENMETRICS,
-    PLAIN,
-    exposition,
-    families,
-    wants_openmetrics,
-)
-from tests.fakes.http_service import FixedReader
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from actors.ports import Business, Delays, MailFigures, Metrics
+from service.telemetry.exposition import OPENMETRICS, PLAIN
+from tests.fakes.http_client import problem
+from tests.fakes.http_service import FakeService, FixedReader
 
 REGISTER = "POST /api/v1/users/register"
-LINE = re.compile(r'[a-z_]+(\{([a-z_]+="([^"\\\n]|\\[\\"n])*",?)+\})? -?[0-9.e+-]+')
-SCRAPER = (
-    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
-    "application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
-)
 
 
 def metrics() -> Metrics:
-    """Return metrics with something in every place, awkward labels included."""
+    """Return metrics with something in every place."""
     totals = Totals("api-1")
-    seen = [(REGISTER, 201, 12.5), (REGISTER, 503, 20_000.0), ('GET /"odd\\path"\n', 404, 1.0), ("unmatched", 404, 1.0)]
-    totals.count(seen, 0)
-    totals.raise_to({f"{name}|x": 2 for name in COUNTERS})
+    totals.count([(REGISTER, 201, 12.5), (REGISTER, 503, 20_000.0), ("unknown", 404, 1.0)], 0)
     histogram = Histogram()
     for value in (12.5, 20_000.0):
         histogram.add(value)
     return Metrics(
         totals=totals.totals(),
-        levels={"one": {f"{name}|x": 1 for name in LEVELS}, "two": {f"{name}|x": 3 for name in LEVELS}},
+        levels={},
         latencies={REGISTER: histogram},
         business=Business(5, 4, 3, 2, 1),
         mail=MailFigures(7, 12.3, 1, {"550 mailbox": 2}, Delays(3, 10.0, 20.0, 30.1234)),
@@ -55,23 +32,21 @@ def metrics() -> Metrics:
     )
 
 
-async def fetch(path: str, reader: FixedReader, accept: str = "*/*") -> Any:  # noqa: ANN401 - a response of quart's
-    """Call the handlers inside a small application."""
-    app = QuartTrio("test")
-    calls = MetricsCalls(reader)
-    app.add_url_rule("/api/v1/metrics", "json", calls.metrics)
-    app.add_url_rule("/metrics", "text", calls.prometheus)
-    app.config["PROPAGATE_EXCEPTIONS"] = True
-    return await app.test_client().get(path, headers={"Accept": accept})
+async def fetch(path: str, known: Metrics | None, accept: str = "*/*") -> Any:  # noqa: ANN401 - a response of quart's
+    """Ask as an operator on this machine."""
+    service = FakeService()
+    service.reader = FixedReader(known)
+    headers = {"Accept": accept, "Host": "localhost"}
+    return await service.app().test_client().get(path, headers=headers, scope_base={"client": ("127.0.0.1", 5)})
 
 
 async def test_the_json_has_exactly_the_fields_of_the_contract() -> None:
     """Every field is there with its unit, and none besides."""
-    answer = await fetch("/api/v1/metrics", FixedReader(metrics()))
+    answer = await fetch("/api/v1/metrics", metrics())
     body = await answer.get_json()
     assert body == {
-        "request_counts": {REGISTER: 2, 'GET /"odd\\path"\n': 1, "unmatched": 1},
-        "status_counts": {"201": 1, "404": 2, "503": 1},
+        "request_counts": {REGISTER: 2, "unknown": 1},
+        "status_counts": {"201": 1, "404": 1, "503": 1},
         "error_count": 1,
         "business_metrics": {
             "registrations": 5,
@@ -103,7 +78,7 @@ async def test_the_json_has_exactly_the_fields_of_the_contract() -> None:
 async def test_an_empty_service_answers_zeros_and_nulls() -> None:
     """Before the first request everything is zero, and percentiles that do not exist are null."""
     empty = Metrics({}, {}, {}, Business(), MailFigures(), 1)
-    body = await (await fetch("/api/v1/metrics", FixedReader(empty))).get_json()
+    body = await (await fetch("/api/v1/metrics", empty)).get_json()
     assert body["request_counts"] == body["latencies"] == {}
     assert body["mail"]["time_to_accept"] == {"count": 0, "p50": None, "p95": None, "p99": None}
     assert "notes" not in body
@@ -111,77 +86,19 @@ async def test_an_empty_service_answers_zeros_and_nulls() -> None:
 
 async def test_what_could_not_be_read_is_said() -> None:
     """Notes appear when there are some."""
-    body = await (await fetch("/api/v1/metrics", FixedReader(replace(metrics(), notes=("Redis is away.",))))).get_json()
+    body = await (await fetch("/api/v1/metrics", replace(metrics(), notes=("Redis is away.",)))).get_json()
     assert body["notes"] == ["Redis is away."]
 
 
-async def test_an_unavailable_store_is_left_to_the_table_of_problems() -> None:
-    """The handler catches nothing."""
-    with pytest.raises(StoreUnavailable):
-        await MetricsCalls(FixedReader(None)).metrics()
+@pytest.mark.parametrize("path", ["/api/v1/metrics", "/metrics"])
+async def test_metrics_that_cannot_be_read_are_a_problem(path: str) -> None:
+    """With no store and nothing remembered the answer is 503."""
+    await problem(await fetch(path, None), 503, "StoreUnavailable")
 
 
-@pytest.mark.parametrize(
-    ("accept", "wanted"),
-    [
-        (SCRAPER, True),
-        ("application/openmetrics-text", True),
-        ("text/plain;version=0.0.4;q=0.5,application/openmetrics-text;q=0.4", False),
-        ("application/openmetrics-text;q=0", False),
-        ("application/openmetrics-text;q=rubbish", False),
-        ("*/*", False),
-        ("", False),
-    ],
-)
-async def test_the_format_follows_accept(accept: str, *, wanted: bool) -> None:
-    """OpenMetrics goes to who prefers it, plain text to everyone else."""
-    assert wants_openmetrics(accept) is wanted
-    answer = await fetch("/metrics", FixedReader(metrics()), accept)
-    assert answer.headers["Content-Type"] == (OPENMETRICS if wanted else PLAIN)
-    assert (await answer.get_data()).endswith(b"# EOF\n") is wanted
-
-
-def test_prometheus_own_parsers_read_both_formats_alike() -> None:
-    """The parsers of the Prometheus client find the same samples in both, label values unharmed."""
-    plain = samples(parser.text_string_to_metric_families(exposition(metrics(), openmetrics=False)))
-    modern = samples(modern_parser.text_string_to_metric_families(exposition(metrics(), openmetrics=True)))
-    assert plain == modern
-    labels = (("method", "POST"), ("route", "/api/v1/users/register"), ("status", "201"))
-    assert ("vestibule_http_requests_total", labels, 1.0) in plain
-    assert any(("route", '/"odd\\path"\n') in labels for _, labels, _ in plain)
-
-
-def samples(parsed: Iterable[Any]) -> set[tuple[str, tuple[tuple[str, str], ...], float]]:
-    """Return what makes each sample."""
-    return {
-        (sample.name, tuple(sorted(sample.labels.items())), sample.value)
-        for family in parsed
-        for sample in family.samples
-    }
-
-
-def test_every_line_is_a_comment_or_a_sample() -> None:
-    """Each line of the plain text fits the format's grammar."""
-    for line in exposition(metrics(), openmetrics=False).splitlines():
-        assert line.startswith(("# HELP vestibule_", "# TYPE vestibule_")) or LINE.fullmatch(line), line
-
-
-def test_histogram_buckets_are_cumulative_and_end_in_the_count() -> None:
-    """Buckets rise with `le` in seconds, and +Inf holds all requests, those over the last bound too."""
-    (duration,) = (each for each in families(metrics()) if each.name == "vestibule_http_request_duration_seconds")
-    mine = [sample for sample in duration.samples if ("route", "/api/v1/users/register") in sample[1]]
-    buckets = [(dict(labels)["le"], value) for suffix, labels, value in mine if suffix == "_bucket"]
-    assert buckets[:3] == [("0.005", 0), ("0.01", 0), ("0.025", 1)]
-    assert buckets[-2:] == [("10.0", 1), ("+Inf", 2)]
-    rest = {suffix: value for suffix, _, value in mine if suffix != "_bucket"}
-    assert rest == {"_sum": 20.0125, "_count": 2}
-
-
-def test_levels_are_summed_over_workers_and_every_known_name_is_exported() -> None:
-    """No label grows with the workers, and every entry of the tables appears with the metrics' prefix."""
-    found = {family.name: family for family in families(metrics())}
-    for shown, _, _ in (*COUNTERS.values(), *LEVELS.values()):
-        assert found[shown].samples
-    assert found["vestibule_actor_mailbox_depth"].samples == [("", (("actor", "x"),), 4)]
-    assert {f"vestibule_{name}" for name in BUSINESS} <= set(found)
-    assert all(name.startswith("vestibule_") and not name.endswith("_total") for name in found)
+@pytest.mark.parametrize(("accept", "media"), [("application/openmetrics-text", OPENMETRICS), ("*/*", PLAIN)])
+async def test_scrapers_get_the_format_that_they_ask_for(accept: str, media: str) -> None:
+    """OpenMetrics ends with its mark, and caches are told that the answer depends on Accept."""
+    answer = await fetch("/metrics", metrics(), accept)
+    assert (answer.status_code, answer.headers["Content-Type"], answer.headers["Vary"]) == (200, media, "Accept")
+    assert (await answer.get_data()).endswith(b"# EOF\n") is (media == OPENMETRICS)
