@@ -19,7 +19,7 @@ from service.http.middleware import Middleware, exchange_of, log_crash
 from service.http.openapi import Route, document, operation_of
 from service.http.ops import OpsAccess, OpsMails
 from service.http.ops_pages import OpsPages
-from service.http.pages import DevMail, Pages, has_catcher
+from service.http.pages import DevMail, Pages
 from service.http.problems import INTERNAL_ERROR, MEDIA, answer_to
 from service.http.schemas import response
 from service.http.users import Users
@@ -34,12 +34,17 @@ if TYPE_CHECKING:
     from actors.signup import SignUp
     from service.http.health import Health
     from service.http.ops import MailAdmin
+    from service.http.pages import CaughtMails
     from service.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the application talks to; `noticed` counts for the metrics what no actor counts."""
+    """What the application talks to.
+
+    `noticed` counts for the metrics what no actor counts. `caught_mails` is there where mails go to the built-in
+    catcher.
+    """
 
     settings: Settings
     signup: SignUp
@@ -51,6 +56,7 @@ class Parts:
     mail_admin: MailAdmin
     locales: Sequence[str]
     noticed: Counter[str]
+    caught_mails: CaughtMails | None = None
 
 
 def routes(parts: Parts, access: OpsAccess, clients: Clients) -> tuple[Route, ...]:
@@ -85,16 +91,16 @@ def routes(parts: Parts, access: OpsAccess, clients: Clients) -> tuple[Route, ..
         Route("GET", "/ops/session", ops.sign_in_page),
         Route("POST", "/ops/session", ops.sign_in),
         Route("POST", "/ops/session/end", ops.sign_out),
-        *caught_mail_routes(parts.settings, pages),
+        *caught_mail_routes(parts.caught_mails, pages),
     )
     return table
 
 
-def caught_mail_routes(settings: Settings, pages: Pages) -> tuple[Route, ...]:
+def caught_mail_routes(mails: CaughtMails | None, pages: Pages) -> tuple[Route, ...]:
     """Return the routes that show what the built-in mail catcher keeps; none where mails leave."""
-    if not has_catcher(settings):
+    if mails is None:
         return ()
-    caught = DevMail(settings, pages)
+    caught = DevMail(mails, pages)
     return (
         Route("GET", "/dev/mail", caught.caught_mails),
         Route("GET", "/dev/mail/<mail_id>", caught.caught_mail),

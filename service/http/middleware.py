@@ -27,6 +27,7 @@ from service.http.problems import (
     UnknownPath,
     answer_to,
 )
+from service.telemetry.trace_context import of_headers, trace_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, MutableMapping
@@ -47,28 +48,6 @@ if TYPE_CHECKING:
 # Where the scope carries an anyio.Event that says: this worker is about to leave, end what has no end of its own. The
 # worker sets it when it drains, is replaced or stops; it is absent where no worker serves.
 ENDING = "vestibule.ending"
-HEADER = b"traceparent"
-# Trace Context, 3.2: version 00, and neither id all zeros.
-TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-
-
-def valid(text: str) -> str | None:
-    """Return the text if it is a trace context, else None."""
-    return text if TRACEPARENT.fullmatch(text) else None
-
-
-def trace_id(text: str | None) -> str | None:
-    """Return the 32 digits that name the trace, None without one."""
-    found = TRACEPARENT.fullmatch(text or "")
-    return found[1] if found else None
-
-
-def of_headers(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """Return the trace context of a request; two of them are none (Trace Context, 4.3)."""
-    given = [value for name, value in headers if name.lower() == HEADER]
-    return valid(given[0].decode("latin-1")) if len(given) == 1 else None
-
-
 MOST_HEADER_BYTES = 16 * 1024  # of the request target and all headers: Basic auth and a token need one
 MOST_HEADERS = 100
 BREAKS = re.compile(rb"[\r\n\0]")  # servers refuse them; ours might not always be the same server
@@ -214,7 +193,7 @@ class Middleware:
         """
         if scope["type"] == "http":
             if self._root and f"{scope['path']}/".startswith(f"{self._root}/"):
-                scope = {**scope, "path": scope["path"].removeprefix(self._root) or "/"}
+                scope["path"] = scope["path"].removeprefix(self._root) or "/"
             await self._exchange(scope, receive, send)
         elif scope["type"] == "websocket":
             await self._refuse_websocket(scope, receive, send)

@@ -20,7 +20,7 @@ from service.http.json_body import body
 from service.http.metrics import MetricsView
 from service.http.middleware import ENDING, exchange_of
 from service.http.ops import OpsSession
-from service.http.pages import has_catcher, wants_html
+from service.http.pages import wants_html
 from service.http.problems import UnsupportedMedia
 from service.http.schemas import response
 
@@ -208,7 +208,7 @@ class OpsPages:
         self._pages = pages
         self._version = version
         self._root = parts.settings.root
-        self._catcher = has_catcher(parts.settings) and parts.settings.ops_token is None
+        self._catcher = parts.caught_mails is not None and parts.settings.ops_token is None
         self._session = OpsSession(parts.settings, access)
         self._stream = OpsStream(self._snapshot)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime  # noqa: TC003 - pydantic reads it
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import anyio
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -12,13 +12,12 @@ from pydantic import ConfigDict, Field
 from pydantic_core import to_json
 from quart import request
 
-from service.embedded.mail_catcher import list_mails, read_mail
 from service.http.openapi import describes
 from service.http.problems import UnknownPath, by_slug
 from service.http.schemas import View, response
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from quart import Response
 
@@ -179,23 +178,34 @@ class CaughtMailsView(View):
     mails: list[CaughtMailView]
 
 
-def has_catcher(settings: Settings) -> bool:
-    """Whether mails go to the built-in catcher."""
-    return settings.env == "development" and settings.mail_url is None
+class CaughtMail(Protocol):
+    """A mail that the built-in catcher has kept; what pages show of it besides is the templates' business."""
+
+    @property
+    def id(self) -> str:
+        """Its name."""
+        ...
+
+
+class CaughtMails(NamedTuple):
+    """How the mails of the built-in catcher are read, which blocks."""
+
+    newest: Callable[[int], Sequence[CaughtMail]]
+    read: Callable[[str], CaughtMail | None]
 
 
 class DevMail:
-    """The handlers, around the folder where the catcher keeps its mails."""
+    """The handlers, around the mails that the catcher keeps."""
 
-    def __init__(self, settings: Settings, pages: Pages) -> None:
+    def __init__(self, mails: CaughtMails, pages: Pages) -> None:
+        self._mails = mails
         self._pages = pages
-        self._folder = settings.data_dir / "mails"
         self._threads = anyio.CapacityLimiter(1)  # reading a folder is nothing for the loop, and nothing in a hurry
 
     @describes({200: CaughtMailsView}, access="ops")
     async def caught_mails(self) -> Response:
         """List the newest caught mails."""
-        mails = await anyio.to_thread.run_sync(list_mails, self._folder, NEWEST, limiter=self._threads)
+        mails = await anyio.to_thread.run_sync(self._mails.newest, NEWEST, limiter=self._threads)
         if wants_html():
             return self._pages.page("mails.html", mails=mails)
         return CaughtMailsView(mails=[CaughtMailView.model_validate(mail) for mail in mails]).response(
@@ -205,7 +215,7 @@ class DevMail:
     @describes({200: CaughtMailView}, access="ops", problems=(UnknownPath,))
     async def caught_mail(self, mail_id: str) -> Response:
         """Show a caught mail."""
-        mail = await anyio.to_thread.run_sync(read_mail, self._folder, mail_id, limiter=self._threads)
+        mail = await anyio.to_thread.run_sync(self._mails.read, mail_id, limiter=self._threads)
         if mail is None:
             raise UnknownPath
         if wants_html():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
@@ -20,7 +21,9 @@ from actors.kit.mailbox import Address, Mailbox
 from actors.metrics_aggregator import Observation
 from actors.ports import Business, Delays, MailFigures, Metrics, StoreUnavailable, WindowRequest
 from actors.signup import Activation, Profile, Progress, Registration, Resend, SignUp
+from service.embedded.mail_catcher import list_mails, read_mail
 from service.http.app import Parts, build
+from service.http.pages import CaughtMails
 from service.settings import Settings
 from tests.fakes.rate_limits import FakeRateLimits
 
@@ -225,9 +228,12 @@ class FakeService:
 
     def app(self, given: Settings | None = None, **settings: Any) -> Quart:  # noqa: ANN401 - any setting
         """Return the application, on Trio unless a loop is named."""
+        chosen = given or Settings.model_validate({"loop": "trio", **settings})
+        mails = chosen.data_dir / "mails"
+        caught = CaughtMails(partial(list_mails, mails), partial(read_mail, mails)) if chosen.mail_url is None else None
         return build(
             Parts(
-                settings=given or Settings.model_validate({"loop": "trio", **settings}),
+                settings=chosen,
                 signup=self.signup,
                 background=self.background,
                 metrics=Address(self._mailbox),
@@ -237,6 +243,7 @@ class FakeService:
                 mail_admin=self.mail_admin,
                 locales=("de", "en"),
                 noticed=self.noticed,
+                caught_mails=caught,
             )
         )
 
