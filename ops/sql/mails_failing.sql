@@ -1,9 +1,9 @@
--- Why does mail not leave? Reasons of the last failures of owed mails, and of those given up within a day.
-SELECT state, coalesce(reason, 'none yet') AS reason, count(*) AS mails, max(attempts) AS most_attempts,
-       date_trunc('second', clock_timestamp() - min(created_at)) AS oldest
-FROM mails
-WHERE state IN ('queued', 'sending') AND attempts > 0
-   OR state = 'dead' AND created_at > clock_timestamp() - interval '1 day'
+-- Why does mail not leave? Reasons of the last failures of owed mails, and of those owed for the last two days that died.
+SELECT state, coalesce(reason, 'none yet') AS reason, count(*) AS mails, max(tries) AS most_tries,
+       date_trunc('second', clock_timestamp() - min(owed_since)) AS oldest
+FROM vestibule.mails
+WHERE state IN ('queued', 'sending') AND tries > 0
+   OR state = 'dead' AND owed_since > clock_timestamp() - interval '2 days'
 GROUP BY state, coalesce(reason, 'none yet')
 ORDER BY mails DESC
 LIMIT 30;

@@ -3,7 +3,8 @@
 A statement re-checks only the columns of a row that it had to wait for, never a sub-query about other rows. So what
 one row decides is written into its WHERE, and what follows from other rows is guarded by the account's `version`.
 PostgreSQL changes a row once per statement, so no batch names an account twice; every batch takes its accounts in the
-order of their keys first, then their mails, so that no two wait for each other.
+order of their keys first, then their mails, so that no two wait for each other. `= ANY` beside a join has the planner
+use an index even before it has any statistics.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ LEFT JOIN LATERAL (
 FIND_KEYS: Final = FIND + "WHERE a.email_key = ANY(%(wanted)s) ORDER BY a.id, m.number DESC"
 FIND_IDS: Final = FIND + "WHERE a.id = ANY(%(wanted)s) ORDER BY a.id, m.number DESC"
 FIND_ANSWERS: Final = """
-SELECT k.digest, k.body_digest, k.account_id, k.registration, a.created_at
-FROM vestibule.answers k LEFT JOIN vestibule.accounts a ON a.id = k.account_id
-WHERE k.digest = ANY(%(digests)s) AND k.expires_at > now()
+SELECT digest, body_digest, account_id, registration,
+       (SELECT created_at FROM vestibule.accounts a WHERE a.id = k.account_id)
+FROM vestibule.answers k WHERE digest = ANY(%(digests)s) AND expires_at > now()
 """
 
 # Race: any number of registrations of one new address. The insert of the account's unique key decides: one wins, the
@@ -101,7 +102,8 @@ WITH wanted AS (
         email = coalesce(w.email, a.email),
         locale = coalesce(w.locale, a.locale)
     FROM locked JOIN wanted w ON w.account = locked.id
-    WHERE a.id = locked.id AND a.version = w.version AND (a.activated_at IS NULL OR w.kind = 'notice')
+    WHERE a.id = locked.id AND a.id = ANY(%(accounts)s) AND a.version = w.version
+      AND (a.activated_at IS NULL OR w.kind = 'notice')
     RETURNING a.id, a.registration, a.version, a.created_at, w.mail_id, w.kind, w.key_id, w.traceparent, w.digest,
         w.body_digest, w.password_hash IS NOT NULL AS taken_over
 ), superseded AS (
@@ -129,8 +131,8 @@ WITH wanted AS (
 )
 SELECT id, registration, created_at FROM issued
 UNION ALL
-SELECT a.id, m.registration, a.created_at
-FROM vestibule.mails m JOIN vestibule.accounts a ON a.id = m.account_id WHERE m.id = ANY(%(mails)s)
+SELECT a.id, m.registration, a.created_at FROM vestibule.mails m JOIN vestibule.accounts a ON a.id = m.account_id
+WHERE m.id = ANY(%(mails)s) AND a.id = ANY(%(accounts)s)
 """
 
 BIND_TAKEN: Final = """
@@ -142,9 +144,9 @@ WHERE k.expires_at <= now()
 """
 
 # Attack: guessing. The guess is counted on the rows of the live mails by the statement that decides, so parallel
-# guesses cannot share one: each waits for the account, and re-checks the guesses of the rows that it changes. A miss
-# counts only if the typed code was compared with every live one. Race: 16 redeemers of one code: the account is active
-# for 15 of them. A re-registration in between has another password hash and registration.
+# guesses cannot share one: each waits for the account and for its mails, and reads them as they are then. A miss counts
+# only if the typed code was compared with every live one. Race: 16 redeemers of one code: the account is active for 15
+# of them. A re-registration in between has another password hash and registration.
 REDEEM: Final = """
 WITH wanted AS (
     SELECT * FROM unnest(
@@ -153,19 +155,20 @@ WITH wanted AS (
 ), locked AS MATERIALIZED (
     SELECT id, password_hash, registration, activated_at FROM vestibule.accounts
     WHERE id = ANY(%(accounts)s) ORDER BY email_key FOR NO KEY UPDATE
-), guessed AS (
-    UPDATE vestibule.mails m SET guesses = m.guesses + 1
-    FROM locked l JOIN wanted w ON w.account = l.id
-    WHERE m.account_id = l.id AND l.activated_at IS NULL AND l.password_hash = w.password_hash
-      AND l.registration = w.registration AND m.registration = l.registration AND m.kind = 'code'
+), live AS MATERIALIZED (
+    SELECT m.id, m.account_id, w.hit
+    FROM locked l
+    JOIN wanted w ON w.account = l.id AND w.password_hash = l.password_hash AND w.registration = l.registration
+    JOIN vestibule.mails m ON m.account_id = l.id AND m.registration = l.registration
+    WHERE l.activated_at IS NULL AND m.account_id = ANY(%(accounts)s) AND m.kind = 'code'
       AND m.state IN ('queued', 'sending', 'accepted', 'delivered') AND now() < m.expires_at
       AND m.guesses < %(attempts)s
-      AND CASE WHEN w.hit IS NOT NULL THEN m.id = w.hit ELSE NOT EXISTS (
-          SELECT FROM vestibule.mails o
-          WHERE o.account_id = l.id AND o.registration = l.registration AND o.kind = 'code'
-            AND o.state IN ('queued', 'sending', 'accepted', 'delivered') AND now() < o.expires_at
-            AND o.guesses < %(attempts)s AND o.id <> ALL(%(compared)s)
-      ) END
+    ORDER BY m.id FOR NO KEY UPDATE OF m
+), guessed AS (
+    UPDATE vestibule.mails m SET guesses = m.guesses + 1 FROM live
+    WHERE m.id = live.id AND CASE WHEN live.hit IS NOT NULL THEN m.id = live.hit ELSE NOT EXISTS (
+        SELECT FROM live AS other WHERE other.account_id = live.account_id AND other.id <> ALL(%(compared)s)
+    ) END
     RETURNING m.id, m.account_id, m.guesses
 ), activated AS (
     UPDATE vestibule.accounts a SET activated_at = now()

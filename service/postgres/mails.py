@@ -19,27 +19,33 @@ LEASE_SECONDS: Final = 15  # a killed worker's mails wait so long; a living one 
 KILLS: Final = 3  # workers that died with a mail in hand, the last two with nothing else: the mail is why
 KEPT_DAYS: Final = 30  # of settled mails, for the operator's questions
 
+# Race: batches that name the same mails, and guesses at their codes: all lock them in the order of their ids. What is
+# read of a locked row stays as it is.
+HELD: Final = """
+WITH held AS MATERIALIZED (
+    SELECT m.id, m.state FROM vestibule.mails m
+    JOIN unnest(%(ids)s::uuid[], %(fences)s::integer[]) AS claim (id, fence) USING (id, fence)
+    WHERE m.id = ANY(%(ids)s) ORDER BY m.id FOR NO KEY UPDATE OF m
+)"""
+
 # Race: many workers, one mail. SKIP LOCKED gives each due row to one of them and lets the others take other rows; a
 # row under a lease is not due. A mail is needed while its account is pending under the mail's registration and its code
 # has guesses left. At most one code mail of an account, the newest, is taken by one claim: the statement that accepts a
 # batch could not supersede the older one beside it.
 CLAIM: Final = """
 WITH due AS MATERIALIZED (
-    SELECT id, account_id, kind, number FROM vestibule.mails
-    WHERE state IN ('queued', 'sending') AND due_at <= now()
+    SELECT * FROM vestibule.mails WHERE state IN ('queued', 'sending') AND due_at <= now()
     ORDER BY due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-), chosen AS (
-    SELECT id FROM (
-        SELECT id, kind, row_number() OVER (PARTITION BY account_id, kind ORDER BY number DESC) AS place FROM due
-    ) AS ranked WHERE kind = 'notice' OR place = 1
+), ranked AS (
+    SELECT *, row_number() OVER (PARTITION BY account_id, kind ORDER BY number DESC) AS place FROM due
 ), fates AS (
-    SELECT m.id, a.email, a.locale, CASE
-        WHEN m.kind = 'code' AND NOT (a.activated_at IS NULL AND m.registration = a.registration
-                                      AND m.guesses < %(attempts)s) THEN 'superseded'
-        WHEN m.owed_since + make_interval(hours => %(hours)s) <= now() THEN 'given up'
-        WHEN m.deaths + (m.state = 'sending')::integer >= %(kills)s THEN 'killer'
+    SELECT r.id, r.due_at, a.email, a.locale, CASE
+        WHEN r.kind = 'code' AND NOT (a.activated_at IS NULL AND r.registration = a.registration
+                                      AND r.guesses < %(attempts)s) THEN 'superseded'
+        WHEN r.owed_since + make_interval(hours => %(hours)s) <= now() THEN 'given up'
+        WHEN r.deaths + (r.state = 'sending')::integer >= %(kills)s THEN 'killer'
         ELSE 'sending' END AS fate
-    FROM chosen JOIN vestibule.mails m USING (id) JOIN vestibule.accounts a ON a.id = m.account_id
+    FROM ranked r JOIN vestibule.accounts a ON a.id = r.account_id WHERE r.kind = 'notice' OR r.place = 1
 ), claimed AS (
     UPDATE vestibule.mails m SET
         state = CASE WHEN f.fate IN ('sending', 'superseded') THEN f.fate ELSE 'dead' END,
@@ -50,7 +56,7 @@ WITH due AS MATERIALIZED (
         tries = m.tries + 1, deaths = m.deaths + (m.state = 'sending')::integer, fence = m.fence + 1,
         due_at = now() + make_interval(secs => %(lease)s)
     FROM fates f WHERE m.id = f.id
-    RETURNING m.*, f.email, f.locale
+    RETURNING m.*, f.email, f.locale, f.due_at AS was_due
 ), counted AS (
     INSERT INTO vestibule.business_counts AS b (day, worker, mails_dead)
     SELECT (now() AT TIME ZONE 'UTC')::date, %(worker)s, count(*) FROM claimed WHERE state = 'dead' HAVING count(*) > 0
@@ -58,7 +64,7 @@ WITH due AS MATERIALIZED (
 )
 SELECT id, fence, tries, kind, account_id, key_id, email, locale,
        extract(epoch FROM expires_at - now())::double precision, created_at, deaths > 0, traceparent
-FROM claimed WHERE state = 'sending' ORDER BY number, id
+FROM claimed WHERE state = 'sending' ORDER BY was_due, number
 """
 
 # Attack: a mail server that is down must not give guesses away: the fresh code inherits the guesses of the old one,
@@ -90,70 +96,76 @@ WITHDRAW: Final = """
 UPDATE vestibule.mails SET state = 'superseded' WHERE id = %(id)s AND fence = %(fence)s AND state = 'sending'
 """
 
-EXTEND: Final = """
+EXTEND: Final = (
+    HELD
+    + """
 UPDATE vestibule.mails m SET due_at = now() + make_interval(secs => %(lease)s)
-FROM unnest(%(ids)s::uuid[], %(fences)s::integer[]) AS held (id, fence)
-WHERE m.id = held.id AND m.fence = held.fence AND m.state = 'sending'
+FROM held WHERE m.id = held.id AND m.id = ANY(%(ids)s) AND held.state = 'sending'
 RETURNING m.id
 """
+)
 
-# Race: acceptance against a resend, a take-over and a redeem. An account is locked only where an older code of it may
-# still be alive, in the order of the keys, before any mail. Of two mails of one account that are accepted at once by
-# two workers the older one ends superseded, whichever is written first: each statement re-checks the rows it waited
-# for.
+# Race: acceptance against a resend, a take-over and a redeem. An account that has had an older mail is locked before
+# any mail, in the order of the keys. Of two mails of one account that are accepted at once by two workers the older one
+# ends superseded, whichever is written first: each statement re-checks the rows it waited for.
 ACCEPTED: Final = """
-WITH held AS (
-    SELECT * FROM unnest(%(ids)s::uuid[], %(fences)s::integer[]) AS held (id, fence)
-), locked AS MATERIALIZED (
+WITH locked AS MATERIALIZED (
     SELECT id FROM vestibule.accounts WHERE id = ANY(ARRAY(
-        SELECT m.account_id FROM held JOIN vestibule.mails m ON m.id = held.id
-        JOIN vestibule.mails o ON o.account_id = m.account_id AND o.number < m.number
-        WHERE m.kind = 'code' AND o.kind = 'code' AND o.state IN ('queued', 'sending', 'accepted', 'delivered')
+        SELECT account_id FROM vestibule.mails WHERE id = ANY(%(ids)s) AND kind = 'code' AND number > 1
     )) ORDER BY email_key FOR NO KEY UPDATE
+), held AS MATERIALIZED (
+    SELECT m.id, m.state FROM vestibule.mails m
+    JOIN unnest(%(ids)s::uuid[], %(fences)s::integer[]) AS claim (id, fence) USING (id, fence)
+    WHERE m.id = ANY(%(ids)s) AND (SELECT count(*) FROM locked) >= 0
+    ORDER BY m.id FOR NO KEY UPDATE OF m
 ), accepted AS (
     UPDATE vestibule.mails m SET
         state = 'accepted', accepted_at = now(), reason = NULL, deaths = 0,
         expires_at = least(m.expires_at, now() + make_interval(secs => %(ttl)s))
-    FROM held
-    WHERE m.id = held.id AND m.fence = held.fence AND m.state = 'sending' AND (SELECT count(*) FROM locked) >= 0
-    RETURNING m.id, m.account_id, m.number, m.kind
+    FROM held WHERE m.id = held.id AND m.id = ANY(%(ids)s) AND held.state = 'sending'
+    RETURNING m.account_id, m.number, m.kind
 ), superseded AS (
     UPDATE vestibule.mails o SET state = 'superseded' FROM accepted a
-    WHERE o.account_id = a.account_id AND o.number < a.number AND a.kind = 'code' AND o.kind = 'code'
+    WHERE o.account_id = a.account_id AND o.number < a.number AND a.number > 1 AND a.kind = 'code' AND o.kind = 'code'
       AND o.state IN ('queued', 'sending', 'accepted', 'delivered')
 ), counted AS (
     INSERT INTO vestibule.business_counts AS b (day, worker, mails_accepted)
     SELECT (now() AT TIME ZONE 'UTC')::date, %(worker)s, count(*) FROM accepted HAVING count(*) > 0
     ON CONFLICT (day, worker) DO UPDATE SET mails_accepted = b.mails_accepted + EXCLUDED.mails_accepted
 )
-SELECT id FROM accepted
-UNION SELECT m.id FROM held JOIN vestibule.mails m ON m.id = held.id
-WHERE m.fence = held.fence AND m.state IN ('accepted', 'delivered')
+SELECT id FROM held WHERE state IN ('sending', 'accepted', 'delivered')
 """
 
-DEFERRED: Final = """
+DEFERRED: Final = (
+    HELD
+    + """
 UPDATE vestibule.mails m SET
-    state = 'queued', due_at = now() + make_interval(secs => held.pause), reason = held.reason, deaths = 0
-FROM unnest(%(ids)s::uuid[], %(fences)s::integer[], %(reasons)s::text[], %(pauses)s::double precision[])
-    AS held (id, fence, reason, pause)
-WHERE m.id = held.id AND m.fence = held.fence AND m.state = 'sending'
+    state = 'queued', due_at = now() + make_interval(secs => outcome.pause), reason = outcome.reason, deaths = 0
+FROM held JOIN unnest(%(ids)s::uuid[], %(reasons)s::text[], %(pauses)s::double precision[])
+    AS outcome (id, reason, pause) USING (id)
+WHERE m.id = held.id AND m.id = ANY(%(ids)s) AND held.state = 'sending'
 """
-DEAD: Final = """
-WITH dead AS (
-    UPDATE vestibule.mails m SET state = 'dead', reason = held.reason
-    FROM unnest(%(ids)s::uuid[], %(fences)s::integer[], %(reasons)s::text[]) AS held (id, fence, reason)
-    WHERE m.id = held.id AND m.fence = held.fence AND m.state = 'sending'
+)
+DEAD: Final = (
+    HELD
+    + """, dead AS (
+    UPDATE vestibule.mails m SET state = 'dead', reason = outcome.reason
+    FROM held JOIN unnest(%(ids)s::uuid[], %(reasons)s::text[]) AS outcome (id, reason) USING (id)
+    WHERE m.id = held.id AND m.id = ANY(%(ids)s) AND held.state = 'sending'
     RETURNING m.id
 )
 INSERT INTO vestibule.business_counts AS b (day, worker, mails_dead)
 SELECT (now() AT TIME ZONE 'UTC')::date, %(worker)s, count(*) FROM dead HAVING count(*) > 0
 ON CONFLICT (day, worker) DO UPDATE SET mails_dead = b.mails_dead + EXCLUDED.mails_dead
-"""
-PUT_BACK: Final = """
+"""  # noqa: S608 - both are constants
+)
+PUT_BACK: Final = (
+    HELD
+    + """
 UPDATE vestibule.mails m SET state = 'queued', due_at = m.created_at, tries = m.tries - 1
-FROM unnest(%(ids)s::uuid[], %(fences)s::integer[]) AS held (id, fence)
-WHERE m.id = held.id AND m.fence = held.fence AND m.state = 'sending'
+FROM held WHERE m.id = held.id AND m.id = ANY(%(ids)s) AND held.state = 'sending'
 """
+)
 
 # Ids are UUIDv7: those of a month ago are the low end of the primary key.
 PURGE_MAILS: Final = """
