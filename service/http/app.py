@@ -101,10 +101,7 @@ def caught_mail_routes(mails: CaughtMails | None, pages: Pages) -> tuple[Route, 
     if mails is None:
         return ()
     caught = DevMail(mails, pages)
-    return (
-        Route("GET", "/dev/mail", caught.caught_mails),
-        Route("GET", "/dev/mail/<mail_id>", caught.caught_mail),
-    )
+    return (Route("GET", "/dev/mail", caught.caught_mails), Route("GET", "/dev/mail/<mail_id>", caught.caught_mail))
 
 
 def build(parts: Parts) -> Quart:

@@ -7,7 +7,7 @@ from base64 import b64decode, b64encode
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from math import ceil
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from loguru import logger
 from quart import g, request
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from werkzeug.datastructures import Headers
+
     from actors.domain.rate_limit import Reading, Rule
     from service.setting_values import Trusted
 
@@ -35,14 +37,6 @@ NODE = re.compile(r"(?:\[(?P<bracketed>[^\[\]]*:[^\[\]]*)\]|(?P<plain>[^:\[\]]+)
 PAIR = re.compile(r"""[ \t]*([A-Za-z0-9!#$%&'*+.^_`|~-]+)=(?:"([^"\\]*)"|([^ \t"\\;,]*))[ \t]*""")
 
 Ip = IPv4Address | IPv6Address
-
-
-class Headers(Protocol):
-    """The headers of a request, by name in any case."""
-
-    def getlist(self, key: str) -> list[str]:
-        """Return every value of a header, in order."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

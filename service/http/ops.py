@@ -21,7 +21,7 @@ from quart import request
 from actors.domain.code import hkdf_sha256
 from actors.domain.errors import RateLimited
 from actors.domain.mail import MailState
-from actors.domain.rate_limit import TICK_SECONDS, Admission, Reading, Rule
+from actors.domain.rate_limit import TICK_SECONDS, Admission, Rule
 from actors.kit.mailbox import MachineError
 from actors.limits import of_client
 from actors.rate_limiter import Admit
@@ -76,21 +76,11 @@ class OpsGuesses:
 
     def _decide_alone(self, buckets: tuple[Bucket, ...], *, count: bool) -> Admission:
         now = anyio.current_time()
-        used = {
-            bucket: [moment for seen, moment in self._seen if seen == bucket and moment + RULE.seconds >= now]
-            for bucket in buckets
-        }
-        admitted = all(len(moments) < bucket.rule.limit for bucket, moments in used.items())
+        seen = [bucket for bucket, counted_at in self._seen if now - counted_at <= RULE.seconds]
+        admitted = all(seen.count(bucket) < bucket.rule.limit for bucket in buckets)
         if admitted and count:
             self._seen.extend((bucket, now) for bucket in buckets)
-            used = {bucket: [*moments, now] for bucket, moments in used.items()}
-        readings = [_reading(bucket, moments, now) for bucket, moments in used.items()]
-        return Admission.read("", admitted=admitted, readings=readings)
-
-
-def _reading(bucket: Bucket, moments: list[float], now: float) -> Reading:
-    reset = moments[0] + bucket.rule.seconds - now + TICK_SECONDS if moments else 0.0
-    return Reading(bucket.rule, bucket.rule.limit - len(moments), reset)
+        return Admission(admitted, 0.0 if admitted else RULE.seconds + TICK_SECONDS, (), "")
 
 
 COOKIE = "vestibule_ops"

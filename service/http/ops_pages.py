@@ -25,7 +25,7 @@ from service.http.problems import UnsupportedMedia
 from service.http.schemas import response
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 
     from quart import Response
 
@@ -140,57 +140,45 @@ class OpsStream:
         exchange_of(request.scope).streaming = True
         body: Events | str = ""
         if request.method != "HEAD":
-            body = Events(self._read, ending, self._open)
+            body = Events(self._events(ending), self._open)
             self._open.add(body)
         answer: Response = current_app.response_class(body, 200, HEADERS, content_type="text/event-stream")
         return answer
+
+    async def _events(self, ending: anyio.Event) -> AsyncGenerator[str, None]:
+        """Send a snapshot every two seconds, until the worker leaves or the stream is old."""
+        yield HELLO
+        last = anyio.current_time() + LIFE_SECONDS
+        while not ending.is_set() and anyio.current_time() < last:
+            yield BEAT
+            yield await self._snapshot()
+            with anyio.move_on_after(min(EVERY_SECONDS, last - anyio.current_time())):
+                await ending.wait()
+        yield BYE
+
+    async def _snapshot(self) -> str:
+        try:
+            return f"data: {await self._read()}\n\n"
+        except MachineError:
+            return TROUBLE
 
 
 class Events(ResponseBody):
     """The body of one stream; leaves `streams` when it ends, however that comes about."""
 
-    def __init__(self, read: Callable[[], Awaitable[str]], ending: anyio.Event, streams: WeakSet[Events]) -> None:
-        self._read = read
-        self._ending = ending
+    def __init__(self, events: AsyncGenerator[str, None], streams: WeakSet[Events]) -> None:
+        self._events = events
         self._streams = streams
-        self._last = anyio.current_time() + LIFE_SECONDS
-        self._next = self._hello
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._streams.discard(self)
+        await self._events.aclose()
 
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> str:
-        return await self._next()
-
-    async def _hello(self) -> str:
-        self._next = self._snapshot
-        return HELLO + BEAT
-
-    async def _beat(self) -> str:
-        """Wait until it is time for the next snapshot, or for the end."""
-        with anyio.move_on_after(min(EVERY_SECONDS, self._last - anyio.current_time())):
-            await self._ending.wait()
-        if self._ending.is_set() or anyio.current_time() >= self._last:
-            self._next = self._end
-            return BYE
-        self._next = self._snapshot
-        return BEAT
-
-    async def _snapshot(self) -> str:
-        self._next = self._beat
-        try:
-            return f"data: {await self._read()}\n\n"
-        except MachineError:
-            return TROUBLE
-
-    async def _end(self) -> str:
-        raise StopAsyncIteration
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self._events
 
 
 FORM = "application/x-www-form-urlencoded"

@@ -39,23 +39,12 @@ def wants_html() -> bool:
     return request.accept_mimetypes.best_match([JSON, "text/html"]) == "text/html"
 
 
-class LinksView(View):
-    """Where to go on."""
-
-    registration: str
-    health: str
-    description: str
-    documentation: str
-
-    @classmethod
-    def under(cls, root: str) -> LinksView:
-        """Return the links of a service that lies under this path."""
-        return cls(
-            registration=f"{root}/api/v1/users/register",
-            health=f"{root}/api/v1/health",
-            description=f"{root}/openapi.json",
-            documentation=f"{root}/docs",
-        )
+LINKS = {  # for programs: where to go on
+    "registration": "/api/v1/users/register",
+    "health": "/api/v1/health",
+    "description": "/openapi.json",
+    "documentation": "/docs",
+}
 
 
 class CardView(View):
@@ -65,7 +54,7 @@ class CardView(View):
     version: str
     description: str = "Create an account with e-mail and password, receive a code by e-mail, activate with it."
     code_digits: int
-    links: LinksView
+    links: dict[str, str]
 
 
 class ProblemAnswerView(View):
@@ -92,7 +81,7 @@ class Pages:
     """
 
     def __init__(self, settings: Settings, version: str, document: Callable[[], Mapping[str, object]]) -> None:
-        links = LinksView.under(settings.root)
+        links = {name: f"{settings.root}{path}" for name, path in LINKS.items()}
         self._card = CardView(version=version, code_digits=settings.code_digits, links=links)
         self._document = document
         self._problems = by_slug()

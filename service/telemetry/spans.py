@@ -62,7 +62,7 @@ class Exchange(Protocol):
 
 
 class Spans:
-    """The Tracing of a process that has a collector."""
+    """The traces of a process that has a collector: what wiring puts around the parts worth seeing."""
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer

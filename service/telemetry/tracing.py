@@ -6,7 +6,7 @@ import os
 import sys
 from contextlib import asynccontextmanager, nullcontext
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from service.settings import SettingsError
 
@@ -18,32 +18,17 @@ if TYPE_CHECKING:
     from actors.kit.actor import Actor
     from actors.kit.mailbox import Address
     from actors.kit.supervisor import Supervisor
+    from service.telemetry.spans import Spans
 
 # The first that is set counts, as the specification of the OTLP exporter has it.
 ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 
 
-class Tracing(Protocol):
-    """The traces of one process: what wiring puts around the parts worth seeing."""
-
-    def application(self, application: Any, exchange: str) -> Any:  # noqa: ANN401 - any ASGI framework
-        """Return the ASGI application, its requests traced; `exchange` names in its scope what became of each."""
-        ...
-
-    def start(self, supervisor: Supervisor, build: Callable[[], Actor[Any]], *, copies: int = 1) -> Address:
-        """Start an actor; what it is asked, and how it handles each batch, is traced."""
-        ...
-
-    def mail(self, mail: ClaimedMail) -> AbstractContextManager[object]:
-        """Surround one send, as a part of the trace of the request that owed the mail."""
-        ...
-
-
 class Untraced:
-    """The default: every part as it is."""
+    """What wiring puts around the parts worth seeing where no traces are wanted: nothing. See Spans for the rest."""
 
-    def application(self, application: Any, exchange: str) -> Any:  # noqa: ANN401, ARG002 - as the Protocol has it
+    def application(self, application: Any, exchange: str) -> Any:  # noqa: ANN401, ARG002 - as Spans has it
         """Return the application."""
         return application
 
@@ -57,7 +42,7 @@ class Untraced:
 
 
 @asynccontextmanager
-async def tracing(process: str) -> AsyncIterator[Tracing]:
+async def tracing(process: str) -> AsyncIterator[Untraced | Spans]:
     """Give the traces of this process around the body; its last spans are exported at the end, or lost in time."""
     if not wanted(os.environ):
         yield Untraced()

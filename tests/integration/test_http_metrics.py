@@ -48,13 +48,7 @@ async def test_the_json_has_exactly_the_fields_of_the_contract() -> None:
         "request_counts": {REGISTER: 2, "unknown": 1},
         "status_counts": {"201": 1, "404": 1, "503": 1},
         "error_count": 1,
-        "business_metrics": {
-            "registrations": 5,
-            "activations": 4,
-            "resends": 3,
-            "mails_accepted": 2,
-            "mails_dead": 1,
-        },
+        "business_metrics": {"registrations": 5, "activations": 4, "resends": 3, "mails_accepted": 2, "mails_dead": 1},
         "latencies": {
             REGISTER: {
                 "count": 2,

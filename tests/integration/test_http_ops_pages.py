@@ -89,11 +89,7 @@ async def test_the_right_token_becomes_a_cookie_that_opens_the_pages() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "headers"),
-    [
-        ({"public_url": "https://sign-up.example"}, []),
-        ({}, [(b"x-forwarded-proto", b"https")]),
-    ],
+    ("settings", "headers"), [({"public_url": "https://sign-up.example"}, []), ({}, [(b"x-forwarded-proto", b"https")])]
 )
 async def test_over_https_the_cookie_is_secure(settings: dict[str, str], headers: Pairs) -> None:
     """Browsers then never send it in clear."""

@@ -131,9 +131,7 @@ async def test_a_worker_that_leaves_opens_no_stream() -> None:
     assert (answer.status, answer.code) == (503, "Busy")
 
 
-async def test_a_stream_goes_on_while_nothing_can_be_read_and_ends_after_its_time(
-    autojump_clock: object,
-) -> None:
+async def test_a_stream_goes_on_while_nothing_can_be_read_and_ends_after_its_time(autojump_clock: object) -> None:
     """Trouble is an event, snapshots come again after it, beats never stop, and a quarter of an hour is the end."""
     service = Telling()
     reader = service.reader
