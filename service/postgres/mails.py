@@ -147,7 +147,7 @@ WHERE m.id = held.id AND m.id = ANY(%(ids)s) AND held.state = 'sending'
 """
 )
 DEAD: Final = (
-    HELD
+    HELD  # noqa: S608 - both are constants
     + """, dead AS (
     UPDATE vestibule.mails m SET state = 'dead', reason = outcome.reason
     FROM held JOIN unnest(%(ids)s::uuid[], %(reasons)s::text[]) AS outcome (id, reason) USING (id)
@@ -157,7 +157,7 @@ DEAD: Final = (
 INSERT INTO vestibule.business_counts AS b (day, worker, mails_dead)
 SELECT (now() AT TIME ZONE 'UTC')::date, %(worker)s, count(*) FROM dead HAVING count(*) > 0
 ON CONFLICT (day, worker) DO UPDATE SET mails_dead = b.mails_dead + EXCLUDED.mails_dead
-"""  # noqa: S608 - both are constants
+"""
 )
 PUT_BACK: Final = (
     HELD

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 LOCK: Final = 0x5645_5354  # "VEST": one migration at a time on a database
 LOCK_SECONDS: Final = 60  # another migration may be at work
 CONNECT_SECONDS: Final = 5  # an operator watches the start
-# A transaction's lock, because a session's would stay with a pooler's connection.
+# Of this transaction, because a pooler hands a session's settings and locks to others.
+SETTINGS: Final = f"""
+SET LOCAL lock_timeout = '{LOCK_SECONDS}s'; SET LOCAL statement_timeout = 0; SET LOCAL search_path = pg_catalog
+"""
 TAKE_LOCK: Final = "SELECT pg_advisory_xact_lock(%s)"
 ENCODING: Final = "SELECT pg_encoding_to_char(encoding) FROM pg_database WHERE datname = current_database()"
 SCHEMA: Final = "SELECT to_regnamespace('vestibule') IS NOT NULL"
@@ -78,8 +81,7 @@ def migrate(url: str, steps: Sequence[Migration] | None = None) -> list[str]:
     All steps are one transaction: they are applied together or not at all. Raises MigrationError.
     """
     with _connected(url) as connection, connection.transaction():
-        connection.execute("SELECT set_config('lock_timeout', %s, true)", [f"{LOCK_SECONDS}s"])
-        connection.execute("SET LOCAL statement_timeout = 0")
+        connection.execute(SETTINGS)
         try:
             connection.execute(TAKE_LOCK, [LOCK])
         except psycopg.errors.LockNotAvailable:
@@ -108,6 +110,8 @@ def _connected(url: str) -> Iterator[Connection]:
     try:
         with psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_SECONDS) as connection:
             configure(connection)
+            # Whatever the defaults are: who waited for the lock must see what the other one has done.
+            connection.isolation_level, connection.read_only = psycopg.IsolationLevel.READ_COMMITTED, False
             [(encoding,)] = connection.execute(ENCODING).fetchall()
             if encoding != "UTF8":
                 raise MigrationError(
