@@ -24,39 +24,50 @@ LOOKS: Final = 8  # at an account that changes at the same time
 MAILS: Final = """
 SELECT m.id, m.state, m.kind, m.tries, m.created_at, m.due_at, m.accepted_at, m.reason, a.email, a.locale
 FROM vestibule.mails m JOIN vestibule.accounts a ON a.id = m.account_id
-WHERE (%(id)s::uuid IS NULL OR m.id = %(id)s) AND (%(state)s::text IS NULL OR m.state = %(state)s)
+"""
+ONE: Final = MAILS + "WHERE m.id = %(id)s"
+NEWEST: Final = (
+    MAILS
+    + """
+WHERE (%(state)s::text IS NULL OR m.state = %(state)s)
   AND (%(since)s::timestamptz IS NULL OR m.created_at >= %(since)s)
 ORDER BY m.id DESC LIMIT %(limit)s
 """
+)
 
 # Only what somebody may still wait for: the newest code mail of a pending account, with guesses left. A fresh code
 # takes the old one's place once its mail is accepted; it inherits the guesses and uses up no budget.
-# Race: the account is activated or registered anew meanwhile: the lock sees its newest version, and it stays as it is.
+# Race: the account is activated, registered anew or issued another code meanwhile: its lock sees another version.
 REPLAY: Final = """
 WITH wanted AS (
-    SELECT m.id, m.account_id, m.registration, m.guesses, n.new_id
-    FROM unnest(%(ids)s::uuid[], %(new_ids)s::uuid[]) AS n (id, new_id) JOIN vestibule.mails m ON m.id = n.id
-    WHERE m.kind = 'code' AND m.state IN ('dead', 'accepted') AND m.guesses < %(attempts)s
-      AND NOT EXISTS (
-          SELECT FROM vestibule.mails o
-          WHERE o.account_id = m.account_id AND o.kind = 'code' AND o.number > m.number
-      )
+    SELECT m.id, m.account_id, a.version, n.new_id
+    FROM unnest(%(ids)s::uuid[], %(new_ids)s::uuid[]) AS n (id, new_id)
+    JOIN vestibule.mails m ON m.id = n.id
+    JOIN vestibule.accounts a ON a.id = m.account_id AND a.registration = m.registration
+    WHERE m.id = ANY(%(ids)s) AND m.kind = 'code' AND NOT EXISTS (
+        SELECT FROM vestibule.mails o WHERE o.account_id = m.account_id AND o.kind = 'code' AND o.number > m.number
+    )
 ), locked AS MATERIALIZED (
-    SELECT id, registration FROM vestibule.accounts
+    SELECT id, version FROM vestibule.accounts
     WHERE id = ANY(ARRAY(SELECT account_id FROM wanted)) AND activated_at IS NULL
     ORDER BY email_key FOR NO KEY UPDATE
+), needed AS MATERIALIZED (
+    SELECT m.id, m.account_id, m.registration, m.guesses, w.new_id
+    FROM wanted w JOIN locked l ON l.id = w.account_id AND l.version = w.version
+    JOIN vestibule.mails m ON m.id = w.id
+    WHERE m.state IN ('dead', 'accepted') AND m.guesses < %(attempts)s
+    ORDER BY m.id FOR NO KEY UPDATE OF m
 ), raised AS (
-    UPDATE vestibule.accounts a SET version = a.version + 1
-    FROM locked l JOIN wanted w ON w.account_id = l.id AND w.registration = l.registration
-    WHERE a.id = l.id AND NOT %(dry_run)s
-    RETURNING a.id, a.version, w.new_id, w.registration, w.guesses
+    UPDATE vestibule.accounts a SET version = a.version + 1 FROM needed n
+    WHERE a.id = n.account_id AND NOT %(dry_run)s
+    RETURNING n.new_id, a.id, n.registration, a.version, n.guesses
 ), owed AS (
     INSERT INTO vestibule.mails (id, account_id, registration, number, kind, key_id, expires_at, guesses, counted)
     SELECT new_id, id, registration, version, 'code', %(key)s, now() + make_interval(secs => %(max_age)s), guesses,
            false
     FROM raised
 )
-SELECT w.id FROM wanted w JOIN locked l ON l.id = w.account_id AND l.registration = w.registration
+SELECT id FROM needed
 """
 
 ACTIVATE: Final = """
@@ -100,15 +111,19 @@ class PostgresMailAdmin:
     async def mails(
         self, *, mail_id: UUID | None = None, state: str | None = None, since: datetime | None = None, limit: int = 100
     ) -> list[MailEntry]:
-        """Return the newest mails that match, newest first."""
-        wanted = {"id": mail_id, "state": state, "since": since, "limit": limit}
-        return [MailEntry(*row) for row in await self._postgres.run(MAILS, wanted, reading=True)]
+        """Return the one mail with this id, or else the newest mails that match, newest first."""
+        if mail_id is not None:
+            rows = await self._postgres.run(ONE, {"id": mail_id}, reading=True)
+        else:
+            rows = await self._postgres.run(NEWEST, {"state": state, "since": since, "limit": limit}, reading=True)
+        return [MailEntry(*row) for row in rows]
 
     async def replay(self, mail_ids: Sequence[UUID], *, dry_run: bool) -> list[UUID]:
         """Owe again those of the mails that somebody may still wait for, under fresh codes; return which they are."""
+        ids = list(dict.fromkeys(mail_ids))
         wanted = {
-            "ids": list(mail_ids),
-            "new_ids": [uuid7() for _ in mail_ids],
+            "ids": ids,
+            "new_ids": [uuid7() for _ in ids],
             "attempts": self._policy.attempts,
             "max_age": self._policy.max_age_seconds,
             "key": self._key_id,

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 OPERATORS_QUERIES: Final = sorted(Path("ops/sql").glob("*.sql"))
 SIZES: Final = {"none": 0, "many": 20_000}
 VERBS: Final = ("SELECT", "WITH", "INSERT", "UPDATE", "DELETE")
-PARTS: Final = {"accounts.FIND", "mails.HELD"}  # of statements, and none themselves
+PARTS: Final = {"accounts.FIND", "mails.HELD", "mail_admin.MAILS"}  # of statements, and none themselves
 SETTERS: Final = {"pool", "migrations"}  # connections and schemas; the tests of those run them
 PARAMETER: Final = re.compile(r"%\((\w+)\)s")
 GROWING: Final = {"accounts", "mails", "answers"}
 PARTIAL: Final = {"mails_due", "mails_failing", "mails_dead"}  # as small as what they are about
 # Planned when they run, some times an hour: they may read an empty table whole, but none that has grown.
 RARE: Final = {"mails.PURGE_MAILS", "metrics.MAIL", "mail_admin.REPLAY"}
-NEWEST: Final = {"mail_admin.MAILS"}  # reads the newest rows, by the primary key from its end
+NEWEST: Final = {"mail_admin.NEWEST"}  # reads the newest rows, by the primary key from its end
 ACCOUNTS: Final = """
 INSERT INTO vestibule.accounts (id, email_key, email, password_hash, locale)
 SELECT gen_random_uuid(), i || '@example.com', i || '@example.com', '', 'en' FROM generate_series(1, %(accounts)s) AS i
