@@ -8,16 +8,15 @@ from uuid import uuid4
 
 import anyio
 import psycopg
-import redis
 
 from actors.domain.mail import Deferred, Rejected
 from service.embedded.servers import announce, embedded, gather, plain, resolve
 from service.mail.transport import open_transport
 from service.postgres.migrations import MigrationError, migrate, pending
-from service.postgres.pool import PROBE, configure
+from service.postgres.pool import PROBE, Transaction, configure
 from service.processes.listener import CannotStart
 from service.processes.supervisor import VERSION
-from service.redis.client import refusal
+from service.redis import client as redis_client
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -123,27 +122,25 @@ def _postgres(url: str) -> str | None:
     try:
         with psycopg.connect(url, autocommit=True, connect_timeout=PATIENCE_SECONDS) as connection:
             configure(connection)
-            row = connection.execute(PROBE).fetchone()
+            [[(usable, _)]] = Transaction([(PROBE, None)]).run(connection)
     except psycopg.errors.UndefinedTable:
         return None  # the migrations say so in better words, or make it
     except psycopg.OperationalError as error:
         return f"the server cannot be reached: {(str(error).strip().splitlines() or ['no reason given'])[-1]}"
     except psycopg.Error as error:
         return f"the database cannot be used: {error.sqlstate or 'is that a connection URL?'}"
-    return None if row and row[0] else "the database cannot be written to: is it a standby, or is a right missing?"
+    return None if usable else "the database cannot be written to: is it a standby, or is a right missing?"
 
 
 def _redis(url: str) -> str | None:
     try:
-        with redis.Redis.from_url(
-            url, socket_timeout=PATIENCE_SECONDS, socket_connect_timeout=PATIENCE_SECONDS, retry=None
-        ) as client:
-            client.set("vestibule:probe", 1, px=1000)
-    except redis.RedisError as error:
-        words = refusal(error)
-        return f"Redis refuses: {words}" if words else "the server cannot be reached"
-    except (ValueError, TypeError, OSError):
-        return "is no redis://, rediss:// or unix:// URL of a Redis"
+        redis_client.check(url)
+    except redis_client.RedisRefusal as refused:
+        return f"Redis refuses: {refused}"
+    except redis_client.RedisUnavailable:
+        return "the server cannot be reached"
+    except redis_client.BadRedisUrl as bad:
+        return str(bad)
     return None
 
 

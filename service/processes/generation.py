@@ -45,7 +45,7 @@ class Generation:
     """Keeps the workers running until it is told to leave; `pipe` is where it reports to the supervisor."""
 
     def __init__(self, workers: int, serve: Serve, pipe: int, *, grace: float, drain: float) -> None:
-        self._slots = [Slot(f"api worker {number}") for number in range(1, workers + 1)]
+        self._slots = [Slot(f"api-{number}") for number in range(1, workers + 1)]
         self._serve = serve
         self._pipe = pipe
         self._grace = grace
@@ -91,7 +91,7 @@ class Generation:
 
     def _work(self, name: str, reading: int, writing: int) -> int:
         os.close(reading)
-        set_title(name)
+        set_title(f"api worker {name.removeprefix('api-')}")
         return self._serve(name, writing)
 
     def _reported(self, child: Child, word: str) -> None:

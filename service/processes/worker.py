@@ -157,14 +157,13 @@ async def beating(pipe: int, work: Callable[[], Awaitable[None]]) -> None:
 
 def serve(settings: Settings, name: str, listener: socket.socket, pipe: int, opened: Open) -> int:
     """Serve until told to stop; return the exit code: 0, or 1 after a failure that needs a new process."""
-    short = name.replace("api worker ", "api-")
-    writer = logging.configure(settings, short)
+    writer = logging.configure(settings, name)
     harden()
     backend = "trio" if settings.loop == "trio" else "asyncio"
     options = {} if backend == "trio" else {"use_uvloop": settings.loop == "uvloop"}
 
     async def run() -> None:
-        await Worker(settings, listener, pipe).run(opened(short, lambda: writer.dropped))
+        await Worker(settings, listener, pipe).run(opened(name, lambda: writer.dropped))
 
     try:
         anyio.run(run, backend=backend, backend_options=options)
