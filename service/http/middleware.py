@@ -30,72 +30,32 @@ from service.http.problems import (
 from service.telemetry.trace_context import of_headers, trace_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, MutableMapping
-
-    from service.settings import Settings
-
-    Headers = Iterable[tuple[bytes, bytes]]
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 
     from actors.kit.mailbox import Address
+    from service.settings import Settings
 
     Scope = MutableMapping[str, Any]
     Event = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[Event]]
     Send = Callable[[Event], Awaitable[None]]
     Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+    Headers = Iterable[tuple[bytes, bytes]]
 
 # Where the scope carries an anyio.Event that says: this worker is about to leave, end what has no end of its own. The
 # worker sets it when it drains, is replaced or stops; it is absent where no worker serves.
 ENDING = "vestibule.ending"
+EXCHANGE = "vestibule.exchange"  # where the scope carries what becomes of the request
+UNKNOWN = "unknown"  # one label for whatever matched no route: clients must not be able to make labels
+LAST_SECONDS = 10.0  # for the last event of an answer: a client that does not read until then is not served to the end
 MOST_HEADER_BYTES = 16 * 1024  # of the request target and all headers: Basic auth and a token need one
 MOST_HEADERS = 100
+METHODS = ("GET", "HEAD", "OPTIONS", "POST")
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 BREAKS = re.compile(rb"[\r\n\0]")  # servers refuse them; ours might not always be the same server
 HOST = re.compile(  # what a host cannot be called (RFC 1123, 2.1) is no request's Host (RFC 9112, 3.2)
     rb"(?:(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?|\[[0-9A-Fa-f:.]+\])?(?::[0-9]{0,5})?"
 )
-METHODS = ("GET", "HEAD", "OPTIONS", "POST")
-
-
-def check(scope: MutableMapping[str, Any]) -> None:
-    """Raise a RequestRefused for such a request; bring an absolute target (RFC 9112, 3.2.2) down to its path."""
-    _check_size(scope)
-    if scope["type"] != "http":  # there are no WebSockets here
-        raise UnknownPath
-    if not scope["http_version"].startswith("1."):
-        raise MalformedRequest("The request is not HTTP/1.1.")
-    if scope["method"] == "CONNECT":
-        raise MethodRefused(METHODS)
-    names = {name.lower() for name, _ in scope["headers"]}
-    if b"transfer-encoding" in names and b"content-length" in names:  # RFC 9112, 6.3: request smuggling
-        raise AmbiguousLength("The request announces its length twice.")
-    if any(BREAKS.search(value) for _, value in scope["headers"]):
-        raise MalformedRequest("A header holds a line break.")
-    if not all(map(HOST.fullmatch, values_of(scope, b"host"))):
-        raise MalformedRequest("The Host is none.")
-    if not scope["path"].startswith("/"):
-        scope["path"] = _path_of(scope["path"])
-    if scope["path"].startswith("//"):  # the router would read it as a path with one slash, a proxy in front would not
-        raise UnknownPath
-
-
-def _check_size(scope: MutableMapping[str, Any]) -> None:
-    headers = scope["headers"]
-    target = len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
-    if len(headers) > MOST_HEADERS or target + sum(len(n) + len(v) for n, v in headers) > MOST_HEADER_BYTES:
-        raise HeadersTooLarge
-
-
-def _path_of(target: str) -> str:
-    try:
-        parts = urlsplit(target)
-    except ValueError:
-        parts = urlsplit("")
-    if parts.scheme not in {"http", "https"}:
-        raise MalformedRequest("The request's target is not a path.")
-    return parts.path or "/"
-
-
 SECURITY = {
     b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     b"x-content-type-options": b"nosniff",
@@ -117,46 +77,6 @@ PREFLIGHT = {
 }
 
 
-def values_of(scope: MutableMapping[str, Any], header: bytes) -> list[bytes]:
-    """Return a request's values of a header, which is named in lower case."""
-    return [value for name, value in scope["headers"] if name.lower() == header]
-
-
-class AnswerHeaders:
-    """Dresses answers after the settings."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._origins = frozenset(origin.encode() for origin in settings.cors_origins)
-        self._defaults = dict(SECURITY)
-        if settings.public_url is not None and settings.public_url.startswith("https://"):
-            self._defaults[b"strict-transport-security"] = A_YEAR
-
-    def complete(self, scope: MutableMapping[str, Any], request_id: str, headers: Headers) -> list[tuple[bytes, bytes]]:
-        """Return the answer's headers with ours; a security header that the answer has already stays as it is."""
-        own = [(name.lower(), value) for name, value in headers if name.lower() != b"server"]
-        present = {name for name, _ in own}
-        added = [(name, value) for name, value in self._defaults.items() if name not in present]
-        return [*own, *added, (b"x-request-id", request_id.encode()), *self._cors(scope)]
-
-    def _cors(self, scope: MutableMapping[str, Any]) -> list[tuple[bytes, bytes]]:
-        """Allow exactly the listed origins; no credentials mode: Basic auth is a header that the page sets itself."""
-        if not self._origins:
-            return []
-        asked = values_of(scope, b"origin")
-        if len(asked) != 1 or asked[0] not in self._origins:
-            return [(b"vary", b"Origin")]
-        allowed = {b"access-control-allow-origin": asked[0], b"access-control-expose-headers": EXPOSED}
-        if scope["method"] == "OPTIONS":
-            allowed |= PREFLIGHT
-        return [(b"vary", b"Origin"), *allowed.items()]
-
-
-REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-UNKNOWN = "unknown"  # one label for whatever matched no route: clients must not be able to make labels
-LAST_SECONDS = 10.0  # for the last event of an answer: whoever does not read until then is not served to the end
-EXCHANGE = "vestibule.exchange"  # where the scope carries it
-
-
 @dataclass(slots=True)
 class Exchange:
     """One request and what becomes of it; the application names the `route` once it knows it.
@@ -175,6 +95,17 @@ class Exchange:
     def milliseconds(self) -> float:
         """How long it has taken so far."""
         return (perf_counter() - self.begun) * 1000
+
+
+def exchange_of(scope: Any) -> Exchange:  # noqa: ANN401 - a scope is a mapping with a type of its server's
+    """Return the exchange that the middleware put into the scope."""
+    exchange: Exchange = scope[EXCHANGE]
+    return exchange
+
+
+def log_crash(error: Exception, request_id: str) -> None:
+    """Log an error that no table knows, as its type and its stack; its text may hold what a user typed."""
+    logger.opt(exception=error).error("unhandled error", request_id=request_id, error=type(error).__qualname__)
 
 
 class Middleware:
@@ -259,15 +190,73 @@ class Middleware:
             self._metrics.offer(Observation(exchange.route, exchange.status, exchange.milliseconds))
 
 
-def log_crash(error: Exception, request_id: str) -> None:
-    """Log an error that no table knows, as its type and its stack; its text may hold what a user typed."""
-    logger.opt(exception=error).error("unhandled error", request_id=request_id, error=type(error).__qualname__)
+class AnswerHeaders:
+    """The headers that every answer gets, by the settings."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._origins = frozenset(origin.encode() for origin in settings.cors_origins)
+        self._defaults = dict(SECURITY)
+        if settings.public_url is not None and settings.public_url.startswith("https://"):
+            self._defaults[b"strict-transport-security"] = A_YEAR
+
+    def complete(self, scope: Scope, request_id: str, headers: Headers) -> list[tuple[bytes, bytes]]:
+        """Return the answer's headers with ours; a security header that the answer has already stays as it is."""
+        own = [(name.lower(), value) for name, value in headers if name.lower() != b"server"]
+        present = {name for name, _ in own}
+        added = [(name, value) for name, value in self._defaults.items() if name not in present]
+        return [*own, *added, (b"x-request-id", request_id.encode()), *self._cors(scope)]
+
+    def _cors(self, scope: Scope) -> list[tuple[bytes, bytes]]:
+        """Allow exactly the listed origins; no credentials mode: Basic auth is a header that the page sets itself."""
+        if not self._origins:
+            return []
+        asked = values_of(scope, b"origin")
+        if len(asked) != 1 or asked[0] not in self._origins:
+            return [(b"vary", b"Origin")]
+        allowed = {b"access-control-allow-origin": asked[0], b"access-control-expose-headers": EXPOSED}
+        if scope["method"] == "OPTIONS":
+            allowed |= PREFLIGHT
+        return [(b"vary", b"Origin"), *allowed.items()]
 
 
-def exchange_of(scope: Any) -> Exchange:  # noqa: ANN401 - a scope is a mapping with a type of its server's
-    """Return the exchange that the edge put into the scope."""
-    exchange: Exchange = scope[EXCHANGE]
-    return exchange
+def check(scope: Scope) -> None:
+    """Raise RequestRefused for a hostile request; bring an absolute target (RFC 9112, 3.2.2) down to its path."""
+    headers = scope["headers"]
+    target = len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
+    if len(headers) > MOST_HEADERS or target + sum(len(n) + len(v) for n, v in headers) > MOST_HEADER_BYTES:
+        raise HeadersTooLarge
+    if scope["type"] != "http":  # there are no WebSockets here
+        raise UnknownPath
+    if not scope["http_version"].startswith("1."):
+        raise MalformedRequest("The request is not HTTP/1.1.")
+    if scope["method"] == "CONNECT":
+        raise MethodRefused(METHODS)
+    names = {name.lower() for name, _ in headers}
+    if b"transfer-encoding" in names and b"content-length" in names:  # RFC 9112, 6.3: request smuggling
+        raise AmbiguousLength("The request announces its length twice.")
+    if any(BREAKS.search(value) for _, value in headers):
+        raise MalformedRequest("A header holds a line break.")
+    if not all(map(HOST.fullmatch, values_of(scope, b"host"))):
+        raise MalformedRequest("The Host is none.")
+    if not scope["path"].startswith("/"):
+        scope["path"] = _path_of(scope["path"])
+    if scope["path"].startswith("//"):  # the router would read it as a path with one slash, a proxy in front would not
+        raise UnknownPath
+
+
+def _path_of(target: str) -> str:
+    try:
+        parts = urlsplit(target)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in {"http", "https"}:
+        raise MalformedRequest("The request's target is not a path.")
+    return parts.path or "/"
+
+
+def values_of(scope: Scope, header: bytes) -> list[bytes]:
+    """Return a request's values of a header, which is named in lower case."""
+    return [value for name, value in scope["headers"] if name.lower() == header]
 
 
 def _request_id(scope: Scope) -> str:
