@@ -1,4 +1,4 @@
-"""The application: every route on one screen, and what surrounds them."""
+"""The application: every route on one screen, and what is done around each."""
 
 from __future__ import annotations
 

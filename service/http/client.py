@@ -27,21 +27,23 @@ if TYPE_CHECKING:
 
     from werkzeug.datastructures import Headers
 
-    from actors.domain.rate_limit import Reading, Rule
+    from actors.domain.rate_limit import Reading
     from service.setting_values import Trusted
 
-LOCAL = "local"  # who comes through a Unix socket without a forwarded address
-PREFIXES = ((64, 1), (48, 4))  # one site's subnet, and a usual delegation: of four subnets' worth, not 65,536
+Ip = IPv4Address | IPv6Address
 
+LOCAL = "local"  # a client of a Unix socket without a forwarded address
+PREFIXES = ((64, 1), (48, 4))  # one site's subnet, and a usual delegation: of four subnets' worth, not 65,536
+FORWARDED_UNTRUSTED = "forwarded_untrusted"  # its name among the counters of the process
+UNTRUSTED = "Forwarded headers from a peer outside TRUSTED_PROXIES are ignored. If it is your proxy, list its network."
 NODE = re.compile(r"(?:\[(?P<bracketed>[^\[\]]*:[^\[\]]*)\]|(?P<plain>[^:\[\]]+))(?::(?:[0-9]{1,5}|_[A-Za-z0-9._-]+))?")
 PAIR = re.compile(r"""[ \t]*([A-Za-z0-9!#$%&'*+.^_`|~-]+)=(?:"([^"\\]*)"|([^ \t"\\;,]*))[ \t]*""")
-
-Ip = IPv4Address | IPv6Address
+BASIC = re.compile(r"[Bb][Aa][Ss][Ii][Cc] +([A-Za-z0-9+/]+={0,2})")
 
 
 @dataclass(frozen=True, slots=True)
 class ClientAddress:
-    """The client's address, its limit keys with their multipliers, and whether a stranger sent forwarded headers."""
+    """The client's address, its limit keys with their multipliers, and whether an untrusted peer forwarded."""
 
     address: str = field(repr=False)
     networks: tuple[tuple[str, int], ...] = field(repr=False)
@@ -58,12 +60,12 @@ def client_address(peer: str, headers: Headers, proxies: Trusted) -> ClientAddre
     nearest, trusted = _ip(peer), proxies.networks
     if not (_trusted(nearest, trusted) if peer else proxies.unix):
         return _client(nearest, untrusted_forwarding=bool(forwarded or x_forwarded_for))
-    told = [
+    named = [
         _furthest(nearest, ",".join(values), read, trusted)
         for values, read in ((forwarded, _forwarded_node), (x_forwarded_for, _node))
         if values
     ]
-    return _client(told[0] if told and told[0] == told[-1] else nearest, untrusted_forwarding=False)
+    return _client(named[0] if named and named[0] == named[-1] else nearest, untrusted_forwarding=False)
 
 
 def _client(address: Ip | None, *, untrusted_forwarding: bool) -> ClientAddress:
@@ -145,9 +147,6 @@ def _trusted(address: Ip | None, trusted: Sequence[IPv4Network | IPv6Network]) -
     return address is not None and any(address in network for network in trusted)
 
 
-BASIC = re.compile(r"[Bb][Aa][Ss][Ii][Cc] +([A-Za-z0-9+/]+={0,2})")
-
-
 def basic_credentials(values: Sequence[str]) -> Credentials:
     """Return what the request's Authorization headers carry.
 
@@ -177,7 +176,7 @@ def _decoded(encoded: str) -> str:
 def choose(asked: str | None, accept_language: str, available: Sequence[str]) -> str:
     """Return the one of `available` that fits best: the body's choice first, else Accept-Language, else English.
 
-    A region falls back to its language before the next wish counts: who reads `de-AT, en;q=0.5` is served by `de`.
+    A region falls back to its language before the next wish counts: a reader of `de-AT, en;q=0.5` gets `de`.
     """
     if asked is not None:
         return nearest(asked, available)
@@ -194,7 +193,11 @@ def rate_limit_headers(readings: Iterable[Reading], now: float) -> dict[str, str
     Limits are ordered by how many more requests they let pass, then by the longer wait: the first one is the closest
     and the one of `X-RateLimit-`, and its reset is the time of a `Retry-After` beside it. Durations are rounded up.
     """
-    limits = _one_of_each_name(sorted(_newest(readings), key=lambda limit: (limit.remaining, -limit.reset_seconds)))
+    newest = {reading.rule: reading for reading in readings}  # one that was looked at and then counted: as it is after
+    by_name: dict[str, Reading] = {}
+    for limit in sorted(newest.values(), key=lambda limit: (limit.remaining, -limit.reset_seconds)):
+        by_name.setdefault(limit.rule.name, limit)  # an IPv6 client's two windows share a name, which must be unique
+    limits = list(by_name.values())
     if not limits:
         return {}
     closest = limits[0]
@@ -207,31 +210,13 @@ def rate_limit_headers(readings: Iterable[Reading], now: float) -> dict[str, str
     }
 
 
-def _newest(readings: Iterable[Reading]) -> Iterable[Reading]:
-    """Keep the last reading of each limit: one that was looked at and then counted is told as it stands after."""
-    newest: dict[Rule, Reading] = {reading.rule: reading for reading in readings}
-    return newest.values()
-
-
-def _one_of_each_name(limits: Iterable[Reading]) -> list[Reading]:
-    """Keep the closest limit of each name, as the two windows of an IPv6 client share one: names are unique."""
-    by_name: dict[str, Reading] = {}
-    for limit in limits:
-        by_name.setdefault(limit.rule.name, limit)
-    return list(by_name.values())
-
-
 def _whole(seconds: float) -> int:
     """Round up, but for the microsecond by which a window is longer than its name says."""
     return ceil(seconds - 1e-3)
 
 
-FORWARDED_UNTRUSTED = "forwarded_untrusted"  # its name among the counters of the process
-UNTRUSTED = "Forwarded headers from a peer outside TRUSTED_PROXIES are ignored. If it is your proxy, list its network."
-
-
 class Clients:
-    """Tells who asks; warns the operator once when an untrusted peer sends forwarded headers, and counts them.
+    """Makes each request's Client; counts forwarded headers from untrusted peers, and warns the operator once.
 
     They mean a proxy that is not in TRUSTED_PROXIES, behind which all clients share one limit, or a forger.
     """

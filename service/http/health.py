@@ -25,7 +25,7 @@ class Health(Protocol):
 
     @property
     def draining(self) -> bool:
-        """Whether the process has been told to stop."""
+        """Whether the process is about to stop."""
         ...
 
     async def database(self) -> Verdict:

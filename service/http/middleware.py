@@ -172,7 +172,7 @@ class Middleware:
         except Exception as error:
             log_crash(error, exchange.request_id)
             if exchange.status is not None:
-                raise  # half an answer is out: only closing the connection tells the client so
+                raise  # half an answer is out: only closing the connection shows that
             await _send_problem(send, error)
 
     def _record(self, exchange: Exchange) -> None:
@@ -270,8 +270,8 @@ def _request_id(scope: Scope) -> str:
 async def _through(send: Send, event: Event) -> None:
     """Send an event; the last one of an answer to its end.
 
-    With it the server takes leave of the connection, and tells the application so before it has done that: the
-    application would cancel the call that was to close it, and under Trio an unread body then kept it open for ever.
+    With it the server ends the connection, and signals that to the application before it has done so: the application
+    would cancel the call that was to close it, and under Trio an unread body then kept it open for ever.
     """
     if event.get("more_body", True):
         await send(event)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class Route(NamedTuple):
-    """A method and a path, and who answers."""
+    """A method and a path, and the handler that answers."""
 
     method: str
     path: str

@@ -44,8 +44,15 @@ if TYPE_CHECKING:
     from service.http.client import Clients
     from service.settings import Settings
 
-RULE = Rule("ops-token", 10, 60)  # who mistypes needs three; a scraper with yesterday's token asks four times a minute
+RULE = Rule("ops-token", 10, 60)  # a typist needs three; a scraper with yesterday's token asks four times a minute
 REMEMBERED = 1024  # guesses in this process, and only while no store answers
+BEARER = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +(\S+)")
+HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(:\d{1,5})?")
+FORWARDED = ("forwarded", "x-forwarded-", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip", "via")
+COOKIE = "vestibule_ops"
+LIFETIME_SECONDS = 8 * 3600  # a working day; there is no list of sessions from which a stolen one could be struck
+LABEL = b"vestibule ops session v1"
+FOREIGN = "The form came from a page of another site."
 
 
 class OpsGuesses:
@@ -61,8 +68,8 @@ class OpsGuesses:
     async def check(self, client: Client, *, wrong: bool) -> None:
         """Count a wrong token; raises RateLimited, also for the right one, while the client's window is full.
 
-        The caller has compared before it asks, and tells nobody until it knows: of guesses that come all at once no
-        more than the limit hear that they were wrong.
+        The caller compares before it asks and answers after it knows: of guesses that come all at once no more than the
+        limit learn that they were wrong.
         """
         buckets = of_client(RULE, client)
         try:
@@ -83,10 +90,66 @@ class OpsGuesses:
         return Admission(admitted, 0.0 if admitted else RULE.seconds + TICK_SECONDS, (), "")
 
 
-COOKIE = "vestibule_ops"
-LIFETIME_SECONDS = 8 * 3600  # a working day; there is no list of sessions from which a stolen one could be struck
-LABEL = b"vestibule ops session v1"
-FOREIGN = "The form came from a page of another site."
+class OpsAccess:
+    """Checks requests against the settings, and lets no client guess for long."""
+
+    def __init__(self, settings: Settings, clients: Clients, limiter: Address) -> None:
+        self._token = None if settings.ops_token is None else settings.ops_token.get_secret_value().encode()
+        self._clients = clients
+        self._guesses = OpsGuesses(limiter)
+
+    async def check(self) -> None:
+        """Let the current request pass, or raise OpsTokenMissing, OpsTokenRequired or RateLimited."""
+        if self._token is None:
+            if not from_this_machine(peer(), request.headers):
+                raise OpsTokenRequired
+            return
+        typed = bearer(request.headers)
+        if typed is None:  # nothing is compared, so nothing was guessed
+            raise OpsTokenMissing
+        await self.check_token(typed)
+
+    async def check_token(self, typed: str) -> None:
+        """Return if this is the token; raises OpsTokenMissing, or RateLimited for a client that has guessed too often.
+
+        Compared in constant time; nothing is the token where none is set.
+        """
+        right = self._token is not None and hmac.compare_digest(self._token, typed.encode(errors="replace"))
+        await self._guesses.check(self._clients.current(), wrong=not right)
+        if not right:
+            raise OpsTokenMissing
+
+
+def bearer(headers: Headers) -> str | None:
+    """Return what the one Authorization header carries; None for another scheme, or another number of headers."""
+    values = headers.getlist("Authorization")
+    match = BEARER.fullmatch(values[0]) if len(values) == 1 else None
+    return None if match is None else match[1]
+
+
+def from_this_machine(client: str, headers: Headers) -> bool:
+    """Whether a loopback peer asked for a loopback name without any proxy between, as far as headers show.
+
+    A Unix socket has no peer address: it is there for a proxy, and counts as another machine.
+    """
+    if any(name.lower().startswith(FORWARDED) for name in headers.keys()):  # noqa: SIM118 - not a dict
+        return False
+    hosts = headers.getlist("Host")
+    match = HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
+    return match is not None and _loopback(client) and _loopback_name(match[1].strip("[]"))
+
+
+def _loopback(client: str) -> bool:
+    try:
+        address = ip_address(client)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+def _loopback_name(name: str) -> bool:
+    return name.lower().rstrip(".") == "localhost" or _loopback(name)
 
 
 class OpsSession:
@@ -130,13 +193,13 @@ class OpsSession:
 
     def cookie(self, value: str, *, lifetime: int = LIFETIME_SECONDS) -> str:
         """Return the Set-Cookie header that hands a value to the current client; `lifetime` 0 takes it back."""
-        told = request.headers.get("X-Forwarded-Proto", "").partition(",")[0].strip().lower()
-        https = "https" in {request.scheme, told}
-        secure = "; Secure" if self._secure or https else ""  # who forges the header gets the stricter cookie
+        forwarded = request.headers.get("X-Forwarded-Proto", "").partition(",")[0].strip().lower()
+        https = "https" in {request.scheme, forwarded}
+        secure = "; Secure" if self._secure or https else ""  # a forged header makes the cookie stricter
         return f"{COOKIE}={value}; Path={self._path}; Max-Age={lifetime}; HttpOnly; SameSite=Strict{secure}"
 
     def check_origin(self) -> None:
-        """Raise MalformedRequest for a form that a page of another site has sent, as far as the browser tells."""
+        """Raise MalformedRequest for a form that a page of another site has sent, as far as the browser says so."""
         if not own_page(request.headers, self._public):
             raise MalformedRequest(FOREIGN)
 
@@ -155,73 +218,6 @@ def own_page(headers: Headers, public: str | None) -> bool:
         return site in {"same-origin", "none"}
     origin = headers.get("Origin")
     return origin is None or origin.partition("://")[2] in {headers.get("Host"), public} - {None, ""}
-
-
-BEARER = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +(\S+)")
-HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(:\d{1,5})?")
-FORWARDED = ("forwarded", "x-forwarded-", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip", "via")
-
-
-class OpsAccess:
-    """Checks requests against the settings, and lets no client guess for long."""
-
-    def __init__(self, settings: Settings, clients: Clients, limiter: Address) -> None:
-        self._token = None if settings.ops_token is None else settings.ops_token.get_secret_value().encode()
-        self._clients = clients
-        self._guesses = OpsGuesses(limiter)
-
-    async def check(self) -> None:
-        """Let the current request pass, or raise OpsTokenMissing, OpsTokenRequired or RateLimited."""
-        if self._token is None:
-            if not from_this_machine(peer(), request.headers):
-                raise OpsTokenRequired
-            return
-        typed = bearer(request.headers)
-        if typed is None:  # nothing is compared, so nothing was guessed
-            raise OpsTokenMissing
-        await self.check_token(typed)
-
-    async def check_token(self, typed: str) -> None:
-        """Return if this is the token; raises OpsTokenMissing, or RateLimited for a client that has guessed too often.
-
-        Compared in constant time; nothing is the token where none is set.
-        """
-        right = self._token is not None and hmac.compare_digest(self._token, typed.encode(errors="replace"))
-        await self._guesses.check(self._clients.current(), wrong=not right)
-        if not right:
-            raise OpsTokenMissing
-
-
-def bearer(headers: Headers) -> str | None:
-    """Return what the one Authorization header carries; None for another scheme, or another number of headers."""
-    values = headers.getlist("Authorization")
-    match = BEARER.fullmatch(values[0]) if len(values) == 1 else None
-    return None if match is None else match[1]
-
-
-def from_this_machine(client: str, headers: Headers) -> bool:
-    """Whether a loopback peer asked for a loopback name without any proxy between, as far as headers tell.
-
-    A Unix socket has no peer address: it is there for a proxy, and counts as another machine.
-    """
-    if any(name.lower().startswith(FORWARDED) for name in headers.keys()):  # noqa: SIM118 - not a dict
-        return False
-    hosts = headers.getlist("Host")
-    match = HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
-    return match is not None and _loopback(client) and _loopback_name(match[1].strip("[]"))
-
-
-def _loopback(client: str) -> bool:
-    try:
-        address = ip_address(client)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
-
-
-def _loopback_name(name: str) -> bool:
-    return name.lower().rstrip(".") == "localhost" or _loopback(name)
 
 
 MOST, USUAL = 1000, 100  # mails in one answer
@@ -268,7 +264,7 @@ class MailAdmin(Protocol):
         ...
 
     async def replay(self, mail_ids: Sequence[UUID], *, dry_run: bool) -> Sequence[UUID]:
-        """Queue again those that somebody may still wait for, and return which they are."""
+        """Queue again those that are still of use, and return which they are."""
         ...
 
 
@@ -351,7 +347,7 @@ class OpsMails:
 
     @describes({200: ReplayedView}, body=ReplayRequest, access="ops")
     async def replay(self) -> Response:
-        """Queue mails again that somebody may still wait for, under fresh codes: the named ones, or the dead ones."""
+        """Queue the named mails again, or the dead ones, under fresh codes, where they are still of use."""
         asked = await read(ReplayRequest)
         ids = [UUID(one) for one in asked.ids or ()]
         if asked.dead:

@@ -113,7 +113,7 @@ class Pages:
 
     @describes({200: CardView})
     async def home(self) -> Response:
-        """Show browsers the sign-up page, and tell programs what this is."""
+        """Show browsers the sign-up page, and programs what this is."""
         if wants_html():
             return self.page("signup.html", digits=self._card.code_digits, version=self._card.version)
         return self._card.response(headers={"Vary": "Accept"})

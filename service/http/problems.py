@@ -345,7 +345,7 @@ class ProblemAnswer:
 
 
 def answer_to(error: Exception, root: str = "") -> ProblemAnswer:
-    """Return the answer that tells a client about an error; what is not in the table is a 500 without a word of it.
+    """Return the answer to an error; what is not in the table is a 500 without a word of it.
 
     `root` is the path of PUBLIC_URL, under which every link lies; a problem's type is a name and stays as it is.
     """

@@ -1,4 +1,4 @@
-"""What clients send and what they hear, field by field; the description in /openapi.json is made from these."""
+"""What clients send and what they get, field by field; the description in /openapi.json is made from these."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Made here and not by OpenTelemetry's instrumentations: that of ASGI shows whole paths, and so status addresses; that of
 psycopg measures nothing in pipelines; none follows a message into its batch (docs/adr/0010-libraries.md). No attribute
-holds a path, a query, an address or the text of an error: traces go to people who need not know who signs up.
+holds a path, a query, an address or the text of an error: people who read traces need not know who signs up.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 AnswerT = TypeVar("AnswerT")
 
 NAME = "vestibule"
-FLUSH_SECONDS = 2.0  # for the last spans of a process that ends; a collector that is away keeps nobody
+FLUSH_SECONDS = 2.0  # for the last spans of a process that ends; a collector that is away delays no stop
 OUTCOME, REASON = "vestibule.outcome", "vestibule.mail.reason"
 SERVER_ERROR = 500
 
@@ -77,7 +77,7 @@ class Spans:
         attributes: Mapping[str, str | int] | None = None,
         links: Sequence[Link] = (),
     ) -> Iterator[Span]:
-        """Make a span current around the body; an error is told by its type. A refusal is an answer, no failure."""
+        """Make a span current around the body; an error shows as its type. A refusal is an answer, no failure."""
         span = self._tracer.start_span(name, context, kind, attributes, links)
         with use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
             try:

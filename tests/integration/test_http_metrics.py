@@ -92,7 +92,7 @@ async def test_metrics_that_cannot_be_read_are_a_problem(path: str) -> None:
 
 @pytest.mark.parametrize(("accept", "media"), [("application/openmetrics-text", OPENMETRICS), ("*/*", PLAIN)])
 async def test_scrapers_get_the_format_that_they_ask_for(accept: str, media: str) -> None:
-    """OpenMetrics ends with its mark, and caches are told that the answer depends on Accept."""
+    """OpenMetrics ends with its mark, and Vary says that the answer depends on Accept."""
     answer = await fetch("/metrics", metrics(), accept)
     assert (answer.status_code, answer.headers["Content-Type"], answer.headers["Vary"]) == (200, media, "Accept")
     assert (await answer.get_data()).endswith(b"# EOF\n") is (media == OPENMETRICS)

@@ -36,7 +36,7 @@ def app(service: FakeService) -> Quart:
 
 
 async def test_every_answer_has_the_security_headers(app: Quart) -> None:
-    """Answers of every kind carry the security headers and tell no server's version."""
+    """Answers of every kind carry the security headers and name no server's version."""
     for method, path in (("GET", "/livez"), ("GET", "/nowhere"), ("DELETE", "/livez"), ("CONNECT", "host:443")):
         answer = await call(app, method, path)
         assert answer.headers["x-content-type-options"] == "nosniff"
@@ -263,7 +263,7 @@ def lines() -> Iterator[list[dict[str, Any]]]:
 
 
 async def test_one_observation_per_answer(app: Quart, service: FakeService) -> None:
-    """Routes are told by template, whatever matched none by one label."""
+    """A route is its template; what matched none is one label."""
     await call(app, "GET", f"/api/v1/users/activation/{TOKEN}")
     await call(app, "GET", "/api/v1/users/activation/forged")
     await call(app, "GET", "/nowhere/1")

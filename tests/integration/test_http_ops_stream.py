@@ -20,7 +20,7 @@ LOOPS = pytest.mark.parametrize("loop", ["trio", "uvloop"])
 
 
 class Client:
-    """A client of a stream that reads as far as it is told to, and then leaves."""
+    """A client of a stream that reads as far as the test says, and then leaves."""
 
     def __init__(self, app: Quart, ending: anyio.Event | None = None) -> None:
         self.scope = scope_of("GET", "/ops/events", [], **({ENDING: ending} if ending else {}))
@@ -28,7 +28,7 @@ class Client:
         self.status = 0
         self.text = ""
         self.enough = anyio.Event()
-        self.told = anyio.Event()
+        self.read_some = anyio.Event()
         self.stop_after = ""
 
     async def read(self, until: str = "\0") -> None:
@@ -46,7 +46,7 @@ class Client:
             self.status = event.get("status", self.status)
             self.text += event.get("body", b"").decode()
             if "data: {" in self.text or self.status != 200:
-                self.told.set()
+                self.read_some.set()
             if self.stop_after in self.text:
                 self.enough.set()
                 await anyio.sleep_forever()
@@ -56,7 +56,7 @@ class Client:
         await serve(self.app, self.scope, receive, send)
 
 
-def test_a_snapshot_tells_everything_that_the_page_shows() -> None:
+def test_a_snapshot_has_everything_that_the_page_shows() -> None:
     """Counts by route and status, one histogram over all, levels summed over workers, reasons by number, all notes."""
     shown = json.loads(to_json(snapshot(metrics(), ["Redis is away.", "Behind a proxy."], "1.2")))
     assert [(each["route"], each["statuses"]) for each in shown["routes"]] == [
@@ -78,15 +78,15 @@ def test_a_snapshot_tells_everything_that_the_page_shows() -> None:
 
 
 @LOOPS
-def test_a_stream_tells_a_snapshot_every_two_seconds_until_the_worker_leaves(loop: str) -> None:
-    """Retry, a beat, snapshots as one line of JSON each, and a good-bye at once when the worker is told to leave."""
+def test_a_stream_sends_a_snapshot_every_two_seconds_until_the_worker_leaves(loop: str) -> None:
+    """Retry, a beat, snapshots as one line of JSON each, and a good-bye at once when the worker leaves."""
 
     async def follow() -> None:
         ending = anyio.Event()
         client = Client(Telling().app(loop=loop), ending)
         async with anyio.create_task_group() as group:
             group.start_soon(client.read)
-            await client.told.wait()
+            await client.read_some.wait()
             began = anyio.current_time()
             ending.set()
         assert anyio.current_time() - began < 1.0
@@ -100,7 +100,7 @@ def test_a_stream_tells_a_snapshot_every_two_seconds_until_the_worker_leaves(loo
 
 @LOOPS
 def test_a_client_that_leaves_frees_its_place(loop: str) -> None:
-    """As many streams as there are places run at a time; one more is told to come again, and let in after one left."""
+    """As many streams as there is room for run at a time; one more gets 503, and room once another has left."""
 
     async def crowd() -> None:
         app = Telling().app(loop=loop)
@@ -109,7 +109,7 @@ def test_a_client_that_leaves_frees_its_place(loop: str) -> None:
             for client in clients:
                 group.start_soon(client.read)
             for client in clients:
-                await client.told.wait()
+                await client.read_some.wait()
             late = await call(app, "GET", "/ops/events")
             assert (late.status, late.code, late.headers["retry-after"]) == (503, "Busy", "5")
             clients[0].enough.set()
@@ -124,7 +124,7 @@ def test_a_client_that_leaves_frees_its_place(loop: str) -> None:
 
 
 async def test_a_worker_that_leaves_opens_no_stream() -> None:
-    """The client is told to come again, and reaches another worker."""
+    """The client gets 503 with Retry-After, and reaches another worker."""
     ending = anyio.Event()
     ending.set()
     answer = await call(Telling().app(), "GET", "/ops/events", **{ENDING: ending})
@@ -158,7 +158,7 @@ async def test_a_stream_is_counted_when_it_begins() -> None:
     client = Client(app)
     async with anyio.create_task_group() as group:
         group.start_soon(client.read)
-        await client.told.wait()
+        await client.read_some.wait()
         (seen,) = await service.observations()
         assert isinstance(seen, Observation)
         assert (seen.route, seen.status) == ("GET /ops/events", 200)

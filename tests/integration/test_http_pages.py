@@ -39,7 +39,7 @@ def client(settings: Settings) -> TestClientProtocol:
 
 
 async def test_browsers_get_the_sign_up_page_and_programs_a_card(client: TestClientProtocol) -> None:
-    """`/` answers by Accept, and caches are told so."""
+    """`/` answers by Accept, and Vary says so."""
     page = await client.get("/", headers=HTML)
     assert page.headers["Content-Type"].startswith("text/html")
     assert 'autocomplete="one-time-code"' in await page.get_data(as_text=True)

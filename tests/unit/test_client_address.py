@@ -162,7 +162,7 @@ def test_addresses_stay_out_of_texts() -> None:
     assert "192" not in repr(of("192.0.2.7"))
 
 
-def test_a_peer_that_is_no_address_is_a_stranger() -> None:
+def test_a_peer_that_is_no_address_is_untrusted() -> None:
     """A name where an address should be is neither trusted nor an error."""
     client = of("testclient", xff="203.0.113.9")
     assert client == ClientAddress(LOCAL, ((LOCAL, 1),), untrusted_forwarding=True)
@@ -219,10 +219,10 @@ def test_what_a_client_encodes_is_what_we_read(email: str, password: str) -> Non
 def test_any_header_is_read_or_refused(values: list[str]) -> None:
     """No Authorization header fails otherwise than as wrong credentials."""
     try:
-        who = basic_credentials(values)
+        found = basic_credentials(values)
     except InvalidCredentials:
         return
-    assert not controls(who.email + who.password)
+    assert not controls(found.email + found.password)
 
 
 @pytest.mark.parametrize("scheme", ["basic", "BASIC", "Basic  "])

@@ -42,15 +42,15 @@ def test_of_two_full_limits_the_longer_wait_counts() -> None:
     assert headers["RateLimit"].startswith('"hour";r=0;t=1200')
 
 
-def test_names_are_told_once() -> None:
-    """Of an IPv6 client's two windows of a rule the closer one is told, as names of policies must be unique."""
+def test_names_stand_once() -> None:
+    """Of an IPv6 client's two windows of a rule the closer one is shown, as names of policies must be unique."""
     site, delegation = Reading(REGISTER, 4, 10), Reading(Rule("register", 20, 3600), 2, 20)
     assert rate_limit_headers([site, delegation], 0)["RateLimit"] == '"register";r=2;t=20'
     assert rate_limit_headers([site, delegation], 0)["RateLimit-Policy"] == '"register";q=20;w=3600'
 
 
 def test_the_last_reading_of_a_limit_counts() -> None:
-    """A limit that was looked at first and counted later is told as it stands after."""
+    """A limit that was looked at first and counted later shows as it stands after."""
     assert rate_limit_headers([Reading(REGISTER, 1, 0), Reading(REGISTER, 3, 9)], 0)["X-RateLimit-Remaining"] == "3"
 
 
