@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 LEASE_SECONDS: Final = 15  # a killed worker's mails wait so long; a living one renews in time
 KILLS: Final = 3  # workers that died with a mail in hand, the last two with nothing else: the mail is why
 KEPT_DAYS: Final = 30  # of settled mails, for the operator's questions
+PURGED_ROWS: Final = 1000  # in one statement
 
 # Race: batches that name the same mails, and guesses at their codes: all lock them in the order of their ids. What is
 # read of a locked row stays as it is.
@@ -167,16 +168,19 @@ FROM held WHERE m.id = held.id AND m.id = ANY(%(ids)s) AND held.state = 'sending
 """
 )
 
-# Ids are UUIDv7: those of a month ago are the low end of the primary key.
+# Ids are UUIDv7: those of a month ago are the low end of the primary key. A statement takes some milliseconds, and no
+# other one waits for it.
 PURGE_MAILS: Final = """
 DELETE FROM vestibule.mails WHERE id = ANY(ARRAY(
-    SELECT id FROM vestibule.mails WHERE id < %(before)s AND state NOT IN ('queued', 'sending') ORDER BY id LIMIT 1000
-))
+    SELECT id FROM vestibule.mails WHERE id < %(before)s AND state NOT IN ('queued', 'sending')
+    ORDER BY id LIMIT %(rows)s FOR UPDATE SKIP LOCKED
+)) RETURNING 1
 """
 PURGE_ANSWERS: Final = """
 DELETE FROM vestibule.answers WHERE digest = ANY(ARRAY(
-    SELECT digest FROM vestibule.answers WHERE expires_at <= now() ORDER BY expires_at LIMIT 1000
-))
+    SELECT digest FROM vestibule.answers WHERE expires_at <= now()
+    ORDER BY expires_at LIMIT %(rows)s FOR UPDATE SKIP LOCKED
+)) RETURNING 1
 """
 
 
@@ -251,8 +255,9 @@ class PostgresMailQueue:
 
 async def purge(postgres: Postgres, before: UUID) -> None:
     """Delete what has expired, some rows at a time: bound keys, and settled mails with ids less than `before`."""
-    await postgres.run(PURGE_ANSWERS)
-    await postgres.run(PURGE_MAILS, {"before": before})
+    for sql in (PURGE_ANSWERS, PURGE_MAILS):
+        while len(await postgres.run(sql, {"before": before, "rows": PURGED_ROWS})) == PURGED_ROWS:
+            pass
 
 
 def _held(mails: Sequence[ClaimedMail]) -> dict[str, object]:

@@ -9,7 +9,7 @@ import pytest
 
 from actors.domain.mail import MailKind, MailState
 from actors.domain.user import State
-from service.postgres.mails import KILLS, LEASE_SECONDS, purge
+from service.postgres.mails import KILLS, LEASE_SECONDS, PURGED_ROWS, purge
 from tests.fakes.accounts import POLICY
 from tests.integration.conftest import Stores, new_mail, redemption, resend, take_over
 
@@ -223,10 +223,82 @@ async def test_a_reissue_that_nobody_needs_is_refused(stores: Stores, why: str) 
     assert await stores.rows("SELECT state FROM vestibule.mails") == [("superseded",)]
 
 
-async def test_what_is_settled_and_old_is_purged(stores: Stores) -> None:
-    """Owed mails stay, whatever their age."""
-    await stores.registered(accepted=True)
-    await stores.registered("owed@example.com")
+async def test_a_repeated_reissue_has_the_same_outcome(stores: Stores) -> None:
+    """A statement whose answer was lost is run again: there is one fresh mail, and both answers name its claim."""
+    await stores.registered()
+    mail, new = await stores.claimed(), new_mail()
+    assert await stores.queue.reissue(mail, new) == await stores.queue.reissue(mail, new)
+    assert len((await stores.account()).mails) == 2
+
+
+async def test_a_reissue_leaves_the_code_that_has_arrived_alive(stores: Stores) -> None:
+    """It dies when the newer mail is accepted, however often that one's code was replaced on the way."""
+    account = await stores.registered(accepted=True)
+    await stores.accounts.issue([resend(account)])
+    fresh = await stores.queue.reissue(await stores.claimed(), new_mail())
+    assert fresh is not None
+    read = await stores.account()
+    assert [mail.id for mail in read.live_mails(POLICY)] == [fresh.id, account.mails[0].id]
+    await stores.queue.accepted([fresh])
+    assert [mail.id for mail in (await stores.account()).live_mails(POLICY)] == [fresh.id]
+
+
+@pytest.mark.parametrize("outcome", ["accepted", "dead", "superseded"])
+async def test_what_is_settled_stays_settled(stores: Stores, outcome: str) -> None:
+    """The outcome of a claim is written once; a later one of the same claim changes and counts nothing."""
+    account = await stores.registered()
+    mail = await stores.claimed()
+    if outcome == "accepted":
+        await stores.queue.accepted([mail])
+    elif outcome == "dead":
+        await stores.queue.dead([(mail, "550")])
+    else:
+        await stores.accounts.issue([resend(account)])
+        await stores.queue.accepted(await stores.queue.claim(10))
+    counted = await stores.rows("SELECT * FROM vestibule.business_counts")
+    await stores.queue.dead([(mail, "late")])
+    await stores.queue.deferred([(mail, "late", 0.0)])
+    await stores.queue.put_back([mail])
+    assert await stores.queue.accepted([mail]) == ({mail.id} if outcome == "accepted" else set())
+    assert await stores.queue.extend([mail]) == set()
+    assert (await stores.account()).mails[-1].state == outcome
+    assert await stores.rows("SELECT * FROM vestibule.business_counts") == counted
+    await stores.passed(LEASE_SECONDS)
+    assert await stores.queue.claim(10) == []
+
+
+async def test_an_address_is_free_once_its_mail_is_given_up(stores: Stores) -> None:
+    """A mail that never left does not keep the address from its owner."""
+    await stores.registered()
+    await stores.passed(DAY - 1)
+    assert (await stores.account()).is_held(POLICY)
+    await stores.passed(1)
+    assert await stores.queue.claim(10) == []
+    account = await stores.account()
+    assert (account.state(POLICY), account.is_held(POLICY)) == (State.UNDELIVERABLE, False)
+
+
+OLD_MAILS = """
+INSERT INTO vestibule.mails (id, account_id, registration, number, kind, state, expires_at, key_id)
+SELECT gen_random_uuid(), id, 1, 1 + n, 'code', %(state)s, now(), 'k1'
+FROM vestibule.accounts, generate_series(%(first)s::int, %(last)s::int) AS n
+"""
+OLD_ANSWERS = """
+INSERT INTO vestibule.answers (digest, body_digest, expires_at)
+SELECT sha256(n::text::bytea), '', now() + make_interval(secs => n - %(expired)s)
+FROM generate_series(1, %(all)s::int) AS n
+"""
+
+
+async def test_what_has_expired_is_purged_however_much_it_is(stores: Stores) -> None:
+    """Bound keys, and settled mails that are older than asked; owed ones stay, whatever their age."""
+    await stores.registered()
+    many = 2 * PURGED_ROWS
+    await stores.postgres.run(OLD_MAILS, {"state": "accepted", "first": 1, "last": many})
+    await stores.postgres.run(OLD_MAILS, {"state": "dead", "first": many + 1, "last": many + 1})
+    await stores.postgres.run(OLD_ANSWERS, {"expired": many + 1, "all": many + 61})
+    await purge(stores.postgres, UUID(int=0))
+    assert await stores.rows("SELECT count(*) FROM vestibule.mails") == [(many + 2,)]
+    assert await stores.rows("SELECT count(*) FROM vestibule.answers") == [(60,)]
     await purge(stores.postgres, UUID(int=2**128 - 1))
-    assert (await stores.account()).mails == ()
-    assert len((await stores.account("owed@example.com")).mails) == 1
+    assert await stores.rows("SELECT state FROM vestibule.mails") == [("queued",)]
