@@ -55,9 +55,9 @@ def serve() -> None:
 
 
 def _supervise(mode: str) -> NoReturn:
-    from service.processes.supervisor import run  # noqa: PLC0415 - each command pays for its own imports only
+    from service.processes.spawn import supervise  # noqa: PLC0415 - each command pays for its own imports only
 
-    raise SystemExit(run(mode))
+    supervise(mode)
 
 
 @vestibule.command()
@@ -65,23 +65,19 @@ def _supervise(mode: str) -> NoReturn:
 @click.option("--pipe", type=int, hidden=True)
 def worker(*, supervised: bool, pipe: int | None) -> None:
     """Run one mail worker."""
+    if not supervised:
+        _supervise("worker")
     from functools import partial  # noqa: PLC0415 - as above
 
     from service import wiring  # noqa: PLC0415 - as above
     from service.embedded.servers import resolve  # noqa: PLC0415 - as above
     from service.mail.worker import run  # noqa: PLC0415 - as above
-    from service.plan import mistakes  # noqa: PLC0415 - as above
-    from service.processes.spawn import die_with, set_title  # noqa: PLC0415 - as above
+    from service.processes.spawn import set_title  # noqa: PLC0415 - as above
     from service.processes.worker import beating  # noqa: PLC0415 - as above
 
-    settings = _settings()
-    servers = resolve(settings)
-    if supervised:
-        die_with(os.getppid())
-    else:
-        mistakes(servers)
     set_title("mail worker")
-    run(settings, servers, wiring.mail, None if pipe is None else partial(beating, pipe))
+    settings = _settings()
+    run(settings, resolve(settings), wiring.mail, None if pipe is None else partial(beating, pipe))
 
 
 @vestibule.command(hidden=True)
@@ -122,7 +118,9 @@ def generation(number: int, listener: int, pipe: int) -> None:
     def work(name: str, pipe: int) -> int:
         return serve_worker(settings, name, shared, pipe, lambda *names: wiring.api(settings, servers, *names))
 
-    workers = Generation(settings.workers, work, pipe, grace=settings.grace_seconds, drain=settings.drain_seconds)
+    workers = Generation(
+        settings.workers, work, pipe, shared, grace=settings.grace_seconds, drain=settings.drain_seconds
+    )
     os._exit(workers.run())
 
 

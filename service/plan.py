@@ -15,7 +15,7 @@ from service.mail.transport import open_transport
 from service.postgres.migrations import MigrationError, migrate, pending
 from service.postgres.pool import PROBE, Transaction, configure
 from service.processes.listener import CannotStart
-from service.processes.supervisor import VERSION
+from service.processes.planning import VERSION
 from service.redis import client as redis_client
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Unreachable(CannotStart):
 
 def describe(settings: Settings, mode: str, step: str) -> dict[str, Any]:
     """Return the supervisor's plan; raises CannotStart for a mistake that no wait would mend."""
-    if mode == "serve":
+    if mode != "up":
         mistakes(resolve(settings))
     elif step == "start":
         given(settings)
@@ -42,11 +42,11 @@ def describe(settings: Settings, mode: str, step: str) -> dict[str, Any]:
         migrate(resolve(settings).database_url)
     return {
         "version": VERSION,
-        "bind": settings.bind,
+        "bind": None if mode == "worker" else settings.bind,
         "data_dir": str(settings.data_dir.absolute()),
         "grace": settings.grace_seconds,
         "drain": settings.drain_seconds,
-        "mail_workers": settings.mail_workers,
+        "mail_workers": {"up": settings.mail_workers, "serve": 0, "worker": 1}[mode],
         "servers": [(one.name, int(one.stop_signal)) for one in embedded(settings)] if mode == "up" else [],
         "log_level": settings.log_level,
         "log_format": settings.log_format,

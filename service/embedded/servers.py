@@ -11,7 +11,7 @@ from service.embedded.data_dir import BadEnvironment, kept_keys, one_line
 from service.embedded.mail_catcher import MailCatcher
 from service.embedded.postgres import EmbeddedPostgres
 from service.embedded.redis import EmbeddedRedis
-from service.processes.supervisor import holder
+from service.processes.pid_file import holder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -13,7 +13,9 @@ PROBE_SECONDS = 1.0  # a Unix socket's owner on the same machine answers at once
 
 
 class CannotStart(Exception):
-    """The machine does not allow a start; the text is one line that says what to do."""
+    """The machine does not allow a start; the text is one line that says what to do, `code` the exit code."""
+
+    code = 1
 
 
 def open_listener(bind: str) -> socket.socket:

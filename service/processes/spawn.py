@@ -60,13 +60,15 @@ def program(
     *,
     descriptors: Sequence[int] = (),
     output: int | None = None,
+    errors: int | None = None,
 ) -> int:
     """Fork and execute a program, with these descriptors open under the same numbers; return its pid."""
 
     def become() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        if output is not None:
-            os.dup2(output, 1)
+        for descriptor, number in ((output, 1), (errors, 2)):
+            if descriptor is not None:
+                os.dup2(descriptor, number)
         for descriptor in descriptors:
             os.set_inheritable(descriptor, True)  # noqa: FBT003 - the library's signature
         os.execve(argv[0], list(argv), dict(environment))  # noqa: S606 - no shell is the point
@@ -80,6 +82,14 @@ def command(*arguments: str) -> list[str]:
     if script.is_file():
         return [sys.executable, os.fspath(script), *arguments]
     return [sys.executable, "-m", "service.cli", *arguments]
+
+
+def supervise(mode: str) -> NoReturn:
+    """Become the supervisor: a fresh program, without the memory of the command line's libraries."""
+    installed = Path(sys.executable).with_name("vestibule").is_file()
+    safe = ["-P"] if installed else []  # no module of the current folder is taken for ours
+    arguments = [sys.executable, *safe, "-m", "service.processes.supervisor", mode]
+    os.execv(sys.executable, arguments)  # noqa: S606 - no shell is the point
 
 
 def set_title(title: str) -> None:

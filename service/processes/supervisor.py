@@ -1,64 +1,42 @@
 """The supervisor: holds the listening socket and the pid file, keeps every process of one machine running.
 
-One thread, no loop, and the standard library alone: settings are read by a short-lived child, the plan, which prints
-one line of JSON or one line of error. A reload starts a new generation and new mail workers beside the old ones and
-lets the old ones go when the new ones are ready; there is nothing to hand over.
+One thread, no loop, and the standard library alone: settings are read by a short-lived child, which prints the plan. A
+reload starts a new generation and new mail workers beside the old ones and lets the old ones go when the new ones are
+ready; there is nothing to hand over.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
+import math
 import os
-import select
 import signal
-import subprocess
 import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from service.processes import pid_file, spawn
+from service.processes.console import Log, Terminal
 from service.processes.listener import CannotStart, address_of, forget, open_listener
-from service.processes.spawn import command, program, set_title
+from service.processes.planning import Plan, Planning
+from service.processes.spawn import program, set_title
 from service.processes.watch import Backoff, Child, Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    import socket
+    from collections.abc import Callable
 
-VERSION = 1  # of the plan, and of what is said on the command lines of children
-PLAN_SECONDS = 120.0  # a migration may wait a minute for another one
-PID_FILE = "vestibule.pid"
-TERMINAL_SECONDS = 5.0  # a shell passes the loss of its terminal on at once; a later SIGHUP is a reload
-LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40}
+    Command = Callable[..., list[str]]  # the command line for some words of ours
+
 API = "api"  # the service whose child is a generation
+API_TIER, MAIL_TIER, FIRST_SERVER = 0, 1, 2  # the order of the stop
+SERVER_SECONDS = 10.0  # for an embedded server to end in order
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to run, as plain values; the JSON that the plan's child prints has these names and `version`.
-
-    `servers` are embedded servers in the order of their start, each a name and a stop signal.
-    """
-
-    bind: str
-    data_dir: str
-    grace: float
-    drain: float
-    mail_workers: int
-    servers: list[tuple[str, int]]
-    log_level: str
-    log_format: str
-    guide: list[str]  # lines for a person, once everything runs; {address} stands for where it listens
-
-    @classmethod
-    def read(cls, text: str) -> Plan:
-        """Read the child's line; raises CannotStart for one of another version."""
-        values: dict[str, Any] = json.loads(text)
-        if values.pop("version", None) != VERSION:
-            raise CannotStart("the code on disk is of another version: restart the supervisor")
-        return cls(**values)
+class Stopped(Exception):
+    """A signal to stop has come before everything was started."""
 
 
 @dataclass(slots=True, eq=False)
@@ -66,7 +44,7 @@ class Service:
     """One process to keep running. Services of a lower tier stop first; `reloads` are replaced by SIGHUP."""
 
     name: str
-    argv: list[str]
+    words: tuple[str, ...]
     tier: int
     grace: float
     stop_signal: int = signal.SIGTERM
@@ -76,154 +54,185 @@ class Service:
     backoff: Backoff = field(default_factory=Backoff)
     due: float = 0.0
 
+    def children(self) -> list[Child]:
+        """Return the running ones."""
+        return [child for child in (self.child, self.successor) if child is not None]
+
 
 class Supervisor:
-    """Runs `vestibule up` or `vestibule serve` until SIGTERM or SIGINT."""
+    """Runs `vestibule up`, `serve` or `worker` until SIGTERM or SIGINT; `command` makes command lines for children."""
 
-    def __init__(self, mode: str) -> None:
+    def __init__(self, mode: str, command: Command = spawn.command) -> None:
         self._mode = mode
+        self._command = command
         self._generation = 0
         self._services: list[Service] = []
         self._old: list[Child] = []  # replaced children that finish what was begun
-        self._planning: subprocess.Popen[str] | None = None
-        self._reloading = self._again = self._announced = False
+        self._planning: Planning | None = None
+        self._listener: socket.socket | None = None
+        self._announced = self._reloading = self._again = False
+        self._holds_pid_file = False
         self._stopping_since: float | None = None
-        self._terminal = Terminal()
+        self._stopping_tier: int | None = None
 
     def run(self) -> int:
-        """Start everything, keep it running, stop it in order; return the exit code."""
+        """Start everything, keep it running, stop it in order; return the exit code. Raises CannotStart."""
         set_title("supervisor")
+        self._terminal = Terminal()
         self._watch = Watch(signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
-        self._plan = Plan.read(plan(self._mode, "start"))
-        self._log = Log(self._plan.log_format, self._plan.log_level)
-        with suppress(OSError):
-            Path(self._plan.data_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
-        pid_file = take_pid_file(Path(self._plan.data_dir))
-        if pid_file is None and self._mode == "up":
-            raise CannotStart(f"{self._plan.data_dir} is in use by another `vestibule up`")
-        if pid_file is None:
-            self._log.write("WARNING", "another supervisor keeps the pid file", path=self._plan.data_dir)
-        self._listener = open_listener(self._plan.bind)
+        refused: CannotStart | None = None
         try:
-            self._start_servers()
-            self._services += self._workers()
+            self._start_all()
+        except (Stopped, CannotStart) as reason:
+            refused = reason if isinstance(reason, CannotStart) else None
+            self._stopping_since = time.monotonic()
+        try:
             self._keep()
-        except KeyboardInterrupt:
-            pass  # told to stop before anything was accepted
-        except BaseException:
-            self._kill_everything()
-            raise
         finally:
-            self._stop_now()
-            if pid_file is not None:
+            for child in self._children():  # none, unless we have failed
+                child.kill()
+            if self._listener is not None:
+                forget(self._listener)
+            if self._holds_pid_file:
                 with suppress(OSError):
-                    (Path(self._plan.data_dir) / PID_FILE).unlink()
+                    (Path(self._plan.data_dir) / pid_file.NAME).unlink()
+        if refused is not None:
+            raise refused
         return 0
 
     # -- start --------------------------------------------------------------------------------------------------------
 
-    def _start_servers(self) -> None:
-        """Start the embedded servers, wait until they serve, and prepare the database."""
-        for tier, (name, stop_signal) in enumerate(reversed(self._plan.servers), 2):
-            argv = command("server", name)
-            self._services.insert(0, Service(name, argv, tier, 10.0, stop_signal, reloads=False))
+    def _start_all(self) -> None:
+        """Start the embedded servers, wait until they serve, prepare the database, and start the workers."""
+        self._plan = Plan.read(self._planned("start"))
+        self._log = Log(self._plan.log_format, self._plan.log_level)
+        if self._mode != "worker":
+            self._take_pid_file()
+        if self._plan.bind is not None:
+            self._listener = open_listener(self._plan.bind)
+        for tier, (name, stop_signal) in enumerate(reversed(self._plan.servers), FIRST_SERVER):
+            service = Service(name, ("server", name), tier, SERVER_SECONDS, stop_signal, reloads=False)
+            self._services.insert(0, service)
         for service in self._services:
-            self._start(service)
+            service.child = self._start(service)
         if self._mode == "up":
-            plan(self._mode, "prepare", *(f"{one.name}={one.child.pid}" for one in self._services if one.child))
+            self._planned("prepare", *(f"{one.name}={one.child.pid}" for one in self._services if one.child))
+        grace = self._plan.grace
+        if self._listener is not None:
+            self._services.append(Service(API, ("generation",), API_TIER, grace, signal.SIGUSR2))
+        for number in range(1, self._plan.mail_workers + 1):
+            self._services.append(Service(f"mail-{number}", ("worker", "--supervised"), MAIL_TIER, grace))
 
-    def _workers(self) -> list[Service]:
-        """Return the services that a reload replaces: the generation, and the mail workers of `up`."""
-        plan = self._plan
-        api = Service(API, command("generation"), 0, plan.grace, signal.SIGUSR2)
-        number = plan.mail_workers if self._mode == "up" else 0
-        return [
-            api,
-            *(Service(f"mail-{n}", command("worker", "--supervised"), 1, plan.grace) for n in range(1, number + 1)),
-        ]
+    def _take_pid_file(self) -> None:
+        try:
+            self._holder = pid_file.take(Path(self._plan.data_dir))  # open for as long as we live
+            self._holds_pid_file = self._holder is not None
+            refusal = "" if self._holds_pid_file else f"{self._plan.data_dir} is in use by another supervisor"
+        except CannotStart as reason:
+            refusal = str(reason)
+        if refusal and self._mode == "up":
+            raise CannotStart(refusal)
+        if refusal:
+            self._log.write("WARNING", "`vestibule reload` will not find this supervisor", reason=refusal)
+
+    def _planned(self, step: str, *arguments: str) -> str:
+        """Return what a step of the plan prints; raises CannotStart with its line of error, Stopped after a signal."""
+        self._planning = planning = Planning(self._command("plan", self._mode, step, *arguments))
+        while planning.code is None and self._stopping_since is None:
+            self._turn()
+        if self._stopping_since is not None:
+            raise Stopped
+        self._planning = None
+        return planning.result()
 
     def _start(self, service: Service) -> Child:
         """Start a service's process; what reports gets a pipe, the generation the listening socket too."""
-        reading, writing = os.pipe2(os.O_CLOEXEC) if service.reloads else (None, None)
-        extra, descriptors = [], []
-        if service.name == API:
+        words, descriptors, reading = list(service.words), [], None
+        if service.name == API and self._listener is not None:
             self._generation += 1
-            extra += ["--number", str(self._generation), "--listener", str(self._listener.fileno())]
+            words += ["--number", str(self._generation), "--listener", str(self._listener.fileno())]
             descriptors.append(self._listener.fileno())
-        if writing is not None:
-            extra += ["--pipe", str(writing)]
+        if service.reloads:
+            reading, writing = os.pipe2(os.O_CLOEXEC)
+            words += ["--pipe", str(writing)]
             descriptors.append(writing)
-        pid = program([*service.argv, *extra], os.environ, descriptors=descriptors)
-        if writing is not None:
+        pid = program(self._command(*words), os.environ, descriptors=descriptors)
+        if service.reloads:
             os.close(writing)
         child = Child(service.name, pid, reading, ready=reading is None)
         self._watch.add(child)
-        if service.child is None:
-            service.child = child
         return child
 
     # -- while it runs ------------------------------------------------------------------------------------------------
 
     def _keep(self) -> None:
         while not self._stopped():
-            self._terminal.look()
-            now = time.monotonic()
             for service in self._services:
-                if service.child is None and self._stopping_since is None and now >= service.due:
-                    self._start(service)
-            for number in self._watch.wait():
-                self._signalled(number)
-            for pid, code in self._watch.ended():
-                self._ended(pid, code)
-            self._kill_overdue()
+                if service.child is None and self._stopping_since is None and time.monotonic() >= service.due:
+                    service.child = self._start(service)
+            self._turn()
             self._continue_reload()
             if not self._announced and all(one.child is not None and one.child.ready for one in self._services):
                 self._announced = True
                 self._announce()
 
+    def _turn(self) -> None:
+        """Wait for a moment at most, and take note of what has happened."""
+        self._terminal.lost()
+        for number in self._watch.wait():
+            self._signalled(number)
+        for pid, code in self._watch.ended():
+            self._ended(pid, code)
+        for child in self._children():
+            if why := child.overdue(time.monotonic()):
+                self._log.write("ERROR", "killed", child=child.name, pid=child.pid, reason=why)
+                child.kill()
+        if self._planning is not None:
+            self._planning.kill_overdue()
+
     def _signalled(self, number: int) -> None:
-        if number == signal.SIGHUP and not self._terminal.look():
-            self._reload()
+        if number == signal.SIGHUP and not self._terminal.lost():
+            self._again = True
         elif self._stopping_since is None:
             self._stopping_since = time.monotonic()
-            self._log.write("INFO", "stopping", signal=signal.Signals(number).name, drain_seconds=self._plan.drain)
-            self._stop(0)
+            if self._planning is not None:
+                self._planning.kill()
+            if self._services:
+                name, drain = signal.Signals(number).name, self._drain_seconds()
+                self._log.write("INFO", "stopping", signal=name, drain_seconds=drain)
 
     def _ended(self, pid: int, code: int) -> None:
         """Take note of a child that has ended; one that nobody has asked to is started again."""
-        for service in self._services:
-            for child in (service.child, service.successor):
-                if child is None or child.pid != pid:
-                    continue
-                child.kill()  # what it left in its process group
-                self._watch.remove(child)
-                if child is service.successor:
-                    service.successor = None
-                    self._fail_reload(f"{service.name} ended with {code} before it was ready")
-                else:
-                    service.child = None
-                    service.due = time.monotonic() + service.backoff.delay(time.monotonic() - child.started)
-                    if service.successor is not None:
-                        service.due = service.successor.started + PLAN_SECONDS  # the new one is simply it
-                if not child.leaving:
-                    self._log.write("WARNING", "ended", child=service.name, pid=pid, code=code)
-        for child in [child for child in self._old if child.pid == pid]:
-            child.kill()
-            self._watch.remove(child)
+        if self._planning is not None and pid == self._planning.pid:
+            self._planning.code = code
+        child = next((child for child in self._children() if child.pid == pid), None)
+        if child is None:
+            return
+        child.sweep()
+        self._watch.remove(child)
+        if not child.leaving:
+            self._log.write("WARNING", "ended", child=child.name, pid=pid, code=code)
+        if child in self._old:
             self._old.remove(child)
-
-    def _kill_overdue(self) -> None:
-        now = time.monotonic()
-        for child in self._children():
-            if why := child.overdue(now):
-                self._log.write("ERROR", "killed", child=child.name, pid=child.pid, reason=why)
-                child.kill()
+            return
+        service = next(one for one in self._services if child in one.children())
+        if child is service.successor:
+            service.successor = None
+            if not child.leaving:
+                self._refuse_reload(f"{service.name} ended with {code} before it was ready")
+        else:
+            service.child = None
+            delay = service.backoff.delay(time.monotonic() - child.started)
+            service.due = (
+                time.monotonic() + delay if service.successor is None else math.inf
+            )  # the new one is simply it
 
     def _children(self) -> list[Child]:
-        own = [child for one in self._services for child in (one.child, one.successor) if child is not None]
-        return [*own, *self._old]
+        return [*(child for service in self._services for child in service.children()), *self._old]
 
     def _announce(self) -> None:
+        if self._listener is None:
+            return
         address = address_of(self._listener)
         if self._plan.log_format == "text":
             with suppress(OSError):
@@ -234,226 +243,94 @@ class Supervisor:
 
     # -- reload -------------------------------------------------------------------------------------------------------
 
-    def _reload(self) -> None:
-        """Have the new settings checked by a plan of their own; `_continue_reload` goes on when it has ended."""
+    def _continue_reload(self) -> None:
+        """Take the next step of a reload: a plan of its own checks the new settings, then what is new gets ready."""
         if self._stopping_since is not None:
             return
-        if self._planning is not None or self._reloading:
-            self._again = True
-            return
-        self._log.write("INFO", "reload asked for")
-        self._planning = start_plan(self._mode, "reload")
-        self._plan_ends = time.monotonic() + PLAN_SECONDS
-
-    def _continue_reload(self) -> None:
-        if self._planning is not None:
-            self._judge_plan(self._planning)
+        if self._planning is not None and self._planning.code is not None:
+            planning, self._planning = self._planning, None
+            try:
+                self._plan = Plan.read(planning.result())
+            except CannotStart as reason:
+                self._refuse_reload(str(reason))
+            else:
+                self._reloading = True
+                for service in filter(lambda one: one.reloads, self._services):
+                    service.successor = self._start(service)
         if self._reloading and all(one.successor and one.successor.ready for one in self._services if one.reloads):
             self._replace()
         if self._again and self._planning is None and not self._reloading:
             self._again = False
-            self._reload()
-
-    def _judge_plan(self, planning: subprocess.Popen[str]) -> None:
-        if planning.poll() is None:
-            if time.monotonic() > self._plan_ends:
-                planning.kill()
-            return
-        self._planning = None
-        output, errors = planning.communicate()
-        if self._stopping_since is not None:
-            return
-        try:
-            plan = Plan.read(finished_plan(planning.returncode, output, errors))
-        except (CannotStart, ValueError, TypeError) as refusal:
-            self._fail_reload(str(refusal))
-            return
-        self._plan = plan
-        self._reloading = True
-        for service in self._services:
-            if service.reloads:
-                service.successor = self._start(service)
+            self._log.write("INFO", "reload asked for")
+            self._planning = Planning(self._command("plan", self._mode, "reload"))
 
     def _replace(self) -> None:
         """Let the old children go, now that the new ones are ready."""
         self._reloading = False
         for service in self._services:
-            if service.successor is not None:
-                if service.child is not None:
-                    service.child.stop(signal.SIGTERM, service.grace)
-                    self._old.append(service.child)
-                service.child, service.successor = service.successor, None
+            if service.child is not None and service.successor is not None:
+                self._let_go(service.child, service.grace)
+            service.child, service.successor = service.successor or service.child, None
         self._log.write("INFO", "reloaded", generation=self._generation)
 
-    def _fail_reload(self, reason: str) -> None:
-        """Say why a reload changed nothing, and end what it has started."""
-        if self._stopping_since is None:
-            self._log.write("ERROR", "reload refused, the old configuration stays", reason=reason)
+    def _refuse_reload(self, reason: str) -> None:
+        """Say why a reload changes nothing, and let go what it has started, which may have taken requests."""
+        self._log.write("ERROR", "reload refused, what runs goes on", reason=reason)
         self._reloading = False
         for service in self._services:
             if service.successor is not None:
-                service.successor.kill()
-                self._old.append(service.successor)
+                self._let_go(service.successor, service.grace)
                 service.successor = None
-            if service.child is None:
+            if service.due == math.inf:
                 service.due = time.monotonic()
 
-    # -- stop ---------------------------------------------------------------------------------------------------------
+    def _let_go(self, child: Child, grace: float) -> None:
+        child.stop(signal.SIGTERM, grace)
+        self._old.append(child)
 
-    def _stop(self, tier: int) -> None:
-        """Ask the services of a tier to end; with the first one everything that a reload has started."""
-        for service in self._services:
-            for child in (service.child, service.successor):
-                if service.tier == tier and child is not None and not child.leaving:
-                    child.stop(service.stop_signal, service.grace + (self._plan.drain if tier == 0 else 0))
-        for child in self._old:
-            child.stop(signal.SIGUSR2 if child.name == API else signal.SIGTERM, self._plan.grace)
+    # -- stop ---------------------------------------------------------------------------------------------------------
 
     def _stopped(self) -> bool:
         """Take the next step of an orderly stop; True when nothing is left."""
         if self._stopping_since is None:
             return False
-        if time.monotonic() >= self._stopping_since + self._plan.drain and self._listener.fileno() >= 0:
+        if self._listener is not None and time.monotonic() >= self._stopping_since + self._drain_seconds():
             forget(self._listener)
-        running = [service for service in self._services if service.child is not None or service.successor is not None]
-        tier = min((service.tier for service in running), default=None)
-        if tier is None:
-            return not self._old
-        self._stop(tier)
+            self._listener = None
+        tier = min((service.tier for service in self._services if service.children()), default=None)
+        if tier is None or (tier >= FIRST_SERVER and self._old):  # the old ones use the servers too
+            return tier is None and not self._old
+        if self._stopping_tier is None:
+            for child in self._old:
+                child.signal(signal.SIGUSR2 if child.name == API else signal.SIGTERM)
+        if tier != self._stopping_tier:
+            self._stopping_tier = tier
+            for service in self._services:
+                for child in service.children() if service.tier == tier else ():
+                    child.stop(service.stop_signal, service.grace + (self._drain_seconds() if tier == API_TIER else 0))
         return False
 
-    def _stop_now(self) -> None:
-        if self._planning is not None:
-            self._planning.kill()
-        if self._listener.fileno() >= 0:
-            forget(self._listener)
-
-    def _kill_everything(self) -> None:
-        for child in self._children():
-            child.kill()
-
-
-class Terminal:
-    """Tells a SIGHUP that follows the loss of the terminal, which is a stop, from one that asks for a reload.
-
-    Without a terminal (under nohup, setsid or a service manager) it is never lost.
-    """
-
-    def __init__(self) -> None:
-        self._lost_at: float | None = None
-        self._descriptor: int | None = None
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-            with suppress(OSError):
-                self._descriptor = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-
-    def look(self) -> bool:
-        """Return whether the terminal was lost a moment ago; call it now and then, so that moments are noticed."""
-        if self._descriptor is None:
-            return False
-        hung = select.poll()
-        hung.register(self._descriptor, 0)  # nothing but the hang-up, which cannot be masked
-        if not hung.poll(0):
-            return False
-        now = time.monotonic()
-        self._lost_at = now if self._lost_at is None else self._lost_at
-        if now - self._lost_at > TERMINAL_SECONDS:
-            os.close(self._descriptor)
-            self._descriptor = None
-        return self._descriptor is not None
-
-
-class Log:
-    """Writes the supervisor's own lines, in the format that every process writes."""
-
-    def __init__(self, form: str, level: str) -> None:
-        self._json = form == "json"
-        self._level = LEVELS.get(level, 20)
-
-    def write(self, level: str, message: str, **extras: object) -> None:
-        """Write one line to stdout; a reader that does not take it loses it."""
-        if LEVELS[level] < self._level:
-            return
-        now = time.time()
-        clock = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03}Z"
-        if self._json:
-            line = json.dumps({"time": clock, "level": level, "message": message, "worker": "supervisor", **extras})
-        else:
-            shown = "".join(f"  {name}={json.dumps(value)}" for name, value in extras.items())
-            line = f"{clock[11:23]} {level:<8}supervisor {message}{shown}"
-        _, writable, _ = select.select((), (1,), (), 0)
-        if writable:
-            with suppress(OSError):
-                os.write(1, line.encode() + b"\n")
-
-
-def start_plan(mode: str, step: str, *arguments: str) -> subprocess.Popen[str]:
-    """Start the child that reads the settings and tries the servers."""
-    return subprocess.Popen(  # noqa: S603 - our own command
-        command("plan", mode, step, *arguments),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def plan(mode: str, step: str, *arguments: str) -> str:
-    """Run a step of the plan and return what it prints; raises CannotStart with its line of error."""
-    planning = start_plan(mode, step, *arguments)
-    try:
-        output, errors = planning.communicate(timeout=PLAN_SECONDS)
-    except BaseException:
-        planning.kill()
-        raise
-    return finished_plan(planning.returncode, output, errors)
-
-
-def finished_plan(code: int, output: str, errors: str) -> str:
-    """Return a plan's output; raises CannotStart with its last line of error."""
-    if code == 0:
-        return output
-    lines: Iterable[str] = errors.strip().splitlines()
-    raise CannotStart(next(reversed(list(lines)), f"the plan ended with {code}").removeprefix("vestibule: "))
-
-
-def take_pid_file(data_dir: Path) -> int | None:
-    """Write our pid to DATA_DIR/vestibule.pid and return the locked descriptor; None when another supervisor has it."""
-    try:
-        descriptor = os.open(data_dir / PID_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return None
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
-    return descriptor
-
-
-def holder(data_dir: Path) -> int | None:
-    """Return the pid of the supervisor that holds the pid file; None if there is none."""
-    try:
-        with (data_dir / PID_FILE).open("r+", encoding="ascii") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return int(file.read())
-    except (OSError, ValueError):
-        return None
-    return None
+    def _drain_seconds(self) -> float:
+        return self._plan.drain if self._announced else 0.0
 
 
 def run(mode: str) -> int:
-    """Run `vestibule up` or `vestibule serve`; return the exit code."""
+    """Run `vestibule up`, `serve` or `worker`; return the exit code."""
     try:
         return Supervisor(mode).run()
     except CannotStart as refusal:
         sys.stderr.write(f"vestibule: {refusal}\n")
-        return 1
+        return refusal.code
 
 
 def reload(data_dir: Path) -> int:
     """Ask the supervisor of DATA_DIR to reload; raises CannotStart when there is none."""
-    pid = holder(data_dir)
+    pid = pid_file.holder(data_dir)
     if pid is None:
         raise CannotStart(f"no `vestibule up` or `vestibule serve` runs in {data_dir}")
     os.kill(pid, signal.SIGHUP)
     return pid
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1]))

@@ -12,6 +12,7 @@ import signal
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ class Child:
     def kill(self) -> None:
         """End it and its process group at once."""
         self.signal(signal.SIGKILL)
+        self.sweep()
+
+    def sweep(self) -> None:
+        """End what is left in its process group."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 
@@ -66,8 +71,8 @@ class Child:
         """Return why it must be killed now, or None."""
         if self.deadline is not None:
             return "did not end in time" if now > self.deadline else None
-        if self.reports is None:
-            return None
+        if self.reports is None and not suspended(self.pid):
+            self.heard = now  # it reports nothing, but it runs
         if not self.ready:
             return "was not ready in time" if now - self.started > START_SECONDS else None
         return "shows no sign of life" if now - self.heard > SILENT_SECONDS else None
@@ -107,7 +112,7 @@ class Watch:
 
     def remove(self, child: Child) -> None:
         """Listen no longer to a child that has ended."""
-        if child.reports in self._children:
+        if child.reports is not None and self._children.get(child.reports) is child:  # numbers are used again
             del self._children[child.reports]
             self._selector.unregister(child.reports)
             os.close(child.reports)
@@ -147,6 +152,14 @@ class Watch:
             if pid == 0:
                 return
             yield pid, os.waitstatus_to_exitcode(status)
+
+
+def suspended(pid: int) -> bool:
+    """Return whether a process is stopped, as by SIGSTOP (proc(5): the state follows the name in brackets)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in {b"T", b"t"}
+    except OSError:
+        return False
 
 
 def report(pipe: int, word: str) -> None:
