@@ -28,23 +28,25 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+MAIL_POLICY = (  # a mail's own styles are inline and stay within its sandboxed frame; it loads nothing and runs nothing
+    "default-src 'none'; style-src 'self' 'unsafe-inline'; img-src data:; frame-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+)
 MEDIA = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 FRESH_SECONDS = 300  # a new release shows its pages within minutes
-
+NEWEST = 100  # caught mails in one answer
 JSON = "application/json"
-
-
-def wants_html() -> bool:
-    """Whether the client would rather have a page than JSON; a program that takes anything gets JSON."""
-    return request.accept_mimetypes.best_match([JSON, "text/html"]) == "text/html"
-
-
 LINKS = {  # for programs: where to go on
     "registration": "/api/v1/users/register",
     "health": "/api/v1/health",
     "description": "/openapi.json",
     "documentation": "/docs",
 }
+
+
+def wants_html() -> bool:
+    """Whether the client would rather have a page than JSON; a program that takes anything gets JSON."""
+    return request.accept_mimetypes.best_match([JSON, "text/html"]) == "text/html"
 
 
 class CardView(View):
@@ -140,13 +142,6 @@ class Pages:
     async def docs(self) -> Response:
         """Show the description to people."""
         return self.page("docs.html", document=self._document())
-
-
-NEWEST = 100
-MAIL_POLICY = (  # a mail's own styles are inline and stay within its sandboxed frame; it loads nothing and runs nothing
-    "default-src 'none'; style-src 'self' 'unsafe-inline'; img-src data:; frame-src 'self'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'"
-)
 
 
 class CaughtMailView(View):

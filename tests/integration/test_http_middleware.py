@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loguru import logger
 
-from service.http.json_body import bounded
 from tests.fakes.asgi import JSON, Answer, Pairs, call, scope_of, serve
 from tests.fakes.http_service import EMAIL, PASSWORD, TOKEN, FakeService
 
@@ -110,17 +109,13 @@ async def test_the_edge_refuses(  # noqa: PLR0913, PLR0917 - the figures of one 
     answer = await call(app, method, path, headers)
     assert (answer.status, answer.code) == (status, code)
     assert answer.headers["x-request-id"]
+    ends = status == 431 or len(headers) == 2  # what follows a smuggled length on the connection is not trusted
+    assert (answer.headers.get("connection") == "close") is ends
 
 
 async def test_an_absolute_target_is_its_path(app: Quart) -> None:
     """RFC 9112, 3.2.2: servers accept the absolute form."""
     assert (await call(app, "GET", "http://any.example.com/livez")).status == 200
-
-
-async def test_a_smuggled_length_closes_the_connection(app: Quart) -> None:
-    """What follows on such a connection is not trusted."""
-    headers = [(b"transfer-encoding", b"chunked"), (b"content-length", b"3")]
-    assert (await call(app, "POST", "/api/v1/users/register", headers)).headers["connection"] == "close"
 
 
 async def test_a_large_body_is_refused_unread(app: Quart) -> None:
@@ -152,27 +147,6 @@ def test_of_a_body_without_end_little_is_taken(service: FakeService, loop: Liter
     anyio.run(serve, app, scope, receive, send, backend="trio" if loop == "trio" else "asyncio")
     assert Answer(events).code == "BodyTooLarge"
     assert len(taken) < 100
-
-
-async def test_a_body_that_is_too_large_ends_early() -> None:
-    """An application is given 16 KiB and the piece beyond as the end; after it comes nothing but the hang-up."""
-    pieces: list[dict[str, Any]] = [{"type": "http.request", "body": b" " * 16_000, "more_body": True}] * 4
-    coming = iter([*pieces, {"type": "http.disconnect"}])
-    seen: list[tuple[str, bool]] = []
-
-    async def receive() -> dict[str, Any]:
-        return next(coming)
-
-    async def send(_event: object) -> None:
-        raise AssertionError
-
-    async def application(_scope: object, receive: Any, _send: object) -> None:  # noqa: ANN401 - as servers pass it
-        for _ in range(3):
-            event = await receive()
-            seen.append((event["type"], event.get("more_body", False)))
-
-    await bounded(application)({}, receive, send)
-    assert seen == [("http.request", True), ("http.request", False), ("http.disconnect", False)]
 
 
 async def test_a_slow_body_is_a_timeout(app: Quart, autojump_clock: object) -> None:
