@@ -261,14 +261,15 @@ def metrics() -> Metrics:
     totals.count([("GET /livez", 200, 3.0), ("GET /livez", 200, 30.0), ("POST /x", 503, 20_000.0)], 0)
     totals.raise_to({"limits_admitted|register": 4, "limits_refused|invalid": 2, "breaker_opened|redis": 1})
     histogram = Histogram()
-    histogram.add(3.0)
+    for milliseconds in (3.0, 30.0):
+        histogram.add(milliseconds)
     levels = {"breaker_open|redis": 1.0, "mailbox_waiting|UserRegistry": 2.0}
     return Metrics(
         totals=totals.totals(),
         levels={"one": levels, "two": levels},
         latencies={"GET /livez": histogram},
         business=Business(5, 4, 3, 2, 1),
-        mail=MailFigures(7, 12.34, 1, {"550 unknown": 1, "554 refused": 2}, Delays(3, 10.0, 20.0, 30.0)),
+        mail=MailFigures(7, 12.34, 1, {"550 unknown": 1, "554 refused": 2}, Delays(3, 10.0, 20.0, 30.1234)),
         workers=2,
         notes=("Redis is away.",),
     )

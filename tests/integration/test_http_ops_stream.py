@@ -63,7 +63,7 @@ def test_a_snapshot_has_everything_that_the_page_shows() -> None:
         ("GET /livez", {"200": 2}),
         ("POST /x", {"503": 1}),
     ]
-    assert (shown["routes"][0]["latency"]["count"], shown["routes"][1]["latency"]) == (1, None)
+    assert (shown["routes"][0]["latency"]["count"], shown["routes"][1]["latency"]) == (2, None)
     assert shown["buckets"][0] == [5, 1]
     assert shown["buckets"][-2:] == [[10000, 2], [None, 3]]
     assert shown["limits"] == [

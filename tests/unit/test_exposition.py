@@ -1,18 +1,20 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from prometheus_client import parser
 from prometheus_client.openmetrics import parser as modern_parser
 
-from actors.domain.histogram import Histogram
 from actors.domain.totals import Totals
-from actors.ports import Business, Delays, MailFigures, Metrics
 from service.telemetry.exposition import BUSINESS, COUNTERS, LEVELS, Families, exposition, wants_openmetrics
+from tests.fakes.http_service import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from actors.ports import Metrics
 
 Sample = tuple[str, tuple[tuple[str, str], ...], float]
 
@@ -24,23 +26,14 @@ SCRAPER = (
 )
 
 
-def metrics() -> Metrics:
+def awkward() -> Metrics:
     """Return metrics with something in every place, awkward labels included."""
     totals = Totals("api-1")
-    seen = [(REGISTER, 201, 12.5), (REGISTER, 503, 20_000.0), ('GET /"odd\\path"\n', 404, 1.0), ("unmatched", 404, 1.0)]
+    seen = [(REGISTER, 201, 12.5), (REGISTER, 503, 20_000.0), ('GET /"odd\\path"\n', 404, 1.0), ("unknown", 404, 1.0)]
     totals.count(seen, 0)
     totals.raise_to({f"{name}|x": 2 for name in COUNTERS})
-    histogram = Histogram()
-    for value in (12.5, 20_000.0):
-        histogram.add(value)
-    return Metrics(
-        totals=totals.totals(),
-        levels={"one": {f"{name}|x": 1 for name in LEVELS}, "two": {f"{name}|x": 3 for name in LEVELS}},
-        latencies={REGISTER: histogram},
-        business=Business(5, 4, 3, 2, 1),
-        mail=MailFigures(7, 12.3, 1, {"550 mailbox": 2}, Delays(3, 10.0, 20.0, 30.1234)),
-        workers=2,
-    )
+    levels = {"one": {f"{name}|x": 1 for name in LEVELS}, "two": {f"{name}|x": 3 for name in LEVELS}}
+    return replace(metrics(), totals=totals.totals(), levels=levels)
 
 
 def samples(parsed: Iterable[Any]) -> set[Sample]:
@@ -72,8 +65,8 @@ def test_the_format_follows_accept(accept: str, *, wanted: bool) -> None:
 
 def test_prometheus_own_parsers_read_both_formats_alike() -> None:
     """Both parsers find the same samples, label values unharmed, and every name begins with ours."""
-    plain = samples(parser.text_string_to_metric_families(exposition(metrics(), openmetrics=False).decode()))
-    modern = samples(modern_parser.text_string_to_metric_families(exposition(metrics(), openmetrics=True).decode()))
+    plain = samples(parser.text_string_to_metric_families(exposition(awkward(), openmetrics=False).decode()))
+    modern = samples(modern_parser.text_string_to_metric_families(exposition(awkward(), openmetrics=True).decode()))
     assert plain == modern
     labels = (("method", "POST"), ("route", "/api/v1/users/register"), ("status", "201"))
     assert ("vestibule_http_requests_total", labels, 1.0) in plain
@@ -83,7 +76,7 @@ def test_prometheus_own_parsers_read_both_formats_alike() -> None:
 
 def test_histogram_buckets_are_cumulative_and_end_in_the_count() -> None:
     """Buckets rise with `le` in seconds, and +Inf holds all requests, those over the last bound too."""
-    (duration,) = (family for family in Families(metrics()).collect() if family.name == DURATION)
+    (duration,) = (family for family in Families(awkward()).collect() if family.name == DURATION)
     mine = [sample for sample in duration.samples if sample.labels["route"] == "/api/v1/users/register"]
     buckets = [(sample.labels["le"], sample.value) for sample in mine if sample.name.endswith("_bucket")]
     assert buckets[:3] == [("0.005", 0), ("0.01", 0), ("0.025", 1)]
@@ -94,7 +87,7 @@ def test_histogram_buckets_are_cumulative_and_end_in_the_count() -> None:
 
 def test_levels_are_summed_over_workers_and_every_known_name_is_exported() -> None:
     """No label grows with the workers, and every entry of the tables appears."""
-    found = {family.name: family for family in Families(metrics()).collect()}
+    found = {family.name: family for family in Families(awkward()).collect()}
     for shown, _, _ in (*COUNTERS.values(), *LEVELS.values()):
         assert found[shown].samples
     [depth] = found["vestibule_actor_mailbox_depth"].samples
