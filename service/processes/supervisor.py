@@ -210,8 +210,7 @@ class Supervisor:
             return
         child.sweep()
         self._watch.remove(child)
-        if not child.leaving:
-            self._log.write("WARNING", "ended", child=child.name, pid=pid, code=code)
+        self._log.write("INFO" if child.leaving else "WARNING", "ended", child=child.name, pid=pid, code=code)
         if child in self._old:
             self._old.remove(child)
             return

@@ -40,6 +40,7 @@ class Child:
     heard: float = field(default_factory=time.monotonic)
     ready: bool = False
     deadline: float | None = None  # of a child that was asked to end
+    killed: bool = False
     rest: bytes = b""
 
     @property
@@ -59,6 +60,7 @@ class Child:
 
     def kill(self) -> None:
         """End it and its process group at once."""
+        self.killed = True
         self.signal(signal.SIGKILL)
         self.sweep()
 
@@ -69,6 +71,8 @@ class Child:
 
     def overdue(self, now: float) -> str | None:
         """Return why it must be killed now, or None."""
+        if self.killed:
+            return None
         if self.deadline is not None:
             return "did not end in time" if now > self.deadline else None
         if self.reports is None and not suspended(self.pid):
