@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from actors.ports import KeyUse, NewAccount, NewIssue, Redemption
     from service.postgres.pool import Postgres
 
-MAILS_READ: Final = 128  # more than a day's budget of codes and a day's reissues in an outage
+MAILS_READ: Final = 1024  # more than a day of codes and their reissues in an outage: none may hide one that counts
 
 FIND: Final = """
 SELECT a.id, a.email, a.email_key, a.password_hash, a.locale, a.created_at, a.registration, a.registered_at,

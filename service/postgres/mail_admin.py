@@ -44,8 +44,8 @@ WITH wanted AS (
     FROM unnest(%(ids)s::uuid[], %(new_ids)s::uuid[]) AS n (id, new_id)
     JOIN vestibule.mails m ON m.id = n.id
     JOIN vestibule.accounts a ON a.id = m.account_id AND a.registration = m.registration
-    WHERE m.id = ANY(%(ids)s) AND m.kind = 'code' AND NOT EXISTS (
-        SELECT FROM vestibule.mails o WHERE o.account_id = m.account_id AND o.kind = 'code' AND o.number > m.number
+    WHERE m.id = ANY(%(ids)s) AND m.kind = 'code' AND m.number = (
+        SELECT max(number) FROM vestibule.mails o WHERE o.account_id = m.account_id AND o.kind = 'code'
     )
 ), locked AS MATERIALIZED (
     SELECT id, version FROM vestibule.accounts
