@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 from quart import request
 
 from actors.domain.totals import WINDOW_SECONDS
@@ -28,8 +28,6 @@ Milliseconds = Annotated[float, BeforeValidator(lambda value: round(value, 3))]
 class BusinessView(View):
     """What happened since the service was set up."""
 
-    model_config = ConfigDict(frozen=True, from_attributes=True)
-
     registrations: int
     activations: int
     mails_accepted: int
@@ -48,7 +46,7 @@ class LatencyView(View):
     max: Milliseconds
 
     @classmethod
-    def of(cls, histogram: Histogram) -> LatencyView:
+    def over(cls, histogram: Histogram) -> LatencyView:
         """Show a histogram that is not empty."""
         p50, p95, p99 = (histogram.quantile(share) or 0.0 for share in (0.5, 0.95, 0.99))
         return cls(count=histogram.count, p50=p50, p95=p95, p99=p99, min=histogram.low, max=histogram.high)
@@ -56,8 +54,6 @@ class LatencyView(View):
 
 class DelayView(View):
     """Milliseconds from a mail being owed to its acceptance, within the window; null without mails."""
-
-    model_config = ConfigDict(frozen=True, from_attributes=True)
 
     count: int
     p50: Milliseconds | None
@@ -67,8 +63,6 @@ class DelayView(View):
 
 class MailView(View):
     """The mail queue."""
-
-    model_config = ConfigDict(frozen=True, from_attributes=True)
 
     queued: int
     oldest_queued_seconds: Annotated[int, BeforeValidator(ceil)]
@@ -89,7 +83,7 @@ class MetricsView(View):
     notes: list[str] | None = Field(None, description="What could not be read, in sentences; absent when all is well.")
 
     @classmethod
-    def of(cls, metrics: Metrics) -> MetricsView:
+    def all_of(cls, metrics: Metrics) -> MetricsView:
         """Show what was read."""
         routes: dict[str, int] = {}
         statuses: dict[str, int] = {}
@@ -103,9 +97,9 @@ class MetricsView(View):
             request_counts=routes,
             status_counts=dict(sorted(statuses.items())),
             error_count=sum(count for status, count in statuses.items() if int(status) in ERRORS),
-            business_metrics=BusinessView.model_validate(metrics.business),
-            latencies={route: LatencyView.of(histogram) for route, histogram in sorted(metrics.latencies.items())},
-            mail=MailView.model_validate(metrics.mail),
+            business_metrics=BusinessView.of(metrics.business),
+            latencies={route: LatencyView.over(histogram) for route, histogram in sorted(metrics.latencies.items())},
+            mail=MailView.of(metrics.mail),
             workers=metrics.workers,
             notes=list(metrics.notes) or None,
         )
@@ -124,7 +118,7 @@ class MetricsCalls:
     @describes({200: MetricsView}, access="ops")
     async def metrics(self) -> Response:
         """Show everything counted, exact to about a second."""
-        view = MetricsView.of(await self._reader.read())
+        view = MetricsView.all_of(await self._reader.read())
         return response(view.body(), "application/json")
 
     @describes({200: PLAIN}, access="ops")

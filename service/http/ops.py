@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 import anyio
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from quart import request
 
 from actors.domain.code import hkdf_sha256
@@ -271,8 +271,6 @@ class MailAdmin(Protocol):
 class OwedMailView(View):
     """One mail of the outbox; `reason` is of the last failure, `due_at` the next attempt or the lease's end."""
 
-    model_config = ConfigDict(frozen=True, from_attributes=True)
-
     id: UUID
     state: MailState
     kind: str
@@ -332,7 +330,7 @@ class OpsMails:
         """List the newest mails of the queue."""
         state, since, limit = _wanted()
         mails = await self._admin.mails(state=state, since=since, limit=limit)
-        return OwedMailsView(mails=[OwedMailView.model_validate(mail) for mail in mails]).response()
+        return OwedMailsView(mails=[OwedMailView.of(mail) for mail in mails]).response()
 
     @describes({200: OwedMailView}, access="ops", problems=(UnknownPath,))
     async def owed_mail(self, mail_id: str) -> Response:
@@ -343,7 +341,7 @@ class OpsMails:
             raise UnknownPath from None
         if not found:
             raise UnknownPath
-        return OwedMailView.model_validate(found[0]).response()
+        return OwedMailView.of(found[0]).response()
 
     @describes({200: ReplayedView}, body=ReplayRequest, access="ops")
     async def replay(self) -> Response:

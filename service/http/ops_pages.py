@@ -42,7 +42,7 @@ def snapshot(metrics: Metrics, notes: Iterable[str], version: str) -> dict[str, 
     requests up to each bound in milliseconds, over all routes; the last bound is None, for no bound. What belongs to
     workers (limits, breakers, actors) is summed over them.
     """
-    shown = MetricsView.of(metrics)
+    shown = MetricsView.all_of(metrics)
     statuses: dict[str, dict[str, int]] = defaultdict(dict)
     counts = dict.fromkeys([*map(str, BOUNDS), OVERFLOW], 0)
     for name, value in sorted(metrics.totals.items()):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import anyio
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic_core import to_json
 from quart import request
 
@@ -128,7 +128,7 @@ class Pages:
         problems = self._problems[slug]
         if wants_html():
             return self.page("problem.html", problems=problems)
-        answers = [ProblemAnswerView.model_validate(problem, from_attributes=True) for problem in problems]
+        answers = [ProblemAnswerView.of(problem) for problem in problems]
         first = problems[0]
         view = ProblemView(type=f"/problems/{slug}", title=first.title, error=first.code, answers=answers)
         return view.response(headers={"Vary": "Accept"})
@@ -146,8 +146,6 @@ class Pages:
 
 class CaughtMailView(View):
     """One caught mail, without its HTML."""
-
-    model_config = ConfigDict(frozen=True, from_attributes=True)
 
     id: str
     to: str = Field(repr=False)
@@ -192,9 +190,7 @@ class DevMail:
         mails = await anyio.to_thread.run_sync(self._mails.newest, NEWEST, limiter=self._threads)
         if wants_html():
             return self._pages.page("mails.html", mails=mails)
-        return CaughtMailsView(mails=[CaughtMailView.model_validate(mail) for mail in mails]).response(
-            headers={"Vary": "Accept"}
-        )
+        return CaughtMailsView(mails=[CaughtMailView.of(mail) for mail in mails]).response(headers={"Vary": "Accept"})
 
     @describes({200: CaughtMailView}, access="ops", problems=(UnknownPath,))
     async def caught_mail(self, mail_id: str) -> Response:
@@ -204,4 +200,4 @@ class DevMail:
             raise UnknownPath
         if wants_html():
             return self._pages.page("mail.html", policy=MAIL_POLICY, mail=mail)
-        return CaughtMailView.model_validate(mail).response(headers={"Vary": "Accept"})
+        return CaughtMailView.of(mail).response(headers={"Vary": "Accept"})

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pydantic.config import JsonDict
 
-    from actors.signup import Activation, Profile, Progress, Registration, Resend
+    from actors.signup import Registration
 
 API = "/api/v1/users"
 CONTROLS = r"\u0000-\u001f\u007f-\u009f"  # C0, DEL and C1, as a class of regular expressions has them
@@ -135,7 +135,12 @@ class NothingRequest(Sent):
 class View(BaseModel):
     """A success body."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    @classmethod
+    def of(cls, shown: object) -> Self:
+        """Return the body that shows an object, by its attributes of the same names."""
+        return cls.model_validate(shown)
 
     def response(self, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
         """Return the answer; the edge adds the headers that every answer has."""
@@ -159,7 +164,7 @@ class RegisteredView(View):
     status_url: str = Field(description="Shows how far the mail is; unguessable, needs no password.")
 
     @classmethod
-    def of(cls, registration: Registration, root: str) -> RegisteredView:
+    def under(cls, root: str, registration: Registration) -> RegisteredView:
         """Show a registration to the client that made it; `root` is the path that the service lies under."""
         status_url = f"{root}{API}/activation/{registration.status_token}"
         return cls(
@@ -182,11 +187,6 @@ class ActivatedView(View):
     activated_at: Time
     message: str = "Your account is active."
 
-    @classmethod
-    def of(cls, activation: Activation) -> ActivatedView:
-        """Show an activation."""
-        return cls(email=activation.email, activated_at=activation.activated_at)
-
 
 class ResendView(View):
     """A new code is on its way."""
@@ -195,11 +195,6 @@ class ResendView(View):
     resend_in: Seconds
     codes_left_today: int | None = Field(description="Null when nothing limits them.")
     message: str = "We have sent a new code to your address."
-
-    @classmethod
-    def of(cls, resend: Resend) -> ResendView:
-        """Show a resend."""
-        return cls(email=resend.email, resend_in=resend.resend_in, codes_left_today=resend.codes_left_today)
 
 
 class StateView(View):
@@ -216,11 +211,6 @@ class StateView(View):
     attempts_left: int
     resend_in: Seconds
 
-    @classmethod
-    def of(cls, progress: Progress) -> StateView:
-        """Show the state and nothing else."""
-        return cls.model_validate(progress, from_attributes=True)
-
 
 class ProgressView(StateView):
     """Where the caller's own registration stands."""
@@ -236,8 +226,3 @@ class ProfileView(View):
     is_activated: bool
     created_at: Time
     activated_at: Time | None
-
-    @classmethod
-    def of(cls, profile: Profile) -> ProfileView:
-        """Show a profile."""
-        return cls.model_validate(profile, from_attributes=True)

@@ -77,7 +77,7 @@ class Users:
         registration = await self._run(partial(self._signup.register, client, form))
         if registration is None:
             return AcceptedView(email=form.email).response(202)
-        view = RegisteredView.of(registration, self._settings.root)
+        view = RegisteredView.under(self._settings.root, registration)
         return view.response(201, {"Location": view.status_url})
 
     @describes(
