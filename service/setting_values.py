@@ -168,11 +168,12 @@ def token(text: str) -> SecretStr:
 
 
 def is_loopback(bind: str) -> bool:
-    """Whether only this machine can reach the listener; a name other than `localhost` may lead anywhere."""
+    """Whether only this machine can reach the listener; a name other than `localhost` may lead anywhere.
+
+    A Unix socket's peers are of this machine, but HTTP takes none for an operator without the token.
+    """
     host = bind.rpartition(":")[0].strip("[]")
-    if bind.startswith("unix:"):
-        return False  # the socket is open to every user: operators need the token
-    if host == "localhost":
+    if bind.startswith("unix:") or host == "localhost":
         return True
     try:
         return ip_address(host).is_loopback
