@@ -105,14 +105,6 @@ def test_what_hangs_is_noticed_by_its_silence_and_replaced(service: Running) -> 
     assert service.said()[told:].count("shows no sign of life") == 4
 
 
-def test_a_generation_that_hangs_is_replaced(service: Running) -> None:
-    """A generation that is silent is killed with its workers, and another takes over."""
-    old = service.titled("generation")[0]
-    send(old, signal.SIGSTOP)
-    assert still_there([old], patience(11.0)) == []
-    wait_for(lambda: len(service.workers()) == 2 and service.get()[0] == 200, "another one", 5.0)
-
-
 def test_a_worker_that_is_terminated_by_hand_finishes_and_is_replaced(service: Running) -> None:
     """SIGTERM to one worker: its request gets its answer and another worker takes its place."""
     go, told = service.folder / "go", len(service.said()) - 1
