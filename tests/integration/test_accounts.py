@@ -81,6 +81,27 @@ async def test_an_issue_supersedes_what_cannot_have_arrived(stores: Stores, *, t
     assert [mail.state for mail in (await stores.account()).mails] == [MailState.ACCEPTED, MailState.SUPERSEDED]
 
 
+async def test_a_code_that_never_left_gives_way_to_the_next(stores: Stores) -> None:
+    """Of two resends without an acceptance the first is superseded; the code that may have arrived stays."""
+    arrived = (await stores.registered(accepted=True)).mails[0].id
+    for _ in range(2):
+        await stores.accounts.issue([resend(await stores.account())])
+    account = await stores.account()
+    assert [mail.state for mail in account.mails] == [MailState.QUEUED, MailState.SUPERSEDED, MailState.ACCEPTED]
+    assert [mail.id for mail in account.live_mails(POLICY)] == [account.mails[0].id, arrived]
+    assert [mail.id for mail in account.superseded_mails()] == [account.mails[1].id]
+
+
+async def test_a_deleted_account_is_neither_issued_nor_redeemed(stores: Stores) -> None:
+    """It has changed since it was read; its neighbours of the batch have not."""
+    gone, there = await stores.registered("gone@example.com"), await stores.registered()
+    await stores.postgres.run("DELETE FROM vestibule.accounts WHERE email_key = 'gone@example.com'")
+    assert [bool(one) for one in await stores.accounts.issue([resend(gone), resend(there)])] == [False, True]
+    there = await stores.account()
+    hits = [redemption(one, one.mails[0].id) for one in (gone, there)]
+    assert [type(one) for one in await stores.accounts.redeem(hits)] == [type(None), Redeemed]
+
+
 async def test_a_take_over_is_a_new_registration_of_the_same_account(stores: Stores) -> None:
     """New password, spelling, locale and number; the account's own time stays, and the old mail never leaves."""
     account = await stores.registered()
