@@ -161,29 +161,20 @@ class Log:
         """Log a fault."""
         logger.opt(exception=True).critical("hypercorn", text=message)
 
-    async def error(self, message: str, *_: object, **__: object) -> None:
-        """Log a fault."""
-        logger.opt(exception=True).error("hypercorn", text=message)
-
     async def exception(self, message: str, *_: object, **__: object) -> None:
         """Log a fault and the exception that is being handled."""
         logger.opt(exception=True).error("hypercorn", text=message)
+
+    error = exception
 
     async def warning(self, message: str, *_: object, **__: object) -> None:
         """Log a warning."""
         logger.warning("hypercorn", text=message)
 
-    async def info(self, message: str, *_: object, **__: object) -> None:
-        """Say nothing: the master tells where the service listens."""
+    async def quiet(self, *_: object, **__: object) -> None:
+        """Say nothing: decoded paths could forge lines, and the app logs its requests itself."""
 
-    async def debug(self, message: str, *_: object, **__: object) -> None:
-        """Say nothing."""
-
-    async def log(self, level: int, message: str, *_: object, **__: object) -> None:
-        """Say nothing: Hypercorn uses it for its access log alone."""
-
-    async def access(self, *_: object) -> None:
-        """Say nothing: decoded paths can forge lines, and the app logs its requests itself."""
+    info = debug = log = access = quiet
 
 
 class WorkerConfig(Config):

@@ -129,6 +129,18 @@ def test_reloads_that_are_asked_for_during_a_reload_run_once_after_it(service: R
     assert service.said()[told:].count("reload asked for") == 2
 
 
+def test_a_reload_that_is_asked_for_during_the_start_is_done(tmp_path: Path) -> None:
+    """SIGHUP before the workers are ready neither ends the start nor is lost."""
+    (tmp_path / "version").write_text("slow", encoding="utf-8")
+    with running(tmp_path, free_ports(1), ready=False) as service:
+        wait_for(lambda: len(service.titled("api worker")) >= WORKERS, "the workers are being started")
+        service.hang_up()
+        wait_for(lambda: "reload asked for" in service.said(), "the reload begins")
+        service.version.write_text("v1", encoding="utf-8")
+        wait_for(lambda: '"reloaded"' in service.said() and "runs on" in service.said(), "it is done")
+        assert service.get()[0] == 200
+
+
 def test_a_generation_that_dies_during_a_reload_is_replaced_by_the_new_one(service: Running) -> None:
     """Kill -9 of the old generation while the new one starts: the new one is simply it."""
     told, (old,) = len(service.said()), service.titled("generation")
@@ -259,11 +271,15 @@ def test_a_stop_behind_a_reload_ends_the_old_ones_too(tmp_path: Path) -> None:
 
 
 @contextmanager
-def on_terminal(folder: Path, *before: str, ready: bool = True) -> Iterator[tuple[Running, Callable[[], None]]]:
+def on_terminal(
+    folder: Path, *before: str, ready: bool = True, drain: str = "0"
+) -> Iterator[tuple[Running, Callable[[], None]]]:
     """Run the stand-in on a terminal of its own; give what closes the terminal, too."""
     ours, theirs = os.openpty()
     try:
-        with running(folder, free_ports(1), before=[*AT_TERMINAL, *before], stdin=theirs, ready=ready) as service:
+        before = (*AT_TERMINAL, *before)
+        settings = {"VESTIBULE_DRAIN_SECONDS": drain}
+        with running(folder, free_ports(1), before=before, stdin=theirs, ready=ready, **settings) as service:
             os.close(theirs)
             yield service, lambda: os.close(ours)
     finally:
@@ -282,15 +298,26 @@ def test_a_terminal_that_is_closed_stops_the_service_in_order(tmp_path: Path) ->
         assert service.said().count("drained ") == 2 * WORKERS
 
 
-def test_a_terminal_that_is_closed_during_the_start_ends_it(tmp_path: Path) -> None:
-    """Closing the terminal before the service is ready leaves nothing either."""
-    (tmp_path / "version").write_text("slow", encoding="utf-8")
-    with on_terminal(tmp_path, ready=False) as (service, close):
-        wait_for(lambda: len(service.titled("api worker")) == WORKERS, "the workers are being started")
+@pytest.mark.parametrize("state", ["starting", "reloading", "draining"])
+def test_a_terminal_may_close_at_any_time(tmp_path: Path, state: str) -> None:
+    """Closing the terminal leaves nothing either before the service is ready, during a reload, and during a stop."""
+    version = tmp_path / "version"
+    version.write_text("slow" if state == "starting" else "v1", encoding="utf-8")
+    with on_terminal(tmp_path, ready=state != "starting", drain="1") as (service, close):
+        if state == "draining":
+            service.process.terminate()
+            wait_for(lambda: "stopping" in service.said(), "it drains")
+        else:
+            version.write_text("slow", encoding="utf-8")
+            if state == "reloading":
+                service.hang_up()
+            number = WORKERS if state == "starting" else 2 * WORKERS
+            wait_for(lambda: len(service.titled("api worker")) == number, "the workers are being started")
         close()
-        wait_for(lambda: '"signal": "SIGHUP"' in service.said(), "the order to stop")
-        service.version.write_text("v1", encoding="utf-8")
+        wait_for(lambda: "stopping" in service.said(), "the order to stop")
+        version.write_text("v1", encoding="utf-8")
         assert service.process.wait(10) == 0
+        assert service.said().count('"stopping"') == 1
 
 
 def test_under_nohup_the_service_outlives_its_terminal(tmp_path: Path) -> None:
