@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 ResultT = TypeVar("ResultT")
 
 REFUSED, BAD_SETTINGS = 1, 2  # exit codes
+LOG_FORMAT = "VESTIBULE_LOG_FORMAT"
 MOST_LISTED = MOST_REPLAYED = 10_000  # in one call; a repeated replay takes the next ones
-PAGES = {"sign-up page": "/", "API": "/docs", "mails": "/dev/mail", "dashboard": "/ops", "metrics": "/metrics"}
 
 hidden = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -45,6 +45,8 @@ def vestibule() -> None:
 @vestibule.command()
 def up() -> None:
     """Run everything on this machine: embedded servers where no URL is set, migrations, API, mail worker."""
+    if sys.stdout.isatty() and not os.environ.get(LOG_FORMAT) and not os.environ.get(f"{LOG_FORMAT}_FILE"):
+        os.environ[LOG_FORMAT] = "text"  # a person reads it; the processes below inherit it
     _supervise("up")
 
 
@@ -67,17 +69,16 @@ def worker(*, supervised: bool, pipe: int | None) -> None:
     """Run one mail worker."""
     if not supervised:
         _supervise("worker")
+    settings = _settings()  # before a driver is imported: see its check of the traces' variables
     from functools import partial  # noqa: PLC0415 - as above
 
-    from service import wiring  # noqa: PLC0415 - as above
     from service.embedded.servers import resolve  # noqa: PLC0415 - as above
     from service.mail.worker import run  # noqa: PLC0415 - as above
     from service.processes.spawn import set_title  # noqa: PLC0415 - as above
     from service.processes.worker import beating  # noqa: PLC0415 - as above
 
     set_title("mail worker")
-    settings = _settings()
-    run(settings, resolve(settings), wiring.mail, None if pipe is None else partial(beating, pipe))
+    run(settings, resolve(settings), None if pipe is None else partial(beating, pipe))
 
 
 @vestibule.command(hidden=True)
@@ -86,12 +87,13 @@ def worker(*, supervised: bool, pipe: int | None) -> None:
 @click.argument("running", nargs=-1)
 def plan(mode: str, step: str, running: tuple[str, ...]) -> None:
     """Do a step of the supervisor's plan."""
-    from service.plan import describe, prepare  # noqa: PLC0415 - as above
+    settings = _settings()
+    from service.embedded.plan import describe, prepare  # noqa: PLC0415 - as above
 
     if step == "prepare":
-        prepare(_settings(), dict(one.split("=") for one in running))
+        prepare(settings, dict(one.split("=") for one in running))
     else:
-        click.echo(json.dumps(describe(_settings(), mode, step)))
+        click.echo(json.dumps(describe(settings, mode, step)))
 
 
 @vestibule.command(hidden=True)
@@ -100,6 +102,7 @@ def plan(mode: str, step: str, running: tuple[str, ...]) -> None:
 @click.option("--pipe", type=int, required=True)
 def generation(number: int, listener: int, pipe: int) -> None:
     """Run one generation of API workers."""
+    settings = _settings()
     import socket  # noqa: PLC0415 - as above
 
     from service import logging, wiring  # noqa: PLC0415 - as above
@@ -110,7 +113,6 @@ def generation(number: int, listener: int, pipe: int) -> None:
     from service.processes.worker import serve as serve_worker  # noqa: PLC0415 - as above
 
     set_title(f"generation {number}")
-    settings = _settings()
     logging.configure(settings, "generation", threaded=False)
     servers, shared = resolve(settings), socket.socket(fileno=listener)
     common_passwords()  # read once, and shared by all workers
@@ -148,11 +150,11 @@ def reload() -> None:
 @vestibule.command()
 def migrate() -> None:
     """Bring the database to this version."""
+    from service.embedded.plan import bring_up  # noqa: PLC0415 - as above
     from service.embedded.servers import plain, resolve  # noqa: PLC0415 - as above
-    from service.postgres import migrations  # noqa: PLC0415 - as above
 
     settings = _settings()
-    done = migrations.migrate(plain(settings.database_url) or resolve(settings).database_url)
+    done = bring_up(plain(settings.database_url) or resolve(settings).database_url)
     click.echo("\n".join(f"applied {name}" for name in done) or "nothing to do")
 
 
@@ -174,8 +176,8 @@ def config_check() -> None:
 @click.option("--send-to", metavar="ADDRESS", help="Also send a test mail.")
 def check(send_to: str | None) -> None:
     """Try every server as it is configured; end with 1 if one fails."""
+    from service.embedded.plan import check as try_servers  # noqa: PLC0415 - as above
     from service.embedded.servers import resolve  # noqa: PLC0415 - as above
-    from service.plan import check as try_servers  # noqa: PLC0415 - as above
 
     settings = _settings()
     failed = False
@@ -256,9 +258,7 @@ def user() -> None:
 @hidden
 def user_show(email: str, *, as_json: bool) -> None:
     """Show one account, without code and password hash."""
-    from service.wiring import code_policy  # noqa: PLC0415 - as above
-
-    key, policy = _key(email), code_policy(_settings())
+    key, policy = _key(email), _settings().code_policy
     account = _with_admin(lambda admin: admin.show(key))
     if account is None:
         _nothing("no account has this address")
@@ -302,8 +302,10 @@ _account_command("delete", "deleted", "no account has this address", "Delete an 
 def _settings() -> Settings:
     from service.mail import transport  # noqa: PLC0415 - as above
     from service.settings import load  # noqa: PLC0415 - as above
+    from service.telemetry import tracing  # noqa: PLC0415 - as above
 
     settings = load(os.environ)
+    tracing.check(os.environ)
     transport.check(settings)
     return settings
 
@@ -312,11 +314,10 @@ def _with_admin(work: Callable[[PostgresMailAdmin], Awaitable[ResultT]]) -> Resu
     import anyio  # noqa: PLC0415 - as above
 
     from actors.kit.mailbox import MachineError  # noqa: PLC0415 - as above
+    from service.embedded.plan import migrated  # noqa: PLC0415 - as above
     from service.embedded.servers import code_keys, plain, resolve  # noqa: PLC0415 - as above
-    from service.plan import migrated  # noqa: PLC0415 - as above
     from service.postgres.mail_admin import PostgresMailAdmin  # noqa: PLC0415 - as above
     from service.postgres.pool import Postgres  # noqa: PLC0415 - as above
-    from service.wiring import code_policy  # noqa: PLC0415 - as above
 
     settings = _settings()
     url = plain(settings.database_url) or resolve(settings).database_url
@@ -325,7 +326,7 @@ def _with_admin(work: Callable[[PostgresMailAdmin], Awaitable[ResultT]]) -> Resu
     async def run() -> ResultT:
         async with Postgres.open(url) as postgres:
             key_id = next(iter(code_keys(settings)))
-            return await work(PostgresMailAdmin(postgres, code_policy(settings), key_id))
+            return await work(PostgresMailAdmin(postgres, settings.code_policy, key_id))
 
     try:
         return anyio.run(run)
@@ -373,31 +374,34 @@ def _nothing(text: str) -> NoReturn:
 
 def main() -> int:
     """Run the command; return the exit code."""
-    from service.settings import SettingsError  # noqa: PLC0415 - `up` and `serve` never get here
-
     try:
         vestibule.main(standalone_mode=False)
         sys.stdout.flush()
-    except click.ClickException as refusal:
-        return _refuse(refusal.format_message(), BAD_SETTINGS)
     except (click.Abort, KeyboardInterrupt):  # told to stop before anything was accepted: an orderly end
         return 0
-    except SettingsError as refusal:
-        return _refuse(str(refusal), BAD_SETTINGS)
-    except (CannotStart, OSError) as refusal:
-        if isinstance(refusal, OSError):
-            with suppress(OSError):
-                os.dup2(
-                    os.open(os.devnull, os.O_WRONLY), 1
-                )  # what stdout would not take must not fail again at the end
-            where = f"{refusal.filename}: " if refusal.filename else ""
-            return _refuse(f"{where}{refusal.strerror or type(refusal).__name__}", REFUSED)
-        return _refuse(str(refusal), REFUSED)
     except Exception as error:  # noqa: BLE001 - the edge: no traceback, whose texts may hold what a user typed
-        from service.logging import describe  # noqa: PLC0415 - as above
-
-        return _refuse(f"unexpected error {json.dumps(describe(error))}", REFUSED)
+        return _explain(error)
     return 0
+
+
+def _explain(error: Exception) -> int:
+    """Write why the command has failed; return the exit code."""
+    match error:
+        case click.exceptions.NoArgsIsHelpError():
+            sys.stderr.write(f"{error.format_message()}\n")
+            return BAD_SETTINGS
+        case click.ClickException():
+            return _refuse(error.format_message(), BAD_SETTINGS)
+        case CannotStart():
+            return _refuse(str(error), error.code)
+        case OSError():
+            with suppress(OSError):  # what stdout would not take must not fail again at the end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            where = f"{error.filename}: " if error.filename else ""
+            return _refuse(f"{where}{error.strerror or type(error).__name__}", REFUSED)
+    from service.logging import describe  # noqa: PLC0415 - as above
+
+    return _refuse(f"unexpected error {json.dumps(describe(error))}", REFUSED)
 
 
 def _refuse(reason: str, code: int) -> int:

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from actors.domain.rate_limit import Rule
+from actors.domain.user import CodePolicy
+from service.processes.listener import CannotStart
 from service.setting_values import (
     PERIODS,
     Bind,
@@ -44,8 +46,10 @@ KUBERNETES_NAME: Final = re.compile(
 )
 
 
-class SettingsError(Exception):
+class SettingsError(CannotStart):
     """The environment does not describe a service; the text is one line that says what to change."""
+
+    code = 2
 
 
 class Settings(BaseModel):
@@ -117,6 +121,17 @@ class Settings(BaseModel):
     def root(self) -> str:
         """The path of PUBLIC_URL that the service lies under, without a slash at its end; mostly empty."""
         return urlsplit(self.public_url).path.rstrip("/") if self.public_url else ""
+
+    @property
+    def code_policy(self) -> CodePolicy:
+        """What the operator allows of codes."""
+        return CodePolicy(
+            attempts=self.code_attempts,
+            ttl_seconds=self.code_ttl_seconds,
+            max_age_seconds=self.code_max_age_seconds,
+            cooldown_seconds=self.resend_cooldown_seconds,
+            budgets=self.code_limits,
+        )
 
     def _production(self) -> None:
         needed = ("database_url", "redis_url", "mail_url", "ops_token", "public_url", "code_keys")

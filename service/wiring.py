@@ -6,9 +6,9 @@ import os
 import random
 import time
 from collections import Counter
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 import anyio
@@ -18,8 +18,7 @@ from actors.authentication import Authentication
 from actors.code_issuer import CodeIssuer
 from actors.domain.code import Keyring
 from actors.domain.rate_limit import Rule
-from actors.domain.totals import Totals, WorkerReport
-from actors.domain.user import CodePolicy
+from actors.domain.totals import Totals
 from actors.kit.background import BackgroundTasks
 from actors.kit.mailbox import MachineError
 from actors.kit.supervisor import Supervisor
@@ -29,13 +28,16 @@ from actors.password_hasher import PasswordHasher
 from actors.rate_limiter import Decisions, RateLimiter
 from actors.signup import SignUp
 from actors.user_registry import UserRegistry
+from service.embedded.mail_catcher import list_mails, read_mail
 from service.http.app import Parts, build
+from service.http.middleware import EXCHANGE
+from service.http.pages import CaughtMails
 from service.mail.message import available_locales
 from service.passwords import Bcrypt, EmailAddresses, common_passwords
 from service.postgres.accounts import PostgresAccounts
 from service.postgres.ids import uuid7
 from service.postgres.mail_admin import PostgresMailAdmin
-from service.postgres.mails import KEPT_DAYS, PostgresMailQueue, purge
+from service.postgres.mails import KEPT_DAYS, purge
 from service.postgres.metrics import PostgresMetrics
 from service.postgres.pool import Postgres
 from service.postgres.rate_limits import PostgresRateLimits
@@ -47,17 +49,15 @@ from service.redis.wakeups import TaskiqWakeups
 from service.telemetry.health import HealthChecks
 from service.telemetry.reader import Reader
 from service.telemetry.runtime import LOG_LINES_DROPPED, runtime
+from service.telemetry.tracing import tracing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-    from contextlib import AbstractContextManager
-    from uuid import UUID
+    from collections.abc import AsyncIterator, Callable
 
-    from quart import Quart
+    from anyio.abc import TaskGroup
 
-    from actors.domain.mail import ClaimedMail
     from actors.kit.mailbox import Address
-    from actors.ports import MailQueue, RuntimeStatistics
+    from actors.ports import RuntimeStatistics
     from service.embedded.servers import Servers
     from service.settings import Settings
 
@@ -66,18 +66,7 @@ DAY_SECONDS = 86400
 CODES_PER_CLIENT = Rule("codes-client", 3, 3600)  # of one address: a client that asks for more is not its owner
 
 
-def code_policy(settings: Settings) -> CodePolicy:
-    """Return what the operator allows of codes."""
-    return CodePolicy(
-        attempts=settings.code_attempts,
-        ttl_seconds=settings.code_ttl_seconds,
-        max_age_seconds=settings.code_max_age_seconds,
-        cooldown_seconds=settings.resend_cooldown_seconds,
-        budgets=settings.code_limits,
-    )
-
-
-def limits(settings: Settings) -> Limits:
+def limits_of(settings: Settings) -> Limits:
     """Return the limits in force."""
     return Limits(
         register=settings.register_limit,
@@ -89,10 +78,20 @@ def limits(settings: Settings) -> Limits:
     )
 
 
+class _Given(NamedTuple):
+    """What the flows' own actors are started with, and those that others send to as well."""
+
+    start: Callable[..., Address]
+    accounts: PostgresAccounts
+    wakeups: TaskiqWakeups
+    limiter: Address
+    hasher: Address
+
+
 @asynccontextmanager
 async def api(
     settings: Settings, servers: Servers, worker: str, lost_lines: Callable[[], int] = lambda: 0
-) -> AsyncIterator[tuple[Quart, Callable[[], None]]]:
+) -> AsyncIterator[tuple[Any, Callable[[], None]]]:
     """Open everything around the body; give the application and what begins its drain. `lost_lines` counts for the log.
 
     Starts while Postgres and Redis are away, and serves what can be served. On the way out background tasks end, actors
@@ -101,67 +100,86 @@ async def api(
     """
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
+        traces = await enter(tracing(worker))
         postgres = await enter(Postgres.open(servers.database_url))
         redis = await enter(Redis.open(servers.redis_url))
-        aside = await enter(anyio.create_task_group())
-        stack.callback(aside.cancel_scope.cancel)
+        aside = await enter(_aside())
 
-        policy, keyring = code_policy(settings), Keyring(servers.code_keys, settings.code_digits)
-        accounts = PostgresAccounts(postgres, policy, worker)
+        keyring, noticed = Keyring(servers.code_keys, settings.code_digits), Counter[str]()
         rate_limits = RateLimitsFallback(RedisRateLimits(redis), PostgresRateLimits(postgres))
         lasting, live = PostgresMetrics(postgres), RedisMetrics(redis)
         totals = Totals(f"{worker}.{uuid4().hex[:8]}")  # one run's totals are never another's
-        supervisor, decisions, noticed = Supervisor(_report_crash), Decisions(), Counter[str]()
+        supervisor, decisions = Supervisor(_report_crash), Decisions()
+        start = partial(traces.start, supervisor)
 
         def statistics() -> RuntimeStatistics:
             return runtime(supervisor, decisions, postgres, redis, {**noticed, LOG_LINES_DROPPED: lost_lines()})
 
-        strict = settings.enumeration == "strict"
-        metrics = supervisor.start(lambda: MetricsAggregator(totals, live, lasting, statistics))
-        limiter = supervisor.start(lambda: RateLimiter(rate_limits, decisions))
-        hasher = await enter(_hashing(settings, supervisor, limiter))
-        registry = supervisor.start(lambda: UserRegistry(accounts, policy, strict=strict))
-        issuer = supervisor.start(lambda: CodeIssuer(accounts, TaskiqWakeups(redis)))
+        metrics = start(lambda: MetricsAggregator(totals, live, lasting, statistics))
+        limiter = start(lambda: RateLimiter(rate_limits, decisions))
+        hasher = await enter(_hashing(settings, start, limiter))
+        accounts = PostgresAccounts(postgres, settings.code_policy, worker)
+        signup = _signup(settings, keyring, _Given(start, accounts, TaskiqWakeups(redis), limiter, hasher))
         await enter(supervisor.running())
         aside.start_soon(ticking, metrics)
         aside.start_soon(rate_limits.cleaning)
         aside.start_soon(_purging, postgres)
-
-        background = await enter(BackgroundTasks.open())
-        addresses, client_limits = EmailAddresses(), ClientLimits(limiter, limits(settings), keyring)
-        signup = SignUp(
-            registry=registry,
-            hasher=hasher,
-            issuer=issuer,
-            limits=client_limits,
-            authentication=Authentication(registry=registry, hasher=hasher, limits=client_limits, addresses=addresses),
-            keyring=keyring,
-            policy=policy,
-            addresses=addresses,
-            common_passwords=common_passwords(),
-            new_id=uuid7,
-            strict=strict,
-        )
         health = HealthChecks(postgres, redis)
-        app = build(
-            Parts(
-                settings=settings,
-                signup=signup,
-                background=background,
-                metrics=metrics,
-                limiter=limiter,
-                reader=Reader(totals, live, lasting, lasting, runtime=statistics),
-                health=health,
-                mail_admin=PostgresMailAdmin(postgres, policy, keyring.signing),
-                locales=available_locales(settings),
-                noticed=noticed,
-            )
+        parts = Parts(
+            settings=settings,
+            signup=signup,
+            background=await enter(BackgroundTasks.open()),
+            metrics=metrics,
+            limiter=limiter,
+            reader=Reader(totals, live, lasting, lasting, runtime=statistics),
+            health=health,
+            mail_admin=PostgresMailAdmin(postgres, settings.code_policy, keyring.signing),
+            locales=available_locales(settings),
+            noticed=noticed,
+            caught_mails=caught_mails(settings),
         )
-        yield app, health.drain
+        yield traces.application(build(parts), EXCHANGE), health.drain
+
+
+def caught_mails(settings: Settings) -> CaughtMails | None:
+    """Return how the mails of the built-in catcher are read; None where mails leave."""
+    if settings.env == "production" or settings.mail_url is not None:
+        return None
+    folder = settings.data_dir / "mails"
+    return CaughtMails(partial(list_mails, folder), partial(read_mail, folder))
+
+
+def _signup(settings: Settings, keyring: Keyring, given: _Given) -> SignUp:
+    """Build the flows and start their own actors."""
+    strict, policy = settings.enumeration == "strict", settings.code_policy
+    registry = given.start(lambda: UserRegistry(given.accounts, policy, strict=strict))
+    issuer = given.start(lambda: CodeIssuer(given.accounts, given.wakeups))
+    addresses, limits = EmailAddresses(), ClientLimits(given.limiter, limits_of(settings), keyring)
+    return SignUp(
+        registry=registry,
+        hasher=given.hasher,
+        issuer=issuer,
+        limits=limits,
+        authentication=Authentication(registry=registry, hasher=given.hasher, limits=limits, addresses=addresses),
+        keyring=keyring,
+        policy=policy,
+        addresses=addresses,
+        common_passwords=common_passwords(),
+        new_id=uuid7,
+        strict=strict,
+    )
 
 
 @asynccontextmanager
-async def _hashing(settings: Settings, supervisor: Supervisor, limiter: Address) -> AsyncIterator[Address]:
+async def _aside() -> AsyncIterator[TaskGroup]:
+    """Run what goes on beside the actors around the body, and cancel it after."""
+    async with anyio.create_task_group() as group:
+        yield group
+        group.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _hashing(settings: Settings, start: Callable[..., Address], limiter: Address) -> AsyncIterator[Address]:
     """Keep as many hash threads as there are cores around the body, behind one PasswordHasher each.
 
     Blocks for one hash: by its CPU time, times the workers that share the cores, the queue is bounded from the start.
@@ -170,39 +188,8 @@ async def _hashing(settings: Settings, supervisor: Supervisor, limiter: Address)
     async with Bcrypt.open(settings.bcrypt_cost, cores) as bcrypt:
         dummy, cpu_seconds = bcrypt.dummy()
         seconds = cpu_seconds * settings.workers
-        yield supervisor.start(
+        yield start(
             lambda: PasswordHasher(bcrypt, limiter, cores, dummy, seconds=seconds, chance=random.random), copies=cores
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class MailParts:
-    """What the mail worker works with; `count` writes its own counters, `trace` surrounds one send."""
-
-    queue: MailQueue
-    keyring: Keyring
-    new_id: Callable[[], UUID]
-    count: Callable[[Mapping[str, int]], Awaitable[None]]
-    trace: Callable[[ClaimedMail], AbstractContextManager[object]]
-
-
-@asynccontextmanager
-async def mail(settings: Settings, servers: Servers, worker: str) -> AsyncIterator[MailParts]:
-    """Open what the mail worker needs around the body; it starts while PostgreSQL is away."""
-    async with Postgres.open(servers.database_url) as postgres:
-        metrics, totals = PostgresMetrics(postgres), Totals(worker)
-
-        async def count(counters: Mapping[str, int]) -> None:
-            totals.raise_to(counters)
-            totals.version += 1
-            await metrics.write(WorkerReport(worker, totals.version, totals.totals(), leaving=True))
-
-        yield MailParts(
-            queue=PostgresMailQueue(postgres, code_policy(settings), worker),
-            keyring=Keyring(servers.code_keys, settings.code_digits),
-            new_id=uuid7,
-            count=count,
-            trace=lambda _: nullcontext(),
         )
 
 

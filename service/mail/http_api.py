@@ -22,7 +22,7 @@ from aiohttp import (
 
 from actors.domain.mail import Deferred, Rejected, ServerUnavailable
 from service.mail.message import HEADERS
-from service.mail.transport import connection_reason
+from service.mail.server import connection_reason
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from actors.domain.mail import ClaimedMail
     from service.mail.message import Message, Messages
-    from service.mail.transport import HttpProvider
+    from service.mail.server import HttpProvider
 
 CONNECT_SECONDS = 10.0
 TIMEOUT = ClientTimeout(total=60, connect=CONNECT_SECONDS, sock_connect=CONNECT_SECONDS)

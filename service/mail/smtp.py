@@ -11,7 +11,7 @@ import anyio
 from aiosmtplib import SMTP, SMTPConnectResponseError, SMTPException, SMTPResponseException
 
 from actors.domain.mail import Deferred, Rejected, ServerUnavailable
-from service.mail.transport import connection_reason
+from service.mail.server import connection_reason
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from actors.domain.mail import ClaimedMail
     from service.mail.message import Message, Messages
-    from service.mail.transport import SmtpServer
+    from service.mail.server import SmtpServer
 
 CONNECTIONS = 8  # at once; fewer when the server refuses to serve so many
 CONNECT_SECONDS = 10.0

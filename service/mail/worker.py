@@ -18,14 +18,22 @@ from taskiq.receiver import Receiver
 from taskiq_redis import RedisStreamBroker
 
 from actors.delivery import Delivery, Outcome
+from actors.domain.code import Keyring
+from actors.domain.totals import Totals, WorkerReport
 from actors.kit.mailbox import MachineError
 from service import logging
 from service.mail.smtp import LONGEST_DIALOGUE_SECONDS
 from service.mail.transport import open_transport
+from service.postgres.ids import uuid7
+from service.postgres.mails import PostgresMailQueue
+from service.postgres.metrics import PostgresMetrics
+from service.postgres.pool import Postgres
 from service.redis.wakeups import STREAM, STREAM_LENGTH, TASK
+from service.telemetry.runtime import LOG_LINES_DROPPED
+from service.telemetry.tracing import tracing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
 
     from actors.delivery import Result
@@ -33,9 +41,7 @@ if TYPE_CHECKING:
     from service.embedded.servers import Servers
     from service.mail.transport import MailTransport
     from service.settings import Settings
-    from service.wiring import MailParts
 
-    Wire = Callable[[Settings, Servers, str], AbstractAsyncContextManager[MailParts]]
     Heartbeat = Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]
 
 GROUP = "mail"
@@ -53,7 +59,7 @@ OUTCOMES = {  # how an outcome is logged; others are let go
 CHANCE = random.SystemRandom().random
 
 
-def run(settings: Settings, servers: Servers, wire: Wire, heartbeat: Heartbeat | None = None) -> None:
+def run(settings: Settings, servers: Servers, heartbeat: Heartbeat | None = None) -> None:
     """Deliver owed mails until SIGTERM, SIGINT or SIGHUP, then finish what is in hand, within the grace, and return.
 
     Works on while Redis, Postgres or the mail server is away. `heartbeat` runs the work while it shows that the loop
@@ -62,7 +68,7 @@ def run(settings: Settings, servers: Servers, wire: Wire, heartbeat: Heartbeat |
     transport = open_transport(settings, servers.mail_url)
     writer = logging.configure(settings, "mail")
     options = {"use_uvloop": settings.loop != "asyncio"}  # Taskiq knows no other loop than asyncio's
-    work = partial(_work, settings, servers, wire, transport, lambda: writer.dropped)
+    work = partial(_work, settings, servers, transport, lambda: writer.dropped)
     try:
         anyio.run(heartbeat or _bare, work, backend="asyncio", backend_options=options)
     finally:
@@ -76,41 +82,51 @@ async def _bare(work: Callable[[], Awaitable[None]]) -> None:
 async def _work(
     settings: Settings,
     servers: Servers,
-    wire: Wire,
     opening: AbstractAsyncContextManager[MailTransport],
     lost_lines: Callable[[], int],
 ) -> None:
     worker = f"mail@{socket.gethostname()}.{uuid4().hex[:8]}"
-    endings = _endings()
+    endings, grace = _endings(), settings.grace_seconds
     with anyio.open_signal_receiver(*endings) as signals:
-        async with wire(settings, servers, worker) as parts, opening as transport, anyio.create_task_group() as aside:
-            aside.start_soon(_count_lost_lines, parts, lost_lines)
+        async with (
+            tracing(worker) as traces,
+            Postgres.open(servers.database_url) as postgres,
+            opening as transport,
+            anyio.create_task_group() as aside,
+        ):
+            aside.start_soon(_count_lost_lines, PostgresMetrics(postgres), worker, lost_lines)
             delivery = Delivery(
-                parts.queue,
+                PostgresMailQueue(postgres, settings.code_policy, worker),
                 transport,
-                parts.keyring,
+                Keyring(servers.code_keys, settings.code_digits),
                 Report(),
                 life_needed=life_needed(settings),
-                new_id=parts.new_id,
+                new_id=uuid7,
                 chance=CHANCE,
-                trace=parts.trace,
+                trace=traces.mail,
             )
-            finish = asyncio.Event()
-            listener = Listener(partial(wakeup_broker, servers.redis_url, delivery.wake))
-            async with anyio.create_task_group() as group:
-                group.start_soon(delivery.run)
-                group.start_soon(listener.run, finish)
-                logger.info("mail worker started")
-                async for _ in signals:
-                    break
-                logger.info("mail worker stops", in_hand=delivery.in_hand)
-                delivery.close()
-                finish.set()
-                group.cancel_scope.deadline = anyio.current_time() + settings.grace_seconds
+            await _deliver(delivery, Listener(partial(wakeup_broker, servers.redis_url, delivery.wake)), signals, grace)
             aside.cancel_scope.cancel()
     for ending in endings:
         signal.signal(ending, signal.SIG_IGN)  # a second one must not kill what ends in order
     logger.info("mail worker stopped")
+
+
+async def _deliver(
+    delivery: Delivery, listener: Listener, signals: AsyncIterator[signal.Signals], grace: float
+) -> None:
+    """Deliver until a signal comes, then finish what is in hand."""
+    finish = asyncio.Event()
+    async with anyio.create_task_group() as group:
+        group.start_soon(delivery.run)
+        group.start_soon(listener.run, finish)
+        logger.info("mail worker started")
+        async for _ in signals:
+            break
+        logger.info("mail worker stops", in_hand=delivery.in_hand)
+        delivery.close()
+        finish.set()
+        group.cancel_scope.deadline = anyio.current_time() + grace
 
 
 def life_needed(settings: Settings) -> float:
@@ -128,14 +144,16 @@ def _endings() -> list[signal.Signals]:
     return [signal.SIGTERM, signal.SIGINT, *([] if ignored else [signal.SIGHUP])]
 
 
-async def _count_lost_lines(parts: MailParts, lost_lines: Callable[[], int]) -> NoReturn:
+async def _count_lost_lines(metrics: PostgresMetrics, worker: str, lost_lines: Callable[[], int]) -> NoReturn:
     """Write to the metrics how many log lines were lost, when it is more; until cancelled."""
-    written = 0
+    totals, written = Totals(worker), 0
     while True:
         await anyio.sleep(COUNT_SECONDS)
         if (lost := lost_lines()) > written:
+            totals.raise_to({LOG_LINES_DROPPED: lost})
+            totals.version += 1
             with suppress(MachineError):  # written the next time
-                await parts.count({"log_lines_dropped": lost})
+                await metrics.write(WorkerReport(worker, totals.version, totals.totals(), leaving=True))
                 written = lost
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import psutil
@@ -17,7 +19,7 @@ LOOK_SECONDS = 0.02
 
 def wait_for(true: Callable[[], object], what: str, promised: float = 20.0) -> float:
     """Wait until it is true and return the seconds it took; fails when it is not within what was promised."""
-    began, seconds = time.monotonic(), promised * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    began, seconds = time.monotonic(), patience(promised)
     pause = threading.Event()
     while not true():
         passed = time.monotonic() - began
@@ -32,3 +34,36 @@ def alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def patience(promised: float) -> float:
+    """Return the seconds to grant a promise: as promised, and in proportion more on a machine with too much to do."""
+    return promised * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+ROLES = {
+    "postgres": re.compile(r"/bin/postgres "),
+    "redis": re.compile(r"valkey-server"),
+    "catcher": re.compile(r"mail_catcher"),
+    "mail worker": re.compile(r"^vestibule mail worker"),
+}
+
+
+def child(supervisor: int, role: str) -> int:
+    """Return the pid of a supervisor's child that plays this role, 0 if there is none."""
+    for process in psutil.Process(supervisor).children():
+        with suppress(psutil.NoSuchProcess):
+            if process.status() != psutil.STATUS_ZOMBIE and ROLES[role].search(" ".join(process.cmdline()) + " "):
+                return process.pid
+    return 0
+
+
+def titled(supervisor: int, title: str) -> list[int]:
+    """Return the pids below a supervisor whose process title begins so: `api worker`, `mail worker`, `generation`."""
+    found = []
+    for process in psutil.Process(supervisor).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            running = process.status() != psutil.STATUS_ZOMBIE
+            if running and " ".join(process.cmdline()).startswith(f"vestibule {title}"):
+                found.append(process.pid)
+    return sorted(found)

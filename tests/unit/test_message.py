@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from actors.domain.mail import ClaimedMail, MailKind, Rejected
 from service.mail.message import Messages, NotAnAddress, Sender, ascii_address, available_locales, nearest
-from service.mail.transport import HttpProvider, SmtpServer, check, ehlo_name, parse
+from service.mail.server import HttpProvider, SmtpServer, ehlo_name, parse
+from service.mail.transport import check
 from service.settings import Settings, SettingsError, load
 
 if TYPE_CHECKING:

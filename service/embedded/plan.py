@@ -12,7 +12,7 @@ import psycopg
 from actors.domain.mail import Deferred, Rejected
 from service.embedded.servers import announce, embedded, gather, plain, resolve
 from service.mail.transport import open_transport
-from service.postgres.migrations import MigrationError, migrate, pending
+from service.postgres.migrations import MigrationError, first_line, migrate, pending
 from service.postgres.pool import PROBE, Transaction, configure
 from service.processes.listener import CannotStart
 from service.processes.planning import VERSION
@@ -39,7 +39,7 @@ def describe(settings: Settings, mode: str, step: str) -> dict[str, Any]:
     elif step == "start":
         given(settings)
     else:
-        migrate(resolve(settings).database_url)
+        bring_up(resolve(settings).database_url)
     return {
         "version": VERSION,
         "bind": None if mode == "worker" else settings.bind,
@@ -69,7 +69,7 @@ def prepare(settings: Settings, running: Mapping[str, str]) -> None:
     for server in servers:
         server.wait_ready(int(running[server.name]))
     found = gather(settings, servers)
-    migrate(found.database_url)
+    bring_up(found.database_url)
     announce(settings, found, os.getppid())
 
 
@@ -105,6 +105,14 @@ def migrated(database_url: str) -> None:
         raise CannotStart(f"the database lacks {', '.join(missing)}: run `vestibule migrate` first")
 
 
+def bring_up(database_url: str) -> list[str]:
+    """Bring the database to this version, return what was applied; raises CannotStart with what stands in the way."""
+    try:
+        return migrate(database_url)
+    except MigrationError as error:
+        raise CannotStart(f"VESTIBULE_DATABASE_URL: {error}") from None
+
+
 def check(settings: Settings, servers: Servers, send_to: str | None) -> Iterator[tuple[str, str | None]]:
     """Yield each server's name with what is wrong, None for nothing."""
     fault = _postgres(servers.database_url)
@@ -126,7 +134,7 @@ def _postgres(url: str) -> str | None:
     except psycopg.errors.UndefinedTable:
         return None  # the migrations say so in better words, or make it
     except psycopg.OperationalError as error:
-        return f"the server cannot be reached: {(str(error).strip().splitlines() or ['no reason given'])[-1]}"
+        return f"the server cannot be reached: {first_line(error)}"
     except psycopg.Error as error:
         return f"the database cannot be used: {error.sqlstate or 'is that a connection URL?'}"
     return None if usable else "the database cannot be written to: is it a standby, or is a right missing?"
