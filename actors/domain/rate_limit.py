@@ -6,6 +6,7 @@ that length, wherever it starts, holds more than `limit` uses.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -33,12 +34,12 @@ class Bucket:
 
     @property
     def key(self) -> str:
-        """The bucket's name in a store.
+        """The bucket's name in every store: 128 bits of a digest, so it names no client and no two share a window.
 
-        The limit is no part of it: a changed limit goes on with what was counted. The subject stands in braces,
-        which keep all windows of one subject on one node of a Redis Cluster.
+        The limit is no part of it: a changed limit goes on with what was counted.
         """
-        return f"{{{self.subject}}}:{self.rule.name}:{self.rule.seconds}"
+        name = f"{self.subject}:{self.rule.name}:{self.rule.seconds}"
+        return hashlib.sha256(name.encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,8 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What an admission counted, to be told to another store: it leaves the bucket in `left_seconds`."""
+    """What one store has counted, to be counted by another: it leaves the bucket of that key in `left_seconds`."""
 
-    bucket: Bucket
+    key: str
     ticket: str
     left_seconds: float

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
-from actors.domain.rate_limit import Admission, Reading
+from actors.domain.rate_limit import Admission, Reading, Use
 from actors.kit.mailbox import AnswerLost
 from actors.ports import StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from typing import LiteralString
 
-    from actors.domain.rate_limit import Bucket, Use
+    from actors.domain.rate_limit import Bucket
     from actors.ports import WindowRequest
     from service.postgres.pool import Postgres, Step
 
 CLEAN_BATCH = 1000  # rows in one statement: a few milliseconds, in which nobody waits for a lock of ours
+PAGE = 500  # uses at a time for another store: a script of a millisecond or so, in which Redis serves nobody else
 
 # Race: workers and machines at a window with one use left. The buckets' locks come first, in one order, so that no two
 # wait for each other, and are kept to the end of the transaction. Each decision is a statement of its own behind them,
@@ -63,12 +63,12 @@ GIVE_BACK: Final = """
 DELETE FROM vestibule.rate_limits u USING unnest(%(buckets)s::text[], %(tickets)s::text[]) AS g (bucket, ticket)
 WHERE u.bucket = g.bucket AND u.ticket = g.ticket
 """
-LOAD: Final = """
-INSERT INTO vestibule.rate_limits (bucket, ticket, expires_at)
-SELECT l.bucket, l.ticket, clock_timestamp() + make_interval(secs => l.seconds)
-FROM unnest(%(buckets)s::text[], %(tickets)s::text[], %(seconds)s::float8[]) AS l (bucket, ticket, seconds)
-ORDER BY l.bucket, l.ticket
-ON CONFLICT DO NOTHING
+# In pages, so that no outage is so long that one statement or one script takes too long.
+USES: Final = """
+SELECT bucket, ticket, extract(epoch FROM expires_at - clock_timestamp())::float8
+FROM vestibule.rate_limits
+WHERE (bucket, ticket) > (%(bucket)s, %(ticket)s) AND expires_at >= clock_timestamp()
+ORDER BY bucket, ticket LIMIT %(rows)s
 """
 # Race: several cleaners, and uses that are given back meanwhile. Rows in someone's hands are passed over.
 CLEAN: Final = """
@@ -92,7 +92,7 @@ class PostgresRateLimits:
 
     async def decide(self, asked: Sequence[WindowRequest]) -> list[Admission]:
         """Decide each request atomically, in order, in one transaction for all."""
-        counted = [digest(bucket) for request in asked if request.count for bucket in request.buckets]
+        counted = [bucket.key for request in asked if request.count for bucket in request.buckets]
         steps: list[Step] = [(LOCK, {"buckets": counted}), *((DECIDE, _asked(request)) for request in asked)]
         try:
             _, *answers = await self._postgres.run_steps(steps)
@@ -102,19 +102,16 @@ class PostgresRateLimits:
 
     async def give_back(self, given: Sequence[tuple[tuple[Bucket, ...], str]]) -> None:
         """Remove what each ticket counted in its buckets."""
-        pairs = [(digest(bucket), ticket) for buckets, ticket in given for bucket in buckets]
+        pairs = [(bucket.key, ticket) for buckets, ticket in given for bucket in buckets]
         await self._run(GIVE_BACK, {"buckets": [b for b, _ in pairs], "tickets": [t for _, t in pairs]})
 
-    async def load(self, uses: Sequence[Use]) -> None:
-        """Count what another store admitted, whatever the limits; a use that is known already counts once."""
-        await self._run(
-            LOAD,
-            {
-                "buckets": [digest(use.bucket) for use in uses],
-                "tickets": [use.ticket for use in uses],
-                "seconds": [use.left_seconds for use in uses],
-            },
-        )
+    async def uses(self) -> AsyncIterator[list[Use]]:
+        """Yield in pages everything that counts now."""
+        page = [Use("", "", 0)]
+        while page:
+            last = {"bucket": page[-1].key, "ticket": page[-1].ticket, "rows": PAGE}
+            page = [Use(*row) for row in await self._run(USES, last)]
+            yield page
 
     async def clean(self) -> None:
         """Remove all uses that count no more."""
@@ -128,16 +125,11 @@ class PostgresRateLimits:
             raise StoreUnavailable from None
 
 
-def digest(bucket: Bucket) -> str:
-    """Return the bucket's name in the table, which names no client; 128 bits, so that no two share a window."""
-    return hashlib.sha256(bucket.key.encode()).hexdigest()[:32]
-
-
 def _asked(request: WindowRequest) -> dict[str, object]:
     return {
         "ticket": request.ticket,
         "count": request.count,
-        "buckets": [digest(bucket) for bucket in request.buckets],
+        "buckets": [bucket.key for bucket in request.buckets],
         "limits": [bucket.rule.limit for bucket in request.buckets],
         "seconds": [bucket.rule.seconds for bucket in request.buckets],
     }

@@ -9,12 +9,12 @@ from actors.domain.rate_limit import TICK_SECONDS, Admission, Reading
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from actors.domain.rate_limit import Bucket, Use
+    from actors.domain.rate_limit import Bucket
     from actors.ports import WindowRequest
 
 
 class FakeRateLimits:
-    """The Windows port for one process; `away` makes every call raise it.
+    """The RateLimits port for one process; `away` makes every call raise it.
 
     Times are kept in whole microseconds, as the real stores keep them, and windows are closed at both ends.
     """
@@ -35,12 +35,6 @@ class FakeRateLimits:
         for buckets, ticket in given:
             for bucket in buckets:
                 self._live(bucket).pop(ticket, None)
-
-    async def load(self, uses: Sequence[Use]) -> None:
-        """Count what another store admitted."""
-        self._present()
-        for use in uses:
-            self._live(use.bucket).setdefault(use.ticket, self._now() + round(use.left_seconds / TICK_SECONDS))
 
     def _decide(self, request: WindowRequest) -> Admission:
         full = [bucket for bucket in request.buckets if self._full(bucket, request.ticket)]
