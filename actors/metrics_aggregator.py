@@ -1,14 +1,13 @@
 """MetricsAggregator: takes what handlers offer, keeps cumulative totals, writes them over and over.
 
-Repeating a write changes nothing, so no write is ever known to be needed: a lost one is made good by the next, and
-a wiped Redis is whole again a second later.
+Repeating a write changes nothing: a lost one is made good by the next, and a wiped Redis is whole a second later.
 """
 
 from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import anyio
@@ -19,7 +18,7 @@ from actors.kit.mailbox import MachineError, Offer
 from actors.ports import RuntimeStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from actors.domain.totals import Totals
     from actors.kit.mailbox import Address, Envelope
@@ -52,11 +51,11 @@ async def ticking(address: Address) -> NoReturn:
 
 
 class MetricsAggregator(Actor[Observation | Tick]):
-    """Folds observations into the worker's totals, and at each tick writes it to both stores.
+    """Folds observations into the worker's totals, and at each tick writes them to both stores.
 
-    The lasting store is written to as often as the live store while there is something new, so that a worker killed
-    during an outage or right before a wipe of the live store loses no more than one killed at any other time. A
-    store that is away is written to later. The totals is the owner's, so it outlives a crash.
+    The lasting store is written to as often as the live one while there is something new: a worker that is killed in an
+    outage, or right before a wipe, loses no more than at any other time. The live store is for outages of the other.
+    The totals are the owner's, so they outlive a crash.
     """
 
     name: ClassVar[str] = "MetricsAggregator"
@@ -76,8 +75,8 @@ class MetricsAggregator(Actor[Observation | Tick]):
         self._lasting = lasting
         self._runtime = runtime
         self._now = now
-        self._live_since = self._lasting_since = 0  # the first slice that the store may lack
-        self._lasting_totals: dict[str, float] | None = None
+        self._since = 0  # the first slice that the lasting store may lack
+        self._written: Mapping[str, float] | None = None  # the totals that it has
         self._alive_due = self._tidy_due = 0.0
 
     async def handle(self, envelopes: Sequence[Envelope[Observation | Tick]]) -> None:
@@ -97,36 +96,15 @@ class MetricsAggregator(Actor[Observation | Tick]):
     async def _write(self, *, leaving: bool = False) -> None:
         now, runtime = self._now(), self._runtime()
         self._totals.raise_to(runtime.counters)
-        live_is_well = await self._write_live(now, runtime, leaving=leaving)
-        if leaving or now >= self._alive_due or self._totals.totals() != self._lasting_totals:
-            lasting_is_well = await self._write_lasting(now, runtime, leaving=leaving)
-            if leaving and lasting_is_well and live_is_well:
-                with suppress(MachineError):  # it expires
-                    await self._live.forget([self._totals.worker])
-
-    async def _write_live(self, now: float, runtime: RuntimeStatistics, *, leaving: bool) -> bool:
-        try:
-            slices = self._totals.slices(now, self._live_since)
-            if not await self._live.write(self._totals.report(runtime.levels, slices, leaving=leaving)):
-                slices = self._totals.slices(now)  # all of them, for a store that had lost this worker
-                await self._live.write(self._totals.report(runtime.levels, slices, leaving=leaving))
-        except MachineError:
-            self._live_since = 0  # whatever it is when it comes back, it may have forgotten
-            return False
-        self._live_since = slice_of(now)
-        return True
-
-    async def _write_lasting(self, now: float, runtime: RuntimeStatistics, *, leaving: bool) -> bool:
-        slices = self._totals.slices(now, self._lasting_since)
-        report = self._totals.report(runtime.levels, slices, leaving=leaving)
-        try:
-            await self._lasting.write(report)
-        except MachineError:
-            return False
-        self._lasting_totals = dict(report.totals)
-        self._lasting_since = slice_of(now)
-        self._alive_due = now + ALIVE_SECONDS
-        return True
+        report = self._totals.report(runtime.levels, leaving=leaving)
+        with suppress(MachineError):  # the next tick writes more than was lost
+            await self._live.write(report)
+        if leaving or now >= self._alive_due or report.totals != self._written:
+            with suppress(MachineError):
+                await self._lasting.write(replace(report, slices=self._totals.slices(now, self._since)))
+                self._since, self._written, self._alive_due = slice_of(now), report.totals, now + ALIVE_SECONDS
+                if leaving:
+                    await self._live.forget([report.worker])
 
     async def _tidy(self) -> None:
         """See that neither store keeps what the other should have, or what nobody needs; with one away the other."""
@@ -140,8 +118,9 @@ class MetricsAggregator(Actor[Observation | Tick]):
             await self._lasting.compact(first_slice(now))
 
     async def _take_over(self) -> None:
-        """Enter what gone workers left in the live store into the lasting store, for it forgets them in an hour."""
-        gone = [report for report in await self._live.gone() if report.worker != self._totals.worker]
+        """Enter into the lasting store what workers that died in its outage left in the live one."""
+        stored = await self._live.read()
+        gone = [report for report in stored.reports if report.worker not in {*stored.live, self._totals.worker}]
         for report in gone:
             await self._lasting.write(report)
         if gone:

@@ -291,38 +291,41 @@ class StoredReports:
     folded: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
-class MetricsStore(Protocol):
-    """Keeps the newest report of each worker. Raises StoreUnavailable or AnswerLost; every write may be repeated."""
+class LiveStore(Protocol):
+    """Keeps each worker's totals and levels, and may forget them at any moment; slices are the lasting store's alone.
 
-    async def write(self, report: WorkerReport) -> bool:
-        """Replace the worker's totals and the given slices; False when the store knew no such worker before.
+    Raises StoreUnavailable or AnswerLost; every write may be repeated.
+    """
 
-        A worker that is told False sends all its slices again: the store is new or was wiped.
-        """
+    async def write(self, report: WorkerReport) -> None:
+        """Replace the worker's totals and levels."""
         ...
 
-
-class LiveStore(MetricsStore, Protocol):
-    """A store that may forget everything at any moment."""
-
-    async def read(self, since: int) -> StoredReports:
-        """Return the reports of all workers with their slices that start at `since` (Unix seconds) or later."""
-        ...
-
-    async def gone(self) -> Sequence[WorkerReport]:
-        """Return the reports of workers that have been silent for some seconds."""
+    async def read(self) -> StoredReports:
+        """Return the reports of all workers; those that are silent for some seconds are not alive."""
         ...
 
     async def forget(self, workers: Sequence[str]) -> None:
-        """Drop the totals of workers that the lasting store holds; their slices stay until they leave the window."""
+        """Drop workers that are gone and stand in the lasting store."""
         ...
 
 
-class LastingStore(MetricsStore, Protocol):
-    """The store that lasts. A write of an older version than what it holds changes nothing."""
+class LastingStore(Protocol):
+    """Keeps what every worker has counted, those that are gone included.
+
+    Raises StoreUnavailable or AnswerLost; every write may be repeated, and one that is older than what is held changes
+    nothing.
+    """
+
+    async def write(self, report: WorkerReport) -> None:
+        """Replace the worker's totals, its levels and the given slices."""
+        ...
 
     async def read(self, since: int, known: Sequence[str] = ()) -> StoredReports:
-        """Return the reports as the live store does; those folded completely only for the workers that are `known`."""
+        """Return the reports of all workers with their slices that start at `since` (Unix seconds) or later.
+
+        Workers that are folded completely are left out unless they are `known`.
+        """
         ...
 
     async def compact(self, oldest: int) -> None:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import struct
-from math import ceil, exp, isnan, log
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+from math import ceil, exp, log
 
 GAMMA = 1.02  # bucket i holds (GAMMA^(i-1), GAMMA^i]; its middle is at most (GAMMA-1)/(GAMMA+1) = 0.99 % off
 LOG_GAMMA = log(GAMMA)
 SMALLEST, LARGEST = 1e-3, 1e9  # milliseconds: a microsecond and eleven days; at most 1,396 buckets lie between them
-HEAD = struct.Struct("<ddd")
-MASK, MORE = 0x7F, 0x80  # a variable-length integer: seven bits a byte, the high bit says that more follow
+HEAD = struct.Struct("<ddd")  # total, low and high, ...
+BUCKET = struct.Struct("<hI")  # ... then the index and the count of each bucket
 
 
 class Histogram:
@@ -62,56 +58,20 @@ class Histogram:
         return None
 
     def pack(self) -> bytes:
-        """Return a few hundred bytes that `unpack` reads: total, low and high, then the buckets' gaps and counts."""
-        return HEAD.pack(self.total, self.low, self.high) + bytes(_varints(self._numbers()))
-
-    def _numbers(self) -> Iterator[int]:
-        last = 0
-        for index in sorted(self.buckets):
-            gap = index - last
-            yield gap * 2 if gap >= 0 else -gap * 2 - 1  # zigzag: only the first gap can be negative
-            yield self.buckets[index]
-            last = index
+        """Return the bytes that `unpack` reads: some hundreds, six for each bucket."""
+        return HEAD.pack(self.total, self.low, self.high) + b"".join(
+            BUCKET.pack(*bucket) for bucket in self.buckets.items()
+        )
 
     @classmethod
     def unpack(cls, data: bytes) -> Histogram:
         """Return the histogram that was packed; raises ValueError when the bytes are none."""
         histogram = cls()
-        if len(data) < HEAD.size:
+        try:
+            histogram.total, histogram.low, histogram.high = HEAD.unpack_from(data)
+            histogram.buckets = dict(BUCKET.iter_unpack(data[HEAD.size :]))
+        except struct.error:
             msg = "not a packed histogram"
-            raise ValueError(msg)
-        histogram.total, histogram.low, histogram.high = HEAD.unpack_from(data)
-        numbers = _numbers_of(data[HEAD.size :])
-        index = 0
-        for gap, count in zip(numbers[::2], numbers[1::2], strict=True):
-            index += gap // 2 if gap % 2 == 0 else -(gap + 1) // 2
-            histogram.buckets[index] = count
-            histogram.count += count
-        if isnan(histogram.total) or not all(histogram.buckets.values()):
-            msg = "not a packed histogram"
-            raise ValueError(msg)
+            raise ValueError(msg) from None
+        histogram.count = sum(histogram.buckets.values())
         return histogram
-
-
-def _varints(numbers: Iterable[int]) -> Iterator[int]:
-    for number in numbers:
-        rest = number
-        while rest > MASK:
-            yield rest & MASK | MORE
-            rest >>= 7
-        yield rest
-
-
-def _numbers_of(data: bytes) -> list[int]:
-    numbers: list[int] = []
-    number = shift = 0
-    for byte in data:
-        number |= (byte & MASK) << shift
-        shift += 7
-        if byte < MORE:
-            numbers.append(number)
-            number = shift = 0
-    if shift:
-        msg = "not a packed histogram: cut off"
-        raise ValueError(msg)
-    return numbers

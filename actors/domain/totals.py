@@ -75,12 +75,9 @@ class Totals:
         """Close the slice of another minute: packed it takes a tenth of the memory, and it is written as it is."""
         if start == self._start:
             return
-        closed = self._closed.setdefault(self._start, {})
-        for route, histogram in self._open.items():
-            if route in closed:  # the clock went back
-                histogram.merge(Histogram.unpack(closed[route]))
-            closed[route] = histogram.pack()
-        self._start, self._open = start, {}
+        self._closed[self._start] = {route: histogram.pack() for route, histogram in self._open.items()}
+        reopened = self._closed.pop(start, {})  # where the clock goes back
+        self._start, self._open = start, {route: Histogram.unpack(packed) for route, packed in reopened.items()}
 
     def _admitted(self, route: str) -> str:
         route = route.replace("|", "/") if len(self._buckets) < ROUTE_LIMIT else OTHER
@@ -104,12 +101,10 @@ class Totals:
             totals[f"sum|{route}"] = round(self._sums[route], 3)
         return totals | self._counters
 
-    def report(
-        self, levels: Mapping[str, float], slices: Mapping[int, Mapping[str, bytes]], *, leaving: bool = False
-    ) -> WorkerReport:
-        """Return the next report, newer than any before."""
+    def report(self, levels: Mapping[str, float], *, leaving: bool = False) -> WorkerReport:
+        """Return the next report, newer than any before; its slices are added where they are wanted."""
         self.version += 1
-        return WorkerReport(self.worker, self.version, self.totals(), levels, slices, leaving=leaving)
+        return WorkerReport(self.worker, self.version, self.totals(), levels, leaving=leaving)
 
     def slices(self, now: float, since: int = 0) -> dict[int, dict[str, bytes]]:
         """Return the packed slices of the window, from the one that starts at `since`; forget what has left it."""
@@ -176,8 +171,8 @@ class Window:
                     parts.setdefault(start, []).extend((report.worker, *each) for each in histograms.items())
         self._merged = {start: self._slice(start, sorted(each)) for start, each in parts.items()}
         routes: dict[str, Histogram] = {}
-        for _, sketches_of in self._merged.values():
-            for route, histogram in sketches_of.items():
+        for _, merged in self._merged.values():
+            for route, histogram in merged.items():
                 routes.setdefault(route, Histogram()).merge(histogram)
         return routes
 

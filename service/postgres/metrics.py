@@ -106,7 +106,7 @@ class PostgresMetrics:
     def __init__(self, postgres: Postgres) -> None:
         self._postgres = postgres
 
-    async def write(self, report: WorkerReport) -> bool:
+    async def write(self, report: WorkerReport) -> None:
         """Enter the report unless a newer one is held."""
         changed = [(start, route, data) for start, each in report.slices.items() for route, data in each.items()]
         parameters: dict[str, object] = {
@@ -120,7 +120,6 @@ class PostgresMetrics:
             "histograms": [data for _, _, data in changed],
         }
         await self._postgres.run(WRITE, parameters)
-        return True
 
     async def read(self, since: int, known: Sequence[str] = ()) -> StoredReports:
         """Return the reports of all workers; the one without a name sums up those that are gone."""

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 FRESH_SECONDS = 0.25  # many readers at a time share one reading; far below the 2 s that the metrics may lag
 REDIS_AWAY = "Redis is away: request counters of other workers may lag by a second more."
-DATABASE_AWAY = "The database is away: business metrics, mails and workers that are gone are as of the last reading."
+DATABASE_AWAY = (
+    "The database is away: business metrics, mails, latencies and workers that are gone are as of the last reading."
+)
 
 
 class Reader:
@@ -63,7 +65,7 @@ class Reader:
     async def _read(self) -> Metrics:
         now = self._now()
         oldest = first_slice(now)
-        reported = await self._live_reports(oldest)  # before the lasting store: what is forgotten here is there already
+        reported = await self._live_reports()  # before the lasting store: what is forgotten here is there already
         remembered, current = await self._lasting_figures(oldest, reported)
         lasting, business, mail = remembered
         levels, slices = self._runtime().levels, self._totals.slices(now)
@@ -81,9 +83,9 @@ class Reader:
             notes=notes if current else [*notes, DATABASE_AWAY],
         )
 
-    async def _live_reports(self, oldest: int) -> StoredReports | None:
+    async def _live_reports(self) -> StoredReports | None:
         try:
-            return await self._live.read(oldest)
+            return await self._live.read()
         except MachineError:
             return None
 
