@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.scheduling import Workshare
 from tests.servers.postgres import PostgresServer
 from tests.servers.provider import Provider
 from tests.servers.smtp import SmtpServer
@@ -20,11 +21,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from xdist.remote import Producer
+
 
 def pytest_configure() -> None:
     """Let SIGINT work: a run in the background ignores it, and so would every program that a test starts."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Workshare:
+    """Keep tests together that share running services."""
+    return Workshare(config, log)
 
 
 @pytest.fixture
