@@ -72,6 +72,8 @@ class MemoryLastingStore(MemoryStore):
     async def write(self, report: WorkerReport) -> None:
         """Keep the slices too."""
         await super().write(report)
+        if self.reports[report.worker].version > report.version:
+            return
         for start, routes in report.slices.items():
             self.slices.setdefault((start, report.worker), {}).update(routes)
 
