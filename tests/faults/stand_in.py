@@ -1,9 +1,8 @@
 """A service without servers, under the real supervisor, generation and worker: `python stand_in.py up`.
 
-GET / answers with the worker's pid and the version, /late after a moment, /slow once the file `go` is there, /readyz
-with 503 while draining; /stuck blocks the loop and /crash fails what runs beside the app. No worker gets ready
-while the version is `slow`, none starts while it is `broken`, and the settings are bad while it is `bad`. Embedded
-servers and mail workers, as many as STAND_IN_SERVERS and STAND_IN_MAIL_WORKERS say, do nothing.
+Its settings are bad while the version is `bad`, its plan is of another version while that is `newer`. As many embedded
+servers and mail workers as STAND_IN_SERVERS and STAND_IN_MAIL_WORKERS say do nothing; the latter do not even end while
+the version is `stubborn`. The application is in stand_in_app.py, which the supervisor never imports.
 """
 
 from __future__ import annotations
@@ -12,149 +11,49 @@ import argparse
 import json
 import os
 import signal
-import socket
 import sys
 import time
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import anyio
-
-from service import logging
-from service.processes.generation import Generation
 from service.processes.listener import CannotStart
 from service.processes.planning import VERSION
 from service.processes.spawn import set_title
 from service.processes.supervisor import Supervisor
-from service.processes.worker import beating, serve
-from service.settings import load
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
-
-    Message = dict[str, Any]
-    Receive = Callable[[], Awaitable[Message]]
-    Send = Callable[[Message], Awaitable[None]]
-
-FOLDER = Path(os.environ["STAND_IN_FOLDER"])  # where tests leave their wishes
-LOOK_SECONDS = 0.02
-LATE_SECONDS = 0.2
+from service.processes.watch import BEAT, BEAT_SECONDS, READY, report
 
 
-class App:
-    """The smallest ASGI app that shows what the tests need to see."""
-
-    def __init__(self) -> None:
-        self.draining = False
-        self.crashed = anyio.Event()
-        self.version = version()
-
-    def drain(self) -> None:
-        """Answer 503 to /readyz from now on."""
-        self.draining = True
-
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["type"] == "lifespan":
-            await _lifespan(receive, send)
-            return
-        status = 200
-        match scope["path"]:
-            case "/slow":
-                say(f"slow {os.getpid()}")
-                await _until(FOLDER.joinpath("go").exists)
-            case "/late":
-                await anyio.sleep(LATE_SECONDS)  # an answer that comes late is what is asked for
-            case "/readyz":
-                status = 503 if self.draining else 200
-            case "/stuck":
-                time.sleep(60)  # noqa: ASYNC251 - the loop is meant to be stuck
-            case "/crash":
-                self.crashed.set()
-        body = f"{os.getpid()} {self.version}".encode()
-        headers = [(b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+def version() -> str:
+    """Return what the test wishes the code to be."""
+    return Path(os.environ["STAND_IN_FOLDER"], "version").read_text(encoding="utf-8").strip()
 
 
-async def _until(true: Callable[[], bool]) -> None:
-    while not true():  # noqa: ASYNC110 - a file of another process tells no event
-        await anyio.sleep(LOOK_SECONDS)
-
-
-async def _lifespan(receive: Receive, send: Send) -> None:
-    while True:
-        message = await receive()
-        await send({"type": f"{message['type']}.complete"})
-        if message["type"] == "lifespan.shutdown":
-            return
-
-
-async def _crash(app: App) -> None:
-    await app.crashed.wait()
-    raise RuntimeError("what runs beside the app has failed")
-
-
-@asynccontextmanager
-async def build(_name: str, _lost_lines: Callable[[], int]) -> AsyncIterator[tuple[App, Callable[[], None]]]:
-    """Run one worker's app around the body; it fails if the version says so."""
-    await _until(lambda: version() != "slow")
-    app = App()
-    if app.version == "broken":
-        raise RuntimeError(app.version)
-    async with anyio.create_task_group() as aside:
-        aside.start_soon(_crash, app)
-        yield app, app.drain
-        aside.cancel_scope.cancel()
-    say(f"drained {os.getpid()}")
-
-
-def generation(number: int, listener: int, pipe: int) -> None:
-    """Run API workers as the console command does, with another app."""
-    set_title(f"generation {number}")
-    settings = load(os.environ)
-    logging.configure(settings, "generation", threaded=False)
-    shared = socket.socket(fileno=listener)
-    grace, drain = settings.grace_seconds, settings.drain_seconds
-
-    def work(name: str, pipe: int) -> int:
-        return serve(settings, name, shared, pipe, build)
-
-    os._exit(Generation(settings.workers, work, pipe, shared, grace=grace, drain=drain).run())
-
-
-def plan(mode: str) -> None:
-    """Print the supervisor's plan, after a moment in which a test can act."""
-    settings = load(os.environ)
+def plan() -> None:
+    """Print the supervisor's plan."""
     if version() == "bad":
         sys.exit("vestibule: VESTIBULE_CODE_DIGITS is wrong")
     values = {
         "version": VERSION + 1 if version() == "newer" else VERSION,
-        "bind": settings.bind,
-        "data_dir": str(settings.data_dir),
-        "grace": settings.grace_seconds,
-        "drain": settings.drain_seconds,
+        "bind": os.environ["VESTIBULE_BIND"],
+        "data_dir": os.environ["VESTIBULE_DATA_DIR"],
+        "grace": float(os.environ.get("VESTIBULE_GRACE_SECONDS", "20")),
+        "drain": float(os.environ.get("VESTIBULE_DRAIN_SECONDS", "0")),
         "mail_workers": int(os.environ.get("STAND_IN_MAIL_WORKERS", "0")),
         "servers": [(name, int(signal.SIGTERM)) for name in os.environ.get("STAND_IN_SERVERS", "").split()],
         "log_level": "INFO",
         "log_format": "json",
         "guide": [],
     }
-    sys.stdout.write(json.dumps({} if mode == "prepare" else values))
+    sys.stdout.write(json.dumps(values))
 
 
 def mail_worker(pipe: int) -> None:
-    """Beat until SIGTERM; the stubborn one ignores it."""
+    """Beat until SIGTERM."""
     set_title("mail worker")
-
-    async def work() -> None:
-        with anyio.open_signal_receiver(signal.SIGTERM) as signals:
-            async for _ in signals:
-                if version() != "stubborn":
-                    break
-
-    anyio.run(beating, pipe, work)
+    signal.signal(signal.SIGTERM, lambda *_: version() == "stubborn" or sys.exit())
+    report(pipe, READY)
+    while True:
+        report(pipe, BEAT)
+        time.sleep(BEAT_SECONDS)
 
 
 def main() -> int:
@@ -166,14 +65,18 @@ def main() -> int:
         parser.add_argument(name, type=int)
     given = parser.parse_args()
     match given.words:
-        case ["plan", _, step, *_]:
-            plan(step)
+        case ["plan", *_]:
+            plan()
         case ["generation"]:
+            from stand_in_app import (  # type: ignore[import-not-found]  # noqa: PLC0415 - a script beside this one
+                generation,
+            )
+
             generation(given.number, given.listener, given.pipe)
         case ["worker"]:
             mail_worker(given.pipe)
-        case ["server", name]:
-            os.execvp("sleep", ["sleep", "1000" if name else ""])  # noqa: S606 - a stand-in
+        case ["server", _]:
+            os.execvp("sleep", ["sleep", "1000"])  # noqa: S606 - a stand-in
         case [mode]:
             program = [sys.executable, __file__]
             try:
@@ -181,17 +84,6 @@ def main() -> int:
             except CannotStart as refusal:
                 sys.exit(f"vestibule: {refusal}")
     return 0
-
-
-def version() -> str:
-    """Return what the test wishes the code to be."""
-    return FOLDER.joinpath("version").read_text(encoding="utf-8").strip()
-
-
-def say(line: str) -> None:
-    """Print a line at once."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def test_a_reload_under_load_brings_new_code_without_a_failed_request(service: R
     assert answers[0][0] == 200
     assert answers[0][1].endswith("v1")
     assert seen.failures == []
-    assert not set(service.titled("mail worker")) & set(mail)
+    wait_for(lambda: not set(service.titled("mail worker")) & set(mail), "the old mail worker ends")
     assert len(service.titled("mail worker")) == 1
     wait_for(lambda: len(service.titled("generation")) == 1 and len(service.workers()) == WORKERS, "the old ones end")
     service.version.write_text("v1", encoding="utf-8")
