@@ -57,7 +57,7 @@ def serve() -> None:
 
 
 def _supervise(mode: str) -> NoReturn:
-    from service.processes.spawn import supervise  # noqa: PLC0415 - each command pays for its own imports only
+    from service.processes.spawn import supervise
 
     supervise(mode)
 
@@ -70,12 +70,12 @@ def worker(*, supervised: bool, pipe: int | None) -> None:
     if not supervised:
         _supervise("worker")
     settings = _settings()  # before a driver is imported: see its check of the traces' variables
-    from functools import partial  # noqa: PLC0415 - as above
+    from functools import partial
 
-    from service.embedded.servers import resolve  # noqa: PLC0415 - as above
-    from service.mail.worker import run  # noqa: PLC0415 - as above
-    from service.processes.spawn import set_title  # noqa: PLC0415 - as above
-    from service.processes.worker import beating  # noqa: PLC0415 - as above
+    from service.embedded.servers import resolve
+    from service.mail.worker import run
+    from service.processes.spawn import set_title
+    from service.processes.worker import beating
 
     set_title("mail worker")
     run(settings, resolve(settings), None if pipe is None else partial(beating, pipe))
@@ -88,7 +88,7 @@ def worker(*, supervised: bool, pipe: int | None) -> None:
 def plan(mode: str, step: str, running: tuple[str, ...]) -> None:
     """Do a step of the supervisor's plan."""
     settings = _settings()
-    from service.embedded.plan import describe, prepare  # noqa: PLC0415 - as above
+    from service.embedded.plan import describe, prepare
 
     if step == "prepare":
         prepare(settings, dict(one.split("=") for one in running))
@@ -103,14 +103,14 @@ def plan(mode: str, step: str, running: tuple[str, ...]) -> None:
 def generation(number: int, listener: int, pipe: int) -> None:
     """Run one generation of API workers."""
     settings = _settings()
-    import socket  # noqa: PLC0415 - as above
+    import socket
 
-    from service import logging, wiring  # noqa: PLC0415 - as above
-    from service.embedded.servers import resolve  # noqa: PLC0415 - as above
-    from service.passwords import common_passwords  # noqa: PLC0415 - as above
-    from service.processes.generation import Generation  # noqa: PLC0415 - as above
-    from service.processes.spawn import set_title  # noqa: PLC0415 - as above
-    from service.processes.worker import serve as serve_worker  # noqa: PLC0415 - as above
+    from service import logging, wiring
+    from service.embedded.servers import resolve
+    from service.passwords import common_passwords
+    from service.processes.generation import Generation
+    from service.processes.spawn import set_title
+    from service.processes.worker import serve as serve_worker
 
     set_title(f"generation {number}")
     logging.configure(settings, "generation", threaded=False)
@@ -130,7 +130,7 @@ def generation(number: int, listener: int, pipe: int) -> None:
 @click.argument("name")
 def server(name: str) -> None:
     """Become an embedded server."""
-    from service.embedded.servers import embedded  # noqa: PLC0415 - as above
+    from service.embedded.servers import embedded
 
     found = {one.name: one for one in embedded(_settings())}
     found[name].become(os.getppid())
@@ -139,7 +139,7 @@ def server(name: str) -> None:
 @vestibule.command()
 def reload() -> None:
     """Have the running `up` or `serve` of DATA_DIR start anew with new code and settings."""
-    from service.processes.supervisor import reload as ask  # noqa: PLC0415 - as above
+    from service.processes.supervisor import reload as ask
 
     click.echo(f"asked process {ask(_settings().data_dir)} to reload; its log says how it went")
 
@@ -150,8 +150,8 @@ def reload() -> None:
 @vestibule.command()
 def migrate() -> None:
     """Bring the database to this version."""
-    from service.embedded.plan import bring_up  # noqa: PLC0415 - as above
-    from service.embedded.servers import plain, resolve  # noqa: PLC0415 - as above
+    from service.embedded.plan import bring_up
+    from service.embedded.servers import plain, resolve
 
     settings = _settings()
     done = bring_up(plain(settings.database_url) or resolve(settings).database_url)
@@ -166,7 +166,7 @@ def config() -> None:
 @config.command("check")
 def config_check() -> None:
     """Validate and print the settings, secrets masked."""
-    from service.settings import PREFIX, shown  # noqa: PLC0415 - as above
+    from service.settings import PREFIX, shown
 
     for name, value in _settings():
         click.echo(f"{PREFIX}{name.upper()}={shown(name, value)}")
@@ -176,8 +176,8 @@ def config_check() -> None:
 @click.option("--send-to", metavar="ADDRESS", help="Also send a test mail.")
 def check(send_to: str | None) -> None:
     """Try every server as it is configured; end with 1 if one fails."""
-    from service.embedded.plan import check as try_servers  # noqa: PLC0415 - as above
-    from service.embedded.servers import resolve  # noqa: PLC0415 - as above
+    from service.embedded.plan import check as try_servers
+    from service.embedded.servers import resolve
 
     settings = _settings()
     failed = False
@@ -300,9 +300,9 @@ _account_command("delete", "deleted", "no account has this address", "Delete an 
 
 
 def _settings() -> Settings:
-    from service.mail import transport  # noqa: PLC0415 - as above
-    from service.settings import load  # noqa: PLC0415 - as above
-    from service.telemetry import tracing  # noqa: PLC0415 - as above
+    from service.mail import transport
+    from service.settings import load
+    from service.telemetry import tracing
 
     settings = load(os.environ)
     tracing.check(os.environ)
@@ -311,13 +311,13 @@ def _settings() -> Settings:
 
 
 def _with_admin(work: Callable[[PostgresMailAdmin], Awaitable[ResultT]]) -> ResultT:
-    import anyio  # noqa: PLC0415 - as above
+    import anyio
 
-    from actors.kit.mailbox import MachineError  # noqa: PLC0415 - as above
-    from service.embedded.plan import migrated  # noqa: PLC0415 - as above
-    from service.embedded.servers import code_keys, plain, resolve  # noqa: PLC0415 - as above
-    from service.postgres.mail_admin import PostgresMailAdmin  # noqa: PLC0415 - as above
-    from service.postgres.pool import Postgres  # noqa: PLC0415 - as above
+    from actors.kit.mailbox import MachineError
+    from service.embedded.plan import migrated
+    from service.embedded.servers import code_keys, plain, resolve
+    from service.postgres.mail_admin import PostgresMailAdmin
+    from service.postgres.pool import Postgres
 
     settings = _settings()
     url = plain(settings.database_url) or resolve(settings).database_url
@@ -335,8 +335,8 @@ def _with_admin(work: Callable[[PostgresMailAdmin], Awaitable[ResultT]]) -> Resu
 
 
 def _key(text: str) -> str:
-    from actors.domain.errors import InvalidEmail  # noqa: PLC0415 - as above
-    from service.passwords import EmailAddresses  # noqa: PLC0415 - as above
+    from actors.domain.errors import InvalidEmail
+    from service.passwords import EmailAddresses
 
     try:
         return EmailAddresses().read(text).key
@@ -345,7 +345,7 @@ def _key(text: str) -> str:
 
 
 def _since(text: str | None) -> datetime | None:
-    from service.setting_values import moment  # noqa: PLC0415 - as above
+    from service.setting_values import moment
 
     try:
         return None if text is None else moment(text)
@@ -386,12 +386,16 @@ def main() -> int:
 
 def _explain(error: Exception) -> int:
     """Write why the command has failed; return the exit code."""
+    from service.settings import SettingsError
+
     match error:
         case click.exceptions.NoArgsIsHelpError():
             sys.stderr.write(f"{error.format_message()}\n")
             return BAD_SETTINGS
         case click.ClickException():
             return _refuse(error.format_message(), BAD_SETTINGS)
+        case SettingsError():
+            return _refuse(str(error), BAD_SETTINGS)
         case CannotStart():
             return _refuse(str(error), error.code)
         case OSError():
@@ -399,7 +403,7 @@ def _explain(error: Exception) -> int:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             where = f"{error.filename}: " if error.filename else ""
             return _refuse(f"{where}{error.strerror or type(error).__name__}", REFUSED)
-    from service.logging import describe  # noqa: PLC0415 - as above
+    from service.logging import describe
 
     return _refuse(f"unexpected error {json.dumps(describe(error))}", REFUSED)
 

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 
 from actors.domain.rate_limit import Rule
 from actors.domain.user import CodePolicy
-from service.processes.listener import CannotStart
 from service.setting_values import (
     PERIODS,
     Bind,
@@ -46,10 +45,8 @@ KUBERNETES_NAME: Final = re.compile(
 )
 
 
-class SettingsError(CannotStart):
+class SettingsError(Exception):
     """The environment does not describe a service; the text is one line that says what to change."""
-
-    code = 2
 
 
 class Settings(BaseModel):

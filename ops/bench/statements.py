@@ -82,13 +82,15 @@ async def measure(connection: psycopg.Connection, batch: int, count: int) -> Clo
     for _ in range(count // batch):
         new = [_new_account() for _ in range(batch)]
         with clocks.of("look"):
-            assert not any(await accounts.find([one.email.key for one in new]))  # noqa: S101 - a bench of nothing else
+            await accounts.find([one.email.key for one in new])
         with clocks.of("register"):
             await accounts.add(new)
         with clocks.of("claim"):
             mails = await queue.claim(batch)
         with clocks.of("accepted"):
-            assert len(await queue.accepted(mails)) == batch  # noqa: S101 - as above
+            accepted = await queue.accepted(mails)
+        if len(accepted) != batch:
+            raise SystemExit(f"{len(accepted)} of {batch} mails were accepted: the figures mean nothing")
     return clocks
 
 

@@ -33,7 +33,8 @@ USERS = "SELECT split_part(email_key, '@', 1), id::text, activated_at IS NOT NUL
 OWED = "SELECT state, count(*) FROM vestibule.mails WHERE state IN ('queued', 'sending') GROUP BY state"
 DEAD = "SELECT coalesce(reason, ''), count(*) FROM vestibule.mails WHERE state = 'dead' GROUP BY reason"
 COUNTS = """
-SELECT (SELECT count(*) FROM vestibule.accounts), (SELECT count(*) FROM vestibule.accounts WHERE activated_at IS NOT NULL),
+SELECT (SELECT count(*) FROM vestibule.accounts),
+  (SELECT count(*) FROM vestibule.accounts WHERE activated_at IS NOT NULL),
        (SELECT count(*) FROM vestibule.mails WHERE accepted_at IS NOT NULL),
        sum(registrations)::bigint, sum(activations)::bigint, sum(mails_accepted)::bigint
 FROM vestibule.business_counts

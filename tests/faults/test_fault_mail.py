@@ -117,7 +117,7 @@ def test_refusing_for_now(service: Site) -> None:
 
 
 def test_refusing_for_good(service: Site) -> None:
-    """A 5xx about the recipient makes the mail dead at once, with its reason; its neighbours leave, and the address can register again."""
+    """A 5xx about the recipient makes the mail dead at once; others leave, and the address can register again."""
     service.smtp.answer("550 5.1.1 nobody here", at="RCPT")
     [name] = registered(service)
     seconds = wait_for(lambda: state(service, name) == "undeliverable", "it is dead", 5.0)
