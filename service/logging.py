@@ -213,7 +213,6 @@ SAFE_TO_SHOW = (UUID, PurePath, IPv4Address, IPv6Address, date)  # others by typ
 COLOURS = {"DEBUG": "\x1b[2m", "WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[1;31m"}
 RESET = "\x1b[0m"
 ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode
-SHOWN_IN_FULL = ("psycopg.pool",)  # libraries whose messages hold no value of a user
 
 
 def configure(settings: Settings, worker: str, *, threaded: bool = True, descriptor: int | None = None) -> LogWriter:
@@ -228,7 +227,11 @@ def configure(settings: Settings, worker: str, *, threaded: bool = True, descrip
     writer = LogWriter(target, lambda lines: render(_loss(worker, lines)), threaded=threaded)
     logger.remove()
     logger.configure(extra={"worker": worker}, patcher=_strip_exception)
-    logger.add(_Sink(writer, render), level=settings.log_level, format="", backtrace=False, diagnose=False)
+
+    def write(message: Message) -> None:
+        writer.write(render(_fields(message.record)))
+
+    logger.add(write, level=settings.log_level, format="", backtrace=False, diagnose=False)
     logging.basicConfig(handlers=[_FromStandardLogging()], level=logging.WARNING, force=True)
     atexit.register(writer.stop)
     return writer
@@ -264,20 +267,6 @@ def _quoted(value: object, *, spaces: bool = False) -> str:
     text = str(value)
     plain = text.isprintable() and (spaces or not (" " in text or '"' in text or not text))
     return text if plain else json.dumps(text)
-
-
-class _Sink:
-    """Where loguru hands its records."""
-
-    def __init__(self, writer: LogWriter, render: Callable[[Mapping[str, Any]], str]) -> None:
-        self._writer = writer
-        self._render = render
-
-    def write(self, message: Message) -> None:
-        self._writer.write(self._render(_fields(message.record)))
-
-    def stop(self) -> None:
-        self._writer.stop()
 
 
 def _fields(record: Record) -> dict[str, Any]:
@@ -329,8 +318,7 @@ class _FromStandardLogging(logging.Handler):
     """Brings what libraries log to loguru, without values: a message is shown only as its template."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        known = record.name.startswith(SHOWN_IN_FULL)
-        text = record.getMessage() if known else str(record.msg) if record.args else ""
+        text = str(record.msg) if record.args else ""
         level = record.levelname if record.levelname in logging.getLevelNamesMapping() else "WARNING"
         where = f"{record.filename}:{record.lineno}:{record.funcName}"
         caught = record.exc_info[1] if record.exc_info else None
