@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-TICK_SECONDS = 1e-6  # the stores' clocks count microseconds: the first moment after a window is one of them later
+TICK_SECONDS = 1e-6  # the stores' clocks count microseconds: a window is over one of them after its end
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ OTHER = "other"
 
 @dataclass(frozen=True, slots=True)
 class WorkerReport:
-    """What a worker tells the stores: all its totals, the levels of this moment, and the slices that changed.
+    """What a worker tells the stores: all its totals, the levels as they are now, and the slices that changed.
 
     `worker` is unique to one run of one process. `version` grows with every report, so that a late write never
     replaces a newer one. `leaving` is the last report's mark. Slices map their start (Unix seconds) to packed

@@ -8,6 +8,7 @@ expires does so.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import tempfile
 from contextlib import AsyncExitStack, ExitStack
@@ -19,18 +20,18 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import redis as sync_redis
 
-from actors.domain.tally import SLICE_SECONDS, Tally, summed, together
-from actors.kit.mailbox import Letter
+from actors.domain.totals import SLICE_SECONDS, Totals, summed, together
+from actors.kit.mailbox import Envelope
 from actors.metrics_aggregator import MetricsAggregator, Tick
-from actors.metrics_ports import Machinery
-from service.adapters.postgres import Postgres
-from service.adapters.postgres_metrics import PostgresMetrics
-from service.adapters.postgres_migrations import migrate
-from service.adapters.redis_client import Redis
-from service.adapters.redis_metrics import PREFIX, RedisMetrics
-from service.embedded.launcher import stop
+from actors.ports import RuntimeStatistics
 from service.embedded.postgres import EmbeddedPostgres
 from service.embedded.redis import EmbeddedRedis
+from service.postgres.metrics import PostgresMetrics
+from service.postgres.migrations import migrate
+from service.postgres.pool import Postgres
+from service.processes.spawn import fork
+from service.redis.client import Redis
+from service.redis.metrics import PREFIX, RedisMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,22 +39,25 @@ if TYPE_CHECKING:
     from service.embedded.launcher import ServerProcess
 
 STATUSES = (200, 200, 200, 200, 401, 429, 503)
-LEVELS, COUNTERS = 40, 60  # of the machinery, about as many as a worker has
-MACHINERY = Machinery({f"level|{n}": 1.0 for n in range(LEVELS)}, {f"counter|{n}": 1.0 for n in range(COUNTERS)})
+LEVELS, COUNTERS = 40, 60  # of the runtime, about as many as a worker has
+STATISTICS = RuntimeStatistics(
+    {f"level|{n}": 1.0 for n in range(LEVELS)}, {f"counter|{n}": 1.0 for n in range(COUNTERS)}
+)
 KILLED = 0.1  # of the workers that end do so without a word
 SHOWN = (1, 2, 4, 8, 12, 16, 20, 24)  # hours
-OLDER = "UPDATE metrics_workers SET seen_at = seen_at - interval '1 minute' WHERE worker <> ''"
+OLDER = "UPDATE vestibule.metrics_workers SET seen_at = seen_at - interval '1 minute' WHERE worker <> ''"
 SIZES = """
-SELECT (SELECT count(*) FROM metrics_workers), (SELECT count(*) FROM metrics_slices),
-       (SELECT sum(octet_length(sketch) + octet_length(route) + octet_length(worker) + 40) FROM metrics_slices)
+SELECT (SELECT count(*) FROM vestibule.metrics_workers), (SELECT count(*) FROM vestibule.metrics_slices),
+       (SELECT sum(octet_length(histogram) + octet_length(route) + octet_length(worker) + 40)
+        FROM vestibule.metrics_slices)
 """
 
 
 @dataclass(slots=True)
 class Worker:
-    """One API worker: its tally, its aggregator, and the requests after which it is replaced."""
+    """One API worker: its totals, its aggregator, and the requests after which it is replaced."""
 
-    tally: Tally
+    totals: Totals
     aggregator: MetricsAggregator
     left: int
 
@@ -61,9 +65,9 @@ class Worker:
 class Day:
     """A day of traffic over the real stores."""
 
-    def __init__(self, quick: RedisMetrics, ledger: PostgresMetrics, options: argparse.Namespace) -> None:
-        self._quick = quick
-        self._ledger = ledger
+    def __init__(self, live_store: RedisMetrics, lasting: PostgresMetrics, options: argparse.Namespace) -> None:
+        self._live_store = live_store
+        self._lasting = lasting
         self._options = options
         self._dice = random.Random(7)  # noqa: S311 - the same day in every run
         self.now = 1_800_000_000.0
@@ -75,9 +79,9 @@ class Day:
 
     def _worker(self) -> Worker:
         self.born += 1
-        tally = Tally(f"api-{1 + self.born % self._options.workers}.{self.born:08x}")
-        aggregator = MetricsAggregator(tally, self._quick, self._ledger, lambda: MACHINERY, lambda: self.now)
-        return Worker(tally, aggregator, self._options.max_requests)
+        totals = Totals(f"api-{1 + self.born % self._options.workers}.{self.born:08x}")
+        aggregator = MetricsAggregator(totals, self._live_store, self._lasting, lambda: STATISTICS, lambda: self.now)
+        return Worker(totals, aggregator, self._options.max_requests)
 
     async def minute(self, requests: int) -> None:
         """Let each worker count its share and write, replace those that have served their time."""
@@ -86,11 +90,11 @@ class Day:
             while share > 0:
                 worker = self.workers[place]
                 part = min(share, worker.left)
-                worker.tally.count(self._observations(part), self.now)
+                worker.totals.count(self._observations(part), self.now)
                 worker.left -= part
                 share -= part
                 self.counted += part
-                await worker.aggregator.handle([Letter(Tick())])
+                await worker.aggregator.handle([Envelope(Tick())])
                 if not worker.left:
                     if self._dice.random() >= KILLED:
                         await worker.aggregator.stopped()
@@ -105,7 +109,7 @@ class Day:
 
     def live(self) -> set[str]:
         """Return the names of the workers that run."""
-        return {worker.tally.worker for worker in self.workers}
+        return {worker.totals.worker for worker in self.workers}
 
 
 def grow_older(client: Any, live: set[str]) -> None:  # noqa: ANN401 - redis-py's types are of both of its clients
@@ -138,14 +142,16 @@ def redis_sizes(client: Any) -> tuple[int, int, float]:  # noqa: ANN401 - as abo
 async def run(options: argparse.Namespace, redis_url: str, database_url: str) -> None:
     """Live through the hours and print what is kept at some of them."""
     async with AsyncExitStack() as stack:
-        quick = RedisMetrics(await stack.enter_async_context(Redis.open(redis_url)))
+        live_store = RedisMetrics(await stack.enter_async_context(Redis.open(redis_url)))
         postgres = await stack.enter_async_context(Postgres.open(database_url))
         client = stack.enter_context(sync_redis.Redis.from_url(redis_url))
-        ledger = PostgresMetrics(postgres)
-        day = Day(quick, ledger, options)
+        lasting = PostgresMetrics(postgres)
+        day = Day(live_store, lasting, options)
         empty = redis_sizes(client)[2]
         print(f"empty Redis: {empty:.2f} MB used")
-        print(f"{'hour':>4}{'observations':>14}{'workers so far':>16}{'keys':>7}{'keys MB':>9}{'used MB':>9}  ledger")
+        print(
+            f"{'hour':>4}{'observations':>14}{'workers so far':>16}{'keys':>7}{'keys MB':>9}{'used MB':>9}  PostgreSQL"
+        )
         minutes, begun = options.hours * 60, process_time()
         for minute in range(1, minutes + 1):
             await day.minute(options.observations * minute // minutes - day.counted)
@@ -156,17 +162,17 @@ async def run(options: argparse.Namespace, redis_url: str, database_url: str) ->
                 ((workers, slices, held),) = await postgres.run(SIZES)
                 print(
                     f"{minute // 60:4}{day.counted:14,}{day.born:16}{keys:7}{size / 1e6:9.2f}{used - empty:9.2f}"
-                    f"  {workers} workers, {slices} sketches, {int(held or 0) / 1e6:.2f} MB",
+                    f"  {workers} workers, {slices} histograms, {int(held or 0) / 1e6:.2f} MB",
                     flush=True,
                 )
-        await check(day, ledger)
+        await check(day, lasting)
         print(f"CPU of the aggregators: {1e6 * (process_time() - begun) / day.counted:.1f} µs an observation")
 
 
-async def check(day: Day, ledger: PostgresMetrics) -> None:
+async def check(day: Day, lasting: PostgresMetrics) -> None:
     """End the run with a line unless every observation is still counted."""
-    holdings = await ledger.read(0, [worker.tally.worker for worker in day.workers])
-    totals = summed(together(holdings.reports).values(), holdings.folded)
+    stored = await lasting.read(0, [worker.totals.worker for worker in day.workers])
+    totals = summed(together(stored.reports).values(), stored.folded)
     counted = sum(number for name, number in totals.items() if name.startswith("requests|"))
     if counted != day.counted:
         raise SystemExit(f"counted {counted:,.0f} of {day.counted:,}")
@@ -182,15 +188,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--max-requests", type=int, default=10_000, help="after which a worker is replaced")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as undo:
-        redis_server, postgres = EmbeddedRedis(Path(folder)), EmbeddedPostgres(Path(folder), fast=True)
-        servers: tuple[ServerProcess, ...] = (redis_server, postgres)
-        for server in servers:
-            pid = server.start()
-            undo.callback(stop, pid, server.stop_signal)
-            server.wait_ready(pid)
+    with tempfile.TemporaryDirectory(prefix="vestibule-bench-", dir="/tmp") as folder, ExitStack() as undo:
+        redis_server, postgres = EmbeddedRedis(Path(folder)), EmbeddedPostgres(Path(folder))
+        for server in (redis_server, postgres):
+            undo.callback(end, server, begin(server))
         migrate(postgres.url)
         anyio.run(run, options, redis_server.url, postgres.url)
+
+
+def begin(server: ServerProcess) -> int:
+    """Start a server and return its pid once it answers."""
+    parent = os.getpid()
+    pid = fork(lambda: server.become(parent))
+    server.wait_ready(pid)
+    return pid
+
+
+def end(server: ServerProcess, pid: int) -> None:
+    """Stop it."""
+    os.kill(pid, server.stop_signal)
+    os.waitpid(pid, 0)
 
 
 if __name__ == "__main__":

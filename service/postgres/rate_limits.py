@@ -30,30 +30,30 @@ SELECT pg_advisory_xact_lock(22101, lock) FROM (
 # A ticket that is there already is admitted again, so that a repeat counts once. Of the newest uses, as many as the
 # limit, the oldest is the one whose end makes room.
 DECIDE: Final = """
-WITH moment AS MATERIALIZED (SELECT clock_timestamp() AS at),
+WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
 asked AS (
     SELECT * FROM unnest(%(buckets)s::text[], %(limits)s::integer[], %(seconds)s::double precision[])
         WITH ORDINALITY AS a (bucket, most, seconds, place)
 ), verdict AS MATERIALIZED (
     SELECT NOT EXISTS (
-        SELECT FROM asked a, moment m WHERE a.most <= (
-            SELECT count(*) FROM vestibule.rate_limits u WHERE u.bucket = a.bucket AND u.expires_at >= m.at
+        SELECT FROM asked a, clock c WHERE a.most <= (
+            SELECT count(*) FROM vestibule.rate_limits u WHERE u.bucket = a.bucket AND u.expires_at >= c.now
         ) AND NOT EXISTS (SELECT FROM vestibule.rate_limits u WHERE u.bucket = a.bucket AND u.ticket = %(ticket)s)
     ) AS admitted
 ), counted AS (
     INSERT INTO vestibule.rate_limits (bucket, ticket, expires_at)
-    SELECT a.bucket, %(ticket)s, m.at + make_interval(secs => a.seconds) FROM asked a, moment m, verdict v
+    SELECT a.bucket, %(ticket)s, c.now + make_interval(secs => a.seconds) FROM asked a, clock c, verdict v
     WHERE v.admitted AND %(count)s
     ON CONFLICT DO NOTHING
     RETURNING bucket, expires_at
 ), uses AS (
-    SELECT bucket, expires_at FROM vestibule.rate_limits u, moment m
-    WHERE u.bucket = ANY(%(buckets)s) AND u.expires_at >= m.at
+    SELECT bucket, expires_at FROM vestibule.rate_limits u, clock c
+    WHERE u.bucket = ANY(%(buckets)s) AND u.expires_at >= c.now
     UNION ALL SELECT bucket, expires_at FROM counted
 )
 SELECT v.admitted, a.most - newest.used,
-       coalesce(extract(epoch FROM newest.first_end - m.at)::double precision + 0.000001, 0)
-FROM asked a, moment m, verdict v, LATERAL (
+       coalesce(extract(epoch FROM newest.first_end - c.now)::double precision + 0.000001, 0)
+FROM asked a, clock c, verdict v, LATERAL (
     SELECT count(*)::integer AS used, min(live.expires_at) AS first_end
     FROM (SELECT expires_at FROM uses WHERE bucket = a.bucket ORDER BY expires_at DESC LIMIT a.most) AS live
 ) AS newest

@@ -92,7 +92,7 @@ class Reader:
     async def _lasting_figures(
         self, oldest: int, reported: StoredReports | None
     ) -> tuple[tuple[StoredReports, Business, MailFigures], bool]:
-        """Return what the database holds, and whether that is of this moment."""
+        """Return what the database holds, and whether it was read just now."""
         known = [report.worker for report in reported.reports] if reported else []
         try:
             lasting = await self._lasting.read(oldest, [*known, self._totals.worker])

@@ -22,7 +22,7 @@ COUNTED_ASIDE = ("forwarded_untrusted", LOG_LINES_DROPPED)  # shown from the sta
 def runtime(
     supervisor: Supervisor, decisions: Decisions, postgres: Postgres, redis: Redis, aside: Mapping[str, int]
 ) -> RuntimeStatistics:
-    """Return the levels of this moment and the counters since the start; `aside` are those that no part here keeps."""
+    """Return the current levels and the counters since the start; `aside` are those that no part here keeps."""
     levels: dict[str, float] = {
         "breaker_open|postgres": float(postgres.breaker.statistics().is_open),
         "breaker_open|redis": float(redis.statistics().is_open),

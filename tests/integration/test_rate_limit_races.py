@@ -34,7 +34,7 @@ MICROSECONDS = 1_000_000
 
 
 class RedisStore:
-    """Windows in Redis, and the moments of its uses in microseconds by Redis' clock."""
+    """Windows in Redis, and the times of its uses in microseconds by Redis' clock."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -51,7 +51,7 @@ class RedisStore:
         return PREFIX + bucket.key
 
     def uses(self) -> set[tuple[str, str, int]]:
-        """Return bucket, ticket and moment of what counts now."""
+        """Return bucket, ticket and time of what counts now."""
         keys = list(self._observer.scan_iter(PREFIX + "*"))
         found = [
             (key, cast("list[tuple[str, float]]", self._observer.zrange(key, 0, -1, withscores=True))) for key in keys
@@ -61,7 +61,7 @@ class RedisStore:
 
 
 class PostgresStore:
-    """Windows in Postgres, and the moments of its uses in microseconds by Postgres' clock."""
+    """Windows in Postgres, and the times of its uses in microseconds by Postgres' clock."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -78,7 +78,7 @@ class PostgresStore:
         return bucket.key
 
     def uses(self) -> set[tuple[str, str, int]]:
-        """Return bucket, ticket and moment of what counts now."""
+        """Return bucket, ticket and time of what counts now."""
         return set(
             self._observer.execute(
                 "SELECT bucket, ticket, (extract(epoch FROM expires_at) * 1000000)::bigint - 1000000"
@@ -158,7 +158,7 @@ def observe(uses: Callable[[], set[tuple[str, str, int]]], done: threading.Event
 def test_no_window_ever_holds_more_than_its_limit(store: RedisStore | PostgresStore, seed: int) -> None:
     """By the store's clock no closed second holds more uses than the limit, and no admission is missing or extra.
 
-    Who waits as long as it was told is admitted, whatever the others do.
+    A client that waits for as long as its refusal says is admitted, whatever the others do.
     """
     schedule = Schedule(seed)
     done = threading.Event()
@@ -181,12 +181,12 @@ def test_no_window_ever_holds_more_than_its_limit(store: RedisStore | PostgresSt
 
 def most_in_a_window(uses: set[tuple[str, str, int]]) -> dict[str, int]:
     """Return for each bucket the most uses that one closed window held."""
-    moments: dict[str, list[int]] = {}
-    for bucket, _, moment in uses:
-        moments.setdefault(bucket, []).append(moment)
+    times_of: dict[str, list[int]] = {}
+    for bucket, _, time_ in uses:
+        times_of.setdefault(bucket, []).append(time_)
     return {
         bucket: max(sum(start <= at <= start + MICROSECONDS for at in times) for start in times)
-        for bucket, times in moments.items()
+        for bucket, times in times_of.items()
     }
 
 

@@ -45,12 +45,12 @@ class Store:
 @asynccontextmanager
 async def fake() -> AsyncIterator[Store]:
     """Give the fake, whose clock the test moves."""
-    moment = [1000.0]
+    now = [1000.0]
 
     async def wait(seconds: float) -> None:
-        moment[0] += seconds
+        now[0] += seconds
 
-    yield Store(FakeRateLimits(lambda: moment[0]), wait)
+    yield Store(FakeRateLimits(lambda: now[0]), wait)
 
 
 @asynccontextmanager
@@ -264,7 +264,7 @@ async def test_no_buckets_admit(store: Store) -> None:
 
 
 async def test_sixteen_at_once_share_one_window(store: Store) -> None:
-    """Of sixteen callers at the same moment exactly the limit is admitted."""
+    """Of sixteen callers at once exactly the limit is admitted."""
     mine = bucket()
     admitted: list[bool] = []
 

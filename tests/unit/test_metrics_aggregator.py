@@ -132,7 +132,7 @@ async def test_the_lasting_store_gets_what_has_changed_and_after_an_outage_all_t
 
 
 async def test_an_idle_worker_writes_to_the_lasting_store_now_and_then() -> None:
-    """Without requests it shows there that it lives, but not each second; the live store hears of it each second."""
+    """Without requests it shows there that it lives, but not each second; to the live store it writes each second."""
     site = Site()
     worker = site.worker()
     for _ in range(20):
@@ -162,7 +162,7 @@ async def test_with_one_store_away_the_other_answers(away: str) -> None:
 
 
 async def test_with_both_stores_away_the_reading_process_tells_how_it_stands() -> None:
-    """What it finds away is shown now, when nobody can be told by way of a store."""
+    """What it finds away is shown now, while no store can show it."""
     site = Site()
     standing = RuntimeStatistics({"breaker_open|postgres": 0.0})
     reader = Reader(Totals("r"), site.live, site.lasting, site.lasting, lambda: site.now, runtime=lambda: standing)
@@ -262,7 +262,7 @@ async def test_latencies_leave_the_window_and_totals_do_not() -> None:
 
 
 async def test_levels_are_those_of_live_workers() -> None:
-    """A level is the newest that its worker has told; those of a silent worker are not shown."""
+    """A level is the newest that its worker has written; those of a silent worker are not shown."""
     site = Site(runtime=RuntimeStatistics({"mailbox_waiting|a": 3}, {"restarts|a": 2}))
     worker = site.worker("one")
     await worker.tick()

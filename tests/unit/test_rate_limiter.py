@@ -115,7 +115,7 @@ async def test_an_outage_refuses_and_passes() -> None:
 
 
 async def test_a_lost_give_back_refuses_nobody() -> None:
-    """A give-back that finds the stores away is counted as lost; those who ask beside it are served."""
+    """A give-back that finds the stores away is counted as lost; other requests of its batch are served."""
     windows = FakeRateLimits(anyio.current_time)
     decisions = Decisions()
     async with limiter(windows, decisions) as address:
