@@ -76,8 +76,10 @@ SETTINGS: Final = (
     "SET {0} extra_float_digits = 1",
     "SET {0} jit = off",  # compiling takes longer than any statement
 )
+# A plan is made once for each statement, and finds its rows by an index even if the tables are small when it is made.
 SET_SESSION: Final = """
-{}; SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off
+{}; SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off;
+SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off
 """.format("; ".join(SETTINGS).format("SESSION"))
 BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 SET_LOCAL: Final = "; ".join(SETTINGS).format("LOCAL").split("; ")
