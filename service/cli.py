@@ -377,7 +377,7 @@ def main() -> int:
     try:
         vestibule.main(standalone_mode=False)
         sys.stdout.flush()
-    except (click.Abort, KeyboardInterrupt):  # told to stop before anything was accepted: an orderly end
+    except (click.Abort, KeyboardInterrupt):  # a stop before anything was accepted: an orderly end
         return 0
     except Exception as error:  # noqa: BLE001 - the edge: no traceback, whose texts may hold what a user typed
         return _explain(error)

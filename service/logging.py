@@ -100,7 +100,7 @@ class LogWriter:
     """A bounded queue of lines and the thread that writes them, of one process.
 
     `write` never blocks, and its line leaves GATHER_SECONDS later. Without room it is dropped and counted, and the
-    count is told in a line of its own as soon as there is room again. Without a thread (`threaded=False`, for a
+    count is written in a line of its own as soon as there is room again. Without a thread (`threaded=False`, for a
     process that forks) a line is written at once if the descriptor can take it and dropped if not. After a fork the
     child makes a writer of its own; there the parent's does nothing.
     """

@@ -25,7 +25,7 @@ NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class BadEnvironment(CannotStart):
-    """The machine refuses what a server needs; the text is one line that tells the operator what to mend."""
+    """The machine refuses what a server needs; the text is one line that tells the operator what to change."""
 
 
 @contextmanager
@@ -34,14 +34,8 @@ def one_line(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BadEnvironment(explain(error, path)) from None
-
-
-def explain(error: OSError, path: Path) -> str:
-    """Return one line about a refusal of the operating system."""
-    if error.errno in NO_SPACE:
-        return no_space(path)
-    return f"cannot write to {path}: {error.strerror or type(error).__name__}"
+        reason = f"cannot write to {path}: {error.strerror or type(error).__name__}"
+        raise BadEnvironment(no_space(path) if error.errno in NO_SPACE else reason) from None
 
 
 def no_space(path: Path) -> str:
@@ -64,10 +58,10 @@ def ensure(folder: Path) -> Path:
     return folder
 
 
-def locked(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
-    """Lock an open file for this descriptor and those inherited from it; False when somebody else has it."""
+def locked(descriptor: int) -> bool:
+    """Lock an open file for this descriptor and those inherited from it; False when another process has it."""
     try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -120,7 +114,7 @@ FILE = "code_keys"
 
 
 def kept_keys(data_dir: Path) -> dict[str, bytes]:
-    """Return the keys of DATA_DIR/code_keys, made at the first call; whoever calls at the same time gets the same.
+    """Return the keys of DATA_DIR/code_keys, made at the first call; calls at the same time return the same keys.
 
     Raises BadEnvironment when the file cannot be written or does not hold keys: making new ones would kill every code
     that is on its way.
@@ -134,7 +128,7 @@ def kept_keys(data_dir: Path) -> dict[str, bytes]:
     try:
         return TypeAdapter(CodeKeys).validate_python(text)
     except ValidationError:
-        raise BadEnvironment(f"{path} does not hold keys as kid:base64,…: mend it or remove it") from None
+        raise BadEnvironment(f"{path} does not hold keys as kid:base64,…: correct it or remove it") from None
 
 
 def _make(path: Path) -> None:

@@ -67,7 +67,7 @@ def inside(folder: Path) -> dict[int, str]:
             if (entry / "cwd").readlink() == folder:
                 title = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
                 found[int(entry.name)] = title
-        except OSError:  # it has ended, or it is somebody else's
+        except OSError:  # it has ended, or belongs to another user
             continue
     return {pid: title for pid, title in found.items() if title}
 
@@ -82,12 +82,13 @@ FREE_BYTES = 1_000_000  # with less than that on the disk no server starts
 class ServerProcess(ABC):
     """One server under DATA_DIR, which may be started again from the same object after it has ended.
 
-    `start` and `ready` are all that a master needs; it waits for the pid itself, sends `stop_signal` to stop it and
-    SIGKILL when that takes too long. Nothing is touched before `start`, so an object may also stand for a server that
+    The supervisor's child calls `become`; the supervisor waits for the pid, sends `stop_signal` to stop it and SIGKILL
+    when that takes too long. Nothing is touched before `become`, so an object may also stand for a server that
     already runs. While any process of a server lives, its lock is held and no second one can start.
     """
 
     name: ClassVar[str]
+    setting: ClassVar[str]  # that names such a server which runs elsewhere
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
 
     def __init__(self, data_dir: Path) -> None:
@@ -104,10 +105,10 @@ class ServerProcess(ABC):
 
     @abstractmethod
     def prepare(self) -> Program:
-        """Make or mend what is on disk and return what to execute; runs under the lock. Raises BadEnvironment."""
+        """Make or repair what is on disk and return what to execute; runs under the lock. Raises BadEnvironment."""
 
     def evict(self) -> None:  # noqa: B027 - most leave nothing
-        """End what a killed server has left running; called while somebody holds the lock."""
+        """End what a killed server has left running; called while another process holds the lock."""
 
     @property
     def log(self) -> Path:

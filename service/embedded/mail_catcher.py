@@ -140,7 +140,7 @@ KEPT_PORT = "catcher.port"
 class MailCatcher(ServerProcess):
     """The catcher under DATA_DIR/mails, which keeps its port from start to start."""
 
-    name = "catcher"
+    name, setting = "catcher", "mail_url"
 
     @property
     def folder(self) -> Path:
@@ -215,10 +215,10 @@ async def _serve(listener: socket.socket, folder: Path) -> None:
             timeout=IDLE_SECONDS,
         )
 
-    loop, told = asyncio.get_running_loop(), asyncio.Event()
+    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
     await loop.create_server(connection, sock=listener, backlog=BACKLOG)
-    loop.add_signal_handler(signal.SIGTERM, told.set)
-    await told.wait()  # from Python 3.12 on `serve_forever` would end with the last client, whatever it was told
+    loop.add_signal_handler(signal.SIGTERM, stopped.set)
+    await stopped.wait()  # from Python 3.12 on `serve_forever` would wait for the last client
 
 
 def _listen(first: int) -> socket.socket:

@@ -33,7 +33,7 @@ class Unreachable(CannotStart):
 
 
 def describe(settings: Settings, mode: str, step: str) -> dict[str, Any]:
-    """Return the supervisor's plan; raises CannotStart for a mistake that no wait would mend."""
+    """Return the supervisor's plan; raises CannotStart for a mistake that waiting does not repair."""
     if mode != "up":
         mistakes(resolve(settings))
     elif step == "start":

@@ -123,7 +123,6 @@ SETTINGS = {
     "log_error_verbosity": "terse",  # a DETAIL would quote addresses, a STATEMENT too
     "log_min_error_statement": "panic",
 }
-FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "autovacuum": "off"}
 STATUS_LINE = 7  # of postmaster.pid, counted from 0 (PostgreSQL's pidfile.h)
 MAINTENANCE = "postgres"
 EXISTS = "SELECT 1 FROM pg_database WHERE datname = %(name)s"
@@ -131,17 +130,16 @@ CREATE = "CREATE DATABASE vestibule"
 
 
 class EmbeddedPostgres(ServerProcess):
-    """PostgreSQL under DATA_DIR/postgres with a database `vestibule`; durable unless `fast`, which is for tests.
+    """PostgreSQL under DATA_DIR/postgres with a database `vestibule`.
 
-    Every connection is trusted, so the socket lies in a folder of mode 0700: whoever reaches it owns the files anyhow.
+    Every connection is trusted: the socket lies in a folder that only the owner of the files can enter.
     """
 
-    name = "postgres"
+    name, setting = "postgres", "database_url"
     stop_signal: ClassVar[signal.Signals] = signal.SIGINT  # ends its connections; SIGTERM would wait for the clients
 
-    def __init__(self, data_dir: Path, *, fast: bool = False, connections: int = CONNECTIONS) -> None:
+    def __init__(self, data_dir: Path, connections: int = CONNECTIONS) -> None:
         super().__init__(data_dir)
-        self._fast = fast
         self._connections = connections
 
     @property
@@ -152,10 +150,9 @@ class EmbeddedPostgres(ServerProcess):
     @property
     def url(self) -> str:
         """Where clients reach it, through the socket's folder."""
-        return self.url_of(DATABASE)
+        return self._url(DATABASE)
 
-    def url_of(self, database: str) -> str:
-        """Return the URL of another database of this server."""
+    def _url(self, database: str) -> str:
         return f"postgresql://{USER}@/{database}?host={quote(str(self._sockets()), safe='')}"
 
     def ready(self) -> bool:
@@ -163,7 +160,7 @@ class EmbeddedPostgres(ServerProcess):
         if not self._says_ready():
             return False
         try:
-            with psycopg.connect(self.url_of(MAINTENANCE), connect_timeout=2, autocommit=True) as connection:
+            with psycopg.connect(self._url(MAINTENANCE), connect_timeout=2, autocommit=True) as connection:
                 if connection.execute(EXISTS, {"name": DATABASE}).fetchone() is None:
                     connection.execute(CREATE)
         except psycopg.OperationalError:
@@ -206,7 +203,7 @@ class EmbeddedPostgres(ServerProcess):
 
     def _settings(self) -> dict[str, str]:
         own = {"unix_socket_directories": str(self._sockets()), "max_connections": str(self._connections)}
-        return SETTINGS | own | (FAST if self._fast else {})
+        return SETTINGS | own
 
     def _scratch(self) -> Path:
         new = self.data_dir / "postgres.new"
@@ -223,7 +220,7 @@ class EmbeddedPostgres(ServerProcess):
     def _initialise(self, initdb: Path, new: Path, identity: Identity) -> None:
         """Make the cluster aside and rename it: what is called `postgres` is whole, whenever the power went."""
         _own(new, identity.owner)
-        argv = [str(initdb), "-D", str(new), "-U", USER, *INITDB, *(["--no-sync"] if self._fast else [])]
+        argv = [str(initdb), "-D", str(new), "-U", USER, *INITDB]
         with tempfile.TemporaryFile() as output:
             if run(Program(argv, ENVIRONMENT, identity.enter), output.fileno()) != 0:
                 output.seek(0)

@@ -33,7 +33,7 @@ SETTINGS = {
 class EmbeddedRedis(ServerProcess):
     """Valkey under DATA_DIR/valkey; what it has acknowledged is written before it answers, and synced each second."""
 
-    name = "valkey"
+    name, setting = "valkey", "redis_url"
 
     @property
     def folder(self) -> Path:

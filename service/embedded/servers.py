@@ -45,27 +45,16 @@ class Servers:
 
 def embedded(settings: Settings) -> list[ServerProcess]:
     """Return what `up` has to start for the URLs that are not set, in the order of the start; starts nothing."""
-    processes: list[ServerProcess] = []
-    if settings.database_url is None:
-        workers = CONNECTIONS_A_PROCESS * (settings.workers + settings.mail_workers)
-        connections = max(FEWEST_CONNECTIONS, workers + SPARE_CONNECTIONS)
-        processes.append(EmbeddedPostgres(settings.data_dir, connections=connections))
-    if settings.redis_url is None:
-        processes.append(EmbeddedRedis(settings.data_dir))
-    if settings.mail_url is None:
-        processes.append(MailCatcher(settings.data_dir))
-    return processes
+    workers = CONNECTIONS_A_PROCESS * (settings.workers + settings.mail_workers)
+    connections = max(FEWEST_CONNECTIONS, workers + SPARE_CONNECTIONS)
+    data_dir = settings.data_dir
+    processes = EmbeddedPostgres(data_dir, connections), EmbeddedRedis(data_dir), MailCatcher(data_dir)
+    return [process for process in processes if getattr(settings, process.setting) is None]
 
 
 def gather(settings: Settings, processes: Sequence[ServerProcess]) -> Servers:
     """Return where all servers are, once those that `embedded` returned have been started."""
-    urls = {process.name: process.url for process in processes}
-    return Servers(
-        database_url=plain(settings.database_url) or urls[EmbeddedPostgres.name],
-        redis_url=plain(settings.redis_url) or urls[EmbeddedRedis.name],
-        mail_url=plain(settings.mail_url) or urls[MailCatcher.name],
-        code_keys=code_keys(settings),
-    )
+    return _servers(settings, {process.setting: process.url for process in processes})
 
 
 def announce(settings: Settings, servers: Servers, supervisor: int) -> None:
@@ -81,13 +70,17 @@ def announce(settings: Settings, servers: Servers, supervisor: int) -> None:
 
 def resolve(settings: Settings) -> Servers:
     """Return where the servers are: as set, else as a running `up` in DATA_DIR has announced; raises ServersMissing."""
-    own = {name: plain(getattr(settings, name)) for name in URLS}
-    missing = [name for name, url in own.items() if url is None]
+    missing = [name for name in URLS if getattr(settings, name) is None]
     announced = _announced(settings.data_dir) if missing else {}
     if announced is None:
         names = ", ".join(f"VESTIBULE_{name.upper()}" for name in missing)
         raise ServersMissing(f"no {names} and no running `vestibule up` in {settings.data_dir}")
-    urls = {name: url or announced[name] for name, url in own.items()}
+    return _servers(settings, announced)
+
+
+def _servers(settings: Settings, others: Mapping[str, str]) -> Servers:
+    """Join the URLs that are set with others, by the names of their settings."""
+    urls = {name: plain(getattr(settings, name)) or others[name] for name in URLS}
     return Servers(**urls, code_keys=code_keys(settings))
 
 
@@ -103,9 +96,9 @@ def plain(url: SecretStr | None) -> str | None:
 
 def _announced(data_dir: Path) -> dict[str, str] | None:
     try:
-        told = json.loads((data_dir / FILE).read_text(encoding="utf-8"))
-        if told["supervisor"] != holder(data_dir):  # it is gone, and its servers with it
+        announced = json.loads((data_dir / FILE).read_text(encoding="utf-8"))
+        if announced["supervisor"] != holder(data_dir):  # it is gone, and its servers with it
             return None
-        return {name: str(told[name]) for name in URLS}
+        return {name: str(announced[name]) for name in URLS}
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -65,7 +65,7 @@ def test_postgres_keeps_what_it_committed_through_kill_9(data_dir: Path) -> None
 
 def test_postgres_is_closed_to_others_and_its_log_names_no_address(data_dir: Path) -> None:
     """Every connection is trusted, so the folder of the socket admits its owner alone."""
-    server = EmbeddedPostgres(data_dir, fast=True)
+    server = EmbeddedPostgres(data_dir)
     with served(server):
         (socket,) = (data_dir / "run" / "pg").glob(".s.PGSQL.*[0-9]")
         assert socket.parent.stat().st_mode & 0o077 == 0
@@ -82,7 +82,7 @@ def test_postgres_starts_over_what_others_left(data_dir: Path) -> None:
     """A long DATA_DIR, an initdb that was killed, and a postmaster.pid that names another living process."""
     folder = data_dir / ("long" * 20) / ("name" * 20)
     (folder / "postgres.new" / "base").mkdir(parents=True)
-    server = EmbeddedPostgres(folder, fast=True)
+    server = EmbeddedPostgres(folder)
     with served(server) as pid:
         first = server.url
         kill(pid)
@@ -90,7 +90,7 @@ def test_postgres_starts_over_what_others_left(data_dir: Path) -> None:
     file = server.folder / "postmaster.pid"
     lines = file.read_text(encoding="utf-8").split("\n")
     file.write_text("\n".join([str(os.getpid()), *lines[1:]]), encoding="utf-8")
-    again = EmbeddedPostgres(folder, fast=True)
+    again = EmbeddedPostgres(folder)
     with served(again):
         assert again.url == first
         assert run(again, "SELECT 1") == [(1,)]
@@ -102,17 +102,17 @@ def test_postgres_starts_over_what_others_left(data_dir: Path) -> None:
 
 def test_a_second_launcher_is_refused_and_harms_nothing(data_dir: Path) -> None:
     """The second start ends with one line that says so, and the first server goes on."""
-    server = EmbeddedPostgres(data_dir, fast=True)
+    server = EmbeddedPostgres(data_dir)
     with served(server) as pid:
         with pytest.raises(BadEnvironment, match="already running"):
-            EmbeddedPostgres(data_dir, fast=True).become(os.getpid())
+            EmbeddedPostgres(data_dir).become(os.getpid())
         assert run(server, "SELECT 1") == [(1,)]
         assert not ended(pid)
 
 
 def test_postgres_dies_with_the_process_that_started_it(data_dir: Path) -> None:
     """When a forked parent is killed, no process of the server is left five seconds later."""
-    server = EmbeddedPostgres(data_dir, fast=True)
+    server = EmbeddedPostgres(data_dir)
     read, write = os.pipe()
     parent = os.fork()
     if parent == 0:
@@ -133,7 +133,7 @@ def test_root_runs_it_as_nobody(data_dir: Path) -> None:
     closed = data_dir / "closed"
     closed.mkdir(mode=0o700)
     os.chown(closed, ANOTHER_USER, ANOTHER_USER)
-    server = EmbeddedPostgres(closed / "data", fast=True)
+    server = EmbeddedPostgres(closed / "data")
     with served(server):
         run(server, "CREATE TABLE kept AS SELECT 42 AS answer")
         assert server.folder.stat().st_uid == NOBODY
