@@ -12,6 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from service.cli import vestibule
+from service.setting_values import Trusted
 from service.settings import PREFIX, Settings, load
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +56,7 @@ def test_documented_defaults_are_the_defaults(name: str) -> None:
     """The default as written, given to the service, changes nothing."""
     written = rows()[name.upper()]
     if written in {"unset", "empty"}:
-        assert not getattr(Settings(), name)
+        assert getattr(Settings(), name) in {None, (), Trusted()}
         return
     given = load({PREFIX + name.upper(): written.strip("`")})
     assert getattr(given, name) == getattr(Settings(), name)
@@ -117,7 +118,7 @@ def test_diagrams_are_of_known_kinds() -> None:
     """Each mermaid block begins with a kind of diagram and closes every block that it opens."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```mermaid\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert len(blocks) >= 6
+    assert len(blocks) >= 3
     for block in blocks:
         assert block.split()[0] in DIAGRAMS
         opened = re.findall(r"^\s*(?:subgraph|alt|loop|opt|par)\b", block, re.MULTILINE)

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 NOT_COUNTED = ROOT / "ops" / "bench"
 GROWTH = 1.05
-REACHED = {"actors": 2330, "service": 8700, "ops": 800, "tests": 15500}  # lines of code
+REACHED = {"actors": 2330, "service": 8700, "ops": 800, "tests": 16400}  # lines of code
 FOLDER, MODULE, FUNCTION = 14, 400, 40  # at most: modules in a folder, lines of code in a module and in a function
 SILENT = {
     tokenize.COMMENT,
