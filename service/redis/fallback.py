@@ -48,7 +48,10 @@ class RateLimitsFallback:
             return await self._decide_in_postgres(asked, redis_asked=outage.asked)
 
     async def give_back(self, given: Sequence[tuple[tuple[Bucket, ...], str]]) -> None:
-        """Remove tickets from wherever they may be counted; from Redis after its outage, if it is away."""
+        """Remove tickets from wherever they may be counted; from Redis after its outage, if it is away.
+
+        One that another worker is telling Redis of at the same time stays counted until its window has passed.
+        """
         try:
             await self._redis.give_back(given)
         except RedisUnavailable:
@@ -88,11 +91,13 @@ class RateLimitsFallback:
             self._behind = anyio.Event()
 
     async def _decide_in_postgres(self, asked: Sequence[WindowRequest], *, redis_asked: bool) -> list[Admission]:
-        self._in_postgres += 1
-        self._behind.set()
         if redis_asked:
             self._owe({request.ticket: request.buckets for request in asked if request.count})
-        admissions = await self._postgres.decide(asked)
+        try:
+            admissions = await self._postgres.decide(asked)
+        finally:  # not before: catching up meanwhile would miss these
+            self._in_postgres += 1
+            self._behind.set()
         for admission in admissions:
             if admission.admitted:
                 self._owed.pop(admission.ticket, None)
