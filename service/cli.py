@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from actors.domain.mail import MailState
 from service.processes.listener import CannotStart
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ def mail() -> None:
 
 
 @mail.command("list")
-@click.option("--state", help="Only mails in this state.")
+@click.option("--state", type=click.Choice([state.value for state in MailState]), help="Only mails in this state.")
 @click.option("--since", help="Created since: 90s, 30m, 2h, 1d ago, or a time.")
 @click.option("--limit", type=click.IntRange(1, MOST_LISTED), default=100, show_default=True)
 @hidden
