@@ -9,11 +9,15 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from service.settings import load, shown
 from tests.servers.ports import free_ports
+
+if TYPE_CHECKING:
+    from tests.servers.smtp import SmtpServer
 
 PORT = free_ports(2)
 NOBODY = "127.0.0.1:9"  # the discard port: nothing listens there
@@ -163,8 +167,12 @@ def test_an_unreachable_database_is_named_without_its_password(tmp_path: Path, w
     refused(ended, 1, "VESTIBULE_DATABASE_URL", "127.0.0.1")
 
 
-def test_check_says_of_each_server_what_is_wrong(tmp_path: Path, database: str, valkey: str) -> None:
-    """A line a server, and 1 when one fails."""
+def test_check_says_of_each_server_what_is_wrong(tmp_path: Path, database: str, valkey: str, smtp: SmtpServer) -> None:
+    """A line a server, and 1 when one fails; a test mail is sent on request."""
+    urls = {"DATABASE_URL": database, "REDIS_URL": valkey, "MAIL_URL": smtp.url}
+    ended = vestibule(tmp_path, "check", "--send-to", "ann@example.com", **urls)
+    assert (ended.code, ended.out) == (0, "database: ok\nredis: ok\nmail server: ok\n")
+    assert [mail.recipients for mail in smtp.wait_for(1)] == [("ann@example.com",)]
     urls = {"DATABASE_URL": database, "REDIS_URL": valkey, "MAIL_URL": f"smtp://u:hidden@{NOBODY}"}
     ended = vestibule(tmp_path, "check", **urls)
     assert ended.out.splitlines()[:2] == ["database: ok", "redis: ok"]
