@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import ceil
+from zlib import compress
 
 import pytest
 from hypothesis import given
@@ -59,7 +60,7 @@ def test_count_sum_and_extremes_are_exact_and_survive_packing(values: list[float
         assert (histogram.low, histogram.high) == (min(values), max(values))
 
 
-@given(st.binary(max_size=60))
+@given(st.binary(max_size=60).map(compress))
 def test_bytes_that_are_no_histogram_raise_value_error_or_read_as_one(data: bytes) -> None:
     """Foreign bytes never raise anything else, and what they read as answers without an error."""
     try:
@@ -94,8 +95,8 @@ def test_memory_is_bounded_whatever_is_counted() -> None:
     assert len(histogram.pack()) < 9000
 
 
-@pytest.mark.parametrize("data", [b"short", histogram_of([1.0]).pack()[:-1], histogram_of([]).pack() + b"\x80"])
+@pytest.mark.parametrize("data", [b"short", histogram_of([1.0]).pack()[:-1], compress(bytes(23)), compress(bytes(25))])
 def test_damaged_bytes_raise_value_error(data: bytes) -> None:
-    """Bytes that were cut are told from a histogram."""
+    """Bytes that were cut, or hold something else, are no histogram."""
     with pytest.raises(ValueError, match="not a packed histogram"):
         Histogram.unpack(data)
