@@ -48,7 +48,7 @@ def kill_in_the_middle(service: Site, name: str) -> None:
 def admitted(service: Site) -> int:
     """Return how many windows of limits hold a use: each client here has an address of its own."""
     with redis.Redis.from_url(service.redis.url) as client:
-        return sum(1 for _ in client.scan_iter("vestibule:*:register:*"))
+        return sum(1 for _ in client.scan_iter("vestibule:limit:*"))
 
 
 def repeated(service: Site, name: str) -> Answer:

@@ -24,7 +24,6 @@ SETTINGS = {
     "CORS_ORIGINS": f"{SHOP},http://localhost:3000",
     "TRUSTED_PROXIES": f"{PROXY}/32,10.0.0.0/8,fd00::/8",
     "REGISTER_LIMIT": "2/hour",
-    "INVALID_LIMIT": "off",
 }
 OPS = ["/metrics", "/api/v1/metrics", "/dev/mail"]
 PEOPLE = count(1)
