@@ -60,11 +60,11 @@ class Stores:
             "answers": ("expires_at",),
         }.items():
             shifted = ", ".join(f"{column} = {column} - make_interval(secs => %(seconds)s)" for column in columns)
-            await self.postgres.run(f"UPDATE vestibule.{table} SET {shifted}", {"seconds": seconds})  # type: ignore[arg-type]  # noqa: S608 - constants of this file
+            await self.postgres.run(f"UPDATE vestibule.{table} SET {shifted}", {"seconds": seconds})  # noqa: S608 - constants of this file
 
     async def rows(self, sql: str) -> list[tuple[object, ...]]:
         """Read anything."""
-        return await self.postgres.run(sql, reading=True)  # type: ignore[arg-type]  # a test's own constant
+        return await self.postgres.run(sql, reading=True)  # a test's own constant
 
 
 @pytest.fixture
