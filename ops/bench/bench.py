@@ -25,7 +25,7 @@ from client import Answer, Connection, Load, closed_loop, probe
 from machine import Ceiling, bcrypt_ceiling, cpu_seconds, free_ports, processes, pss_megabytes
 from report import Row, show
 
-from service.embedded.caught_mails import KEPT, list_mails
+from service.embedded.mail_catcher import KEPT, list_mails
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -38,15 +38,15 @@ BARE_PORT = PORT + 1
 PASSWORD = "correct horse battery staple"  # noqa: S105 - of accounts that live for a minute
 WARM_UP = 20  # registrations: the pools are filled, and the mail worker has been imported
 START_SECONDS, MAILS_SECONDS = 30.0, 60.0
-OPEN = ("REGISTER", "ACTIVATE", "PASSWORD", "PASSWORD_CLIENT", "INVALID", "BASIC")
+OPEN = ("REGISTER", "ACTIVATE", "PASSWORD", "PASSWORD_CLIENT", "BASIC")
 CODE_LINE = re.compile(r"^\s*(\d{6})\s*$", re.MULTILINE)
 
 
 class Bench:
     """One service at one cost, and the rows that were measured on it."""
 
-    def __init__(self, master: int, cost: int, ceiling: Ceiling, data_dir: Path) -> None:
-        self.master = master
+    def __init__(self, supervisor: int, cost: int, ceiling: Ceiling, data_dir: Path) -> None:
+        self.supervisor = supervisor
         self.cost = cost
         self.ceiling = ceiling
         self.data_dir = data_dir
@@ -79,14 +79,14 @@ class Bench:
 
     async def _measured(self, what: str, connections: int, count: int, ask: Ask, *, mails: bool) -> Row:
         stop = asyncio.Event()
-        before = cpu_seconds(self.master)
+        before = cpu_seconds(self.supervisor)
         async with asyncio.TaskGroup() as group:
             livez = group.create_task(probe(Connection(HOST, PORT), "/livez", stop))
             load: Load = await closed_loop([Connection(HOST, PORT) for _ in range(connections)], count, ask)
             stop.set()
         if mails:
             await all_mailed(len(self.accounts))
-        after = cpu_seconds(self.master)
+        after = cpu_seconds(self.supervisor)
         used = {role: (after[role] - before.get(role, 0.0)) * 1000 / count for role in after}
         used["api"] = used.get("api", 0.0) - 1000 * self.ceiling.cpu_seconds
         return Row(
@@ -137,6 +137,7 @@ async def service(cost: int, loop: str, ceiling: Ceiling, **others: str) -> Asyn
             "VESTIBULE_ALLOW_WEAK_HASH": "1",
             "VESTIBULE_CODE_LIMITS": "off",
             "VESTIBULE_CODE_TTL_SECONDS": "900",
+            "VESTIBULE_CODE_MAX_AGE_SECONDS": "1800",
             "VESTIBULE_LOOP": loop,
             **{f"VESTIBULE_{name}": value for name, value in others.items()},
         }
@@ -206,7 +207,7 @@ async def run(options: argparse.Namespace) -> tuple[list[Row], dict[str, object]
             await bench.registrations(8, WARM_UP)
             rows += [await bench.registrations(connections, count) for connections in (8, 32)]
             rows.append(await bench.activations(8))
-            sizes = [pss_megabytes(pid) for pid, role in processes(bench.master).items() if role == "api"]
+            sizes = [pss_megabytes(pid) for pid, role in processes(bench.supervisor).items() if role == "api"]
             facts[f"PSS of each API worker, MB, cost {cost}"] = [round(size, 1) for size in sizes]
     return rows, facts
 

@@ -15,7 +15,16 @@ from time import perf_counter, process_time
 import bcrypt
 import psutil
 
-ROLES = {"postgres": "postgres", "valkey-server": "valkey", "vestibule worker": "mail worker", "catcher": "catcher"}
+ROLES = {  # by a part of the command line or of the process title
+    "postgres": "postgres",
+    "valkey-server": "valkey",
+    "catcher": "catcher",
+    "vestibule mail worker": "mail worker",
+    "vestibule api worker": "api",
+    "vestibule generation": "generation",
+    "vestibule supervisor": "supervisor",
+    "hypercorn": "api",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,23 +76,22 @@ def bcrypt_ceiling(cost: int, seconds: float) -> Ceiling:
         return Ceiling(done / (perf_counter() - begun), (process_time() - used) / done)
 
 
-def processes(master: int) -> dict[int, str]:
-    """Return the role of each process below the master: `api` for a forked worker."""
+def processes(supervisor: int) -> dict[int, str]:
+    """Return the role of each process below the supervisor."""
     roles = {}
-    for process in psutil.Process(master).children(recursive=True):
+    for process in psutil.Process(supervisor).children(recursive=True):
         try:
             command = " ".join(process.cmdline()) or process.name()
         except psutil.Error:
             continue
-        matching = (role for mark, role in ROLES.items() if mark in command)
-        roles[process.pid] = next(matching, "api" if "vestibule" in command else "other")
+        roles[process.pid] = next((role for mark, role in ROLES.items() if mark in command), "other")
     return roles
 
 
-def cpu_seconds(master: int) -> dict[str, float]:
-    """Return the CPU seconds that each role has used since its processes started, the master's own included."""
+def cpu_seconds(supervisor: int) -> dict[str, float]:
+    """Return the CPU seconds that each role has used since its processes started, the supervisor's own included."""
     used: dict[str, float] = {}
-    for pid, role in {master: "master", **processes(master)}.items():
+    for pid, role in {supervisor: "supervisor", **processes(supervisor)}.items():
         try:
             times = psutil.Process(pid).cpu_times()
         except psutil.Error:

@@ -42,13 +42,13 @@ async def livez(connection: Connection, _: int) -> Answer:
     return await connection.request("GET", "/livez")
 
 
-async def microseconds(port: int, master: int, requests: int) -> float:
+async def microseconds(port: int, supervisor: int, requests: int) -> float:
     """Return the worker's CPU time of one request."""
-    before = cpu_seconds(master)["api"]
+    before = cpu_seconds(supervisor)["api"]
     load = await closed_loop([Connection(HOST, port) for _ in range(CONNECTIONS)], requests, livez)
     if load.statuses != {200: requests}:
         raise SystemExit(f"not all were answered: {load.statuses}")
-    return (cpu_seconds(master)["api"] - before) / requests * 1e6
+    return (cpu_seconds(supervisor)["api"] - before) / requests * 1e6
 
 
 async def measure(rounds: int, requests: int) -> dict[str, list[float]]:
