@@ -93,7 +93,7 @@ def views_agree(story: Story) -> None:
 @when("they register while the mail server knows nobody of that name")
 def register_unknown(story: Story, services: Services) -> None:
     """Have the recipient refused for good."""
-    services.mail_server.answer("550 5.1.1 no such user", at="RCPT")
+    services.mail_server.know_nobody(story.person.email)
     assert story.person.register().outcome == "201"
 
 

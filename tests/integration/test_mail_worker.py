@@ -40,7 +40,7 @@ KEY: Final = b"1" * 32
 KEYRING: Final = Keyring({"k1": KEY})
 POLICY: Final = CodePolicy(attempts=5, ttl_seconds=60, max_age_seconds=900, cooldown_seconds=30, budgets=())
 WORKER: Final = [*command("worker"), "--supervised"]
-PATIENCE: Final = 15.0
+PATIENCE: Final = 60.0
 
 
 class Workers:

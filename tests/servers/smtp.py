@@ -65,6 +65,7 @@ class SmtpServer:
         self.connections = 0
         self._login = login
         self._tricks: deque[_Trick] = deque()
+        self._unknown: set[str] = set()
         self._news = threading.Condition()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="smtp", daemon=True)
@@ -95,6 +96,10 @@ class SmtpServer:
     def answer(self, reply: str, *, at: Stage = "DATA", times: int = 1) -> None:
         """Give the reply, such as `451 4.3.0 later`, instead of taking the mail, to the next so many mails."""
         self._tricks.extend([_Trick(at, reply=reply)] * times)
+
+    def know_nobody(self, recipient: str) -> None:
+        """Refuse this recipient for good, whoever else gets mail meanwhile."""
+        self._unknown.add(recipient)
 
     def stall(self, *, at: Stage = "DATA") -> None:
         """Say nothing to the next mail until `go_on`, then take it."""
@@ -135,7 +140,7 @@ class SmtpServer:
         self, server: SMTP, _session: Session, envelope: Envelope, address: str, _options: list[str]
     ) -> str:
         """Take a recipient."""
-        reply = await self._play("RCPT", server)
+        reply = "550 5.1.1 no such user" if address in self._unknown else await self._play("RCPT", server)
         if reply is None:
             envelope.rcpt_tos.append(address)
         return reply or "250 2.1.5 recipient"
