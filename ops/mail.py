@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Lists owed mails, shows one, sends some again: `vestibule mail` over HTTP, for whoever has no shell on the host."""
+"""Lists owed mails, shows one, sends some again: `vestibule mail` over HTTP, for those without a shell on the host."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tests.browser.place import Place
 
-DESK: ViewportSize = {"width": 1280, "height": 930}
+SCREEN: ViewportSize = {"width": 1280, "height": 930}
 PHONE: ViewportSize = {"width": 390, "height": 1300}
 FORM: ViewportSize = {"width": 640, "height": 620}
 COURSE_SECONDS = 58.0  # of a minute, which is what a young page shows
@@ -36,7 +36,7 @@ def pictures(launched: Browser, place: Place, folder: Path, seconds: float) -> l
         made.append(folder / f"{name}.png")
         page.screenshot(path=made[-1], animations="disabled")
 
-    light = context_of(launched, viewport=DESK, color_scheme="light")
+    light = context_of(launched, viewport=SCREEN, color_scheme="light")
     page = light.new_page()
     sign_in(page, place.url, TOKEN)
     with crowd(place):

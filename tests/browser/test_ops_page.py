@@ -80,7 +80,7 @@ def test_reading_can_be_paused(tab: Page, developers: Place) -> None:
 
 
 def test_the_token_opens_a_session_that_scripts_cannot_read(tab: Page, guarded: Place) -> None:
-    """A stranger is asked for the token; what the browser keeps is not it, and only the browser sends it."""
+    """Without a session the token is asked for; what the browser keeps is not it, and only the browser sends it."""
     tab.context.clear_cookies()
     tab.goto(f"{guarded.url}/ops")
     assert tab.url == f"{guarded.url}/ops/session"

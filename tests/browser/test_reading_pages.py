@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 PAGES = ["/", "/docs", "/problems/weak-password", "/dev/mail", "/ops"]
 PHONE: ViewportSize = {"width": 360, "height": 740}
-DESK: ViewportSize = {"width": 1280, "height": 800}
+SCREEN: ViewportSize = {"width": 1280, "height": 800}
 
 
 def test_the_reader_of_the_description_leads_to_each_call(tab: Page, developers: Place) -> None:
@@ -52,7 +52,7 @@ def test_pages_fit_a_phone(tab: Page, developers: Place, path: str) -> None:
 def test_all_text_is_easy_to_read(tab: Page, developers: Place, path: str, scheme: str) -> None:
     """Every text has a contrast of 4.5 to what lies behind it (WCAG 2.2, 1.4.3), in light and in dark."""
     tab.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
-    tab.set_viewport_size(DESK)
+    tab.set_viewport_size(SCREEN)
     tab.goto(developers.url + path)
     expect(tab.get_by_role("heading", level=1)).to_be_visible()
     assert faint_texts(tab) == []

@@ -39,7 +39,7 @@ def code_of_the_caught_mail(tab: Page, place: Place, address: str) -> str:
     return code[0]
 
 
-def test_a_stranger_gets_an_active_account(tab: Page, developers: Place) -> None:
+def test_a_new_person_gets_an_active_account(tab: Page, developers: Place) -> None:
     """The form, the code of the mail, and the account is active; the password is forgotten."""
     address = developers.address()
     fill(tab, developers, address)

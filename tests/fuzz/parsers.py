@@ -1,4 +1,4 @@
-"""What strangers can write, generated, and what the four readers of it may make of it: a value or a refusal."""
+"""What anybody can send, generated, and what the four readers may make of it: a value or a refusal."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ FEW = 300
 
 @pytest.mark.parametrize("name", READERS)
 def test_no_input_breaks_a_reader(name: str) -> None:
-    """Whatever a stranger writes is read or refused, never anything else."""
+    """Any input is read or refused, never anything else."""
     assert fuzz(name, FEW, start=7) >= FEW
 
 
