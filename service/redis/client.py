@@ -85,7 +85,6 @@ class Redis:
         self._threads = threads
         self._aside_threads = aside
         self._breaker = Breaker(stalls=STALLS, refusals=REFUSALS)
-        self._returns: list[Callable[[], Callable[[redis.Redis], object]]] = []
         self._refusal = ""
 
     @classmethod
@@ -123,13 +122,6 @@ class Redis:
             self._refusal = refusal(error)
             raise RedisUnavailable(asked=True) from None  # the texts of errors can hold keys and arguments
 
-    def before_return(self, prepare: Callable[[], Callable[[redis.Redis], object]]) -> None:
-        """Have work done in Redis after an outage and before anyone else is let through.
-
-        `prepare` is called on the loop and gives the work for the thread; work that fails keeps the outage going.
-        """
-        self._returns.append(prepare)
-
     def statistics(self) -> BreakerStatistics:
         """Return whether Redis is away, and how often it has been."""
         return self._breaker.statistics()
@@ -140,13 +132,8 @@ class Redis:
         return work(self._client)
 
     async def _probe(self) -> None:
-        await self._aside(probe)
-        for prepare in self._returns:
-            await self._aside(prepare())
-
-    async def _aside(self, work: Callable[[redis.Redis], object]) -> None:
         try:
-            await self._aside_threads.run(partial(work, self._client))
+            await self._aside_threads.run(partial(probe, self._client))
         except (*STALLS, *REFUSALS) as error:
             self._refusal = refusal(error)
             raise

@@ -120,17 +120,6 @@ async def test_nothing_is_sent_twice(own_valkey: ValkeyServer) -> None:
         assert await client.call(lambda r: r.get("written")) in {None, b"1"}
 
 
-async def test_what_is_owed_is_done_before_any_call_is_let_through(own_valkey: ValkeyServer) -> None:
-    """Work registered for the return has run in Redis when the first call passes."""
-    async with Redis.open(own_valkey.url) as client:
-        client.before_return(lambda: lambda r: r.set("debt", "settled"))
-        own_valkey.stall()
-        await unavailable(client)
-        own_valkey.resume()
-        await until_back(client)
-        assert await client.call(lambda r: r.get("debt")) == b"settled"
-
-
 def no_memory(operator: redis.Redis) -> None:
     """Let the server refuse every write."""
     operator.config_set("maxmemory", "1")
