@@ -76,6 +76,11 @@ chaos *arguments: _venv
 fuzz *arguments: _venv
     @exec {{ python }} -m tests.fuzz.fuzz "$@"
 
+# Change actors/ in some two thousand small ways and count the changes that no unit test notices: a quarter of an hour
+[no-exit-message]
+mutants *arguments: _venv
+    @exec {{ python }} -m tests.mutants "$@"
+
 # Show the metrics of a running service: just metrics --watch
 [no-exit-message]
 metrics *arguments: _venv
