@@ -6,6 +6,8 @@ set shell := ["sh", "-eu", "-c"]
 # The coverage that `just test` asks for, in per cent of lines and of branches: raise it, never lower it.
 actors_floor := "100"
 service_floor := "90"
+# The share of small changes to actors/ that a unit test must notice, in per cent: raise it, never lower it.
+mutants_floor := "90.4"
 
 python := ".venv/bin/python"
 pins := "uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header"
@@ -76,10 +78,10 @@ chaos *arguments: _venv
 fuzz *arguments: _venv
     @exec {{ python }} -m tests.fuzz.fuzz "$@"
 
-# Change actors/ in some two thousand small ways and count the changes that no unit test notices: a quarter of an hour
+# Change actors/ in small ways and count what no unit test notices: just mutants actors.signup --floor 0 --survivors
 [no-exit-message]
 mutants *arguments: _venv
-    @exec {{ python }} -m tests.mutants "$@"
+    @exec {{ python }} -m tests.mutants --floor {{ mutants_floor }} "$@"
 
 # Show the metrics of a running service: just metrics --watch
 [no-exit-message]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from tests.scheduling import Workshare
@@ -28,6 +29,10 @@ def pytest_configure() -> None:
     """Let SIGINT work: a run in the background ignores it, and so would every program that a test starts."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+hypothesis.settings.register_profile("shared", deadline=None)  # machines are: time says nothing about an input
+hypothesis.settings.load_profile("shared")
 
 
 @pytest.hookimpl(optionalhook=True)
