@@ -406,10 +406,14 @@ class SignUp:
     async def _authenticated(self, client: Client, credentials: Credentials) -> Account:
         """Check the password and count the call."""
         async with self._uniform_failure(client, credentials, InvalidCredentials):
-            account = await self._authentication.authenticate(client, credentials)
-            if self._strict and account.activated_at is None:
-                raise InvalidCredentials
+            account = self._shown(await self._authentication.authenticate(client, credentials))
         await self._limits.basic_call(client, account.email_key)
+        return account
+
+    def _shown(self, account: Account) -> Account:
+        """Return the account; in strict mode a pending one is like an unknown one."""
+        if self._strict and account.activated_at is None:
+            raise InvalidCredentials
         return account
 
     # -- strict mode --------------------------------------------------------------------------------------------------
