@@ -51,7 +51,11 @@ def test_a_fresh_clone_needs_python_and_pip_only(tmp_path: Path) -> None:
 
 def assert_up_ends_with_ctrl_c(command: list[str | Path], environment: dict[str, str], elsewhere: Path) -> None:
     """Start it from another folder; Ctrl-C ends it with 0, and its own last line is the last one."""
-    settings = environment | {"VESTIBULE_BIND": f"127.0.0.1:{free_ports(1)}", "VESTIBULE_LOG_LEVEL": "WARNING"}
+    settings = environment | {
+        "VESTIBULE_BIND": f"127.0.0.1:{free_ports(1)}",
+        "VESTIBULE_LOG_FORMAT": "text",
+        "VESTIBULE_LOG_LEVEL": "WARNING",
+    }
     with subprocess.Popen(
         command, env=settings, cwd=elsewhere, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as up:

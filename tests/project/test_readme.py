@@ -30,7 +30,7 @@ def service(tmp_path: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         bind = f"127.0.0.1:{free.getsockname()[1]}"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VESTIBULE_")}
-    environment |= {"VESTIBULE_BIND": bind, "VESTIBULE_LOG_LEVEL": "WARNING"}
+    environment |= {"VESTIBULE_BIND": bind, "VESTIBULE_LOG_FORMAT": "text", "VESTIBULE_LOG_LEVEL": "WARNING"}
     up = subprocess.Popen(
         [BIN / "vestibule", "up"],
         cwd=tmp_path,
