@@ -60,7 +60,7 @@ WITH wanted AS (
 ), added AS (
     INSERT INTO vestibule.accounts (id, email_key, email, password_hash, locale)
     SELECT id, email_key, email, password_hash, locale FROM wanted ORDER BY email_key
-    ON CONFLICT DO NOTHING
+    ON CONFLICT DO NOTHING -- of email_key: the first of two racing registrations wins
     RETURNING id, registration, created_at
 ), mailed AS (
     INSERT INTO vestibule.mails (id, account_id, registration, number, kind, key_id, expires_at, traceparent)
