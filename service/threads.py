@@ -45,7 +45,7 @@ class _Call:
         self._value: Any = None
         self._error: Exception | None = None
 
-    def settle(self, value: Any, error: Exception | None) -> None:  # noqa: ANN401 - typed again by Threads.run
+    def settle(self, value: Any, error: Exception | None) -> None:  # noqa: ANN401 - whatever the call returns - typed again by Threads.run
         if not self.done.is_set():
             self._value, self._error = value, error
             self.done.set()

@@ -78,7 +78,7 @@ async def measure(connection: psycopg.Connection, batch: int, count: int) -> Clo
     """Register so many accounts, and send their mails."""
     postgres, clocks = Direct(connection), Clocks(connection)
     accounts = PostgresAccounts(postgres, POLICY, "bench")  # type: ignore[arg-type]  # all that it uses is `run`
-    queue = PostgresMailQueue(postgres, POLICY, "bench")  # type: ignore[arg-type]
+    queue = PostgresMailQueue(postgres, POLICY, "bench")  # type: ignore[arg-type]  # as above
     for _ in range(count // batch):
         new = [_new_account() for _ in range(batch)]
         with clocks.of("look"):

@@ -53,7 +53,7 @@ def mail_worker(pipe: int) -> None:
     report(pipe, READY)
     while True:
         report(pipe, BEAT)
-        time.sleep(BEAT_SECONDS)
+        time.sleep(BEAT_SECONDS)  # the beat itself
 
 
 def main() -> int:

@@ -105,7 +105,7 @@ def test_a_reload_that_cannot_go_on_changes_nothing(service: Running) -> None:
             told = len(service.said())
             service.version.write_text(version, encoding="utf-8")
             service.hang_up()
-            wait_for(lambda told=told: "reload refused" in service.said()[told:], "the refusal")  # type: ignore[misc]
+            wait_for(lambda told=told: "reload refused" in service.said()[told:], "the refusal")  # type: ignore[misc]  # mypy cannot infer it
             assert reason in service.said()[told:].partition("reload refused")[2].splitlines()[0]
         wait_for(lambda: len(service.titled("generation")) == 1, "what was started has ended")
         service.version.write_text("v1", encoding="utf-8")

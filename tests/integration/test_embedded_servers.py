@@ -196,7 +196,7 @@ def test_a_full_disk_is_one_line(data_dir: Path, size: str | None) -> None:
         unshare = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"])]
         code, said = refusal(data_dir, *unshare, "sh", "-c", TMPFS, "sh", size, str(data_dir))
     if code == CANNOT_MOUNT:
-        pytest.skip("this machine lets us mount nothing")
+        pytest.skip("this machine lets us mount nothing")  # tried just now: a container may forbid it
     assert code == 1
     assert said.startswith(f"vestibule: no space left for {data_dir}")
     assert "\n" not in said

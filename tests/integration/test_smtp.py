@@ -289,13 +289,13 @@ class Controlled(Controller):
                     control.open -= 1
                     control.names.add(str(self.session.host_name if self.session else ""))
 
-        return Connection(self.handler, hostname="localhost", **self.options)  # type: ignore[arg-type]
+        return Connection(self.handler, hostname="localhost", **self.options)  # type: ignore[arg-type]  # of many types
 
 
 @contextmanager
 def controlled(**options: object) -> Iterator[Controlled]:
     """Run a server of the test's own."""
-    server = Controlled(free_ports(), **options)  # type: ignore[arg-type]
+    server = Controlled(free_ports(), **options)  # type: ignore[arg-type]  # as above
     server.start()
     try:
         yield server

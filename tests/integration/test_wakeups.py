@@ -128,7 +128,7 @@ def test_an_entry_of_another_program_stops_no_wake_ups(valkey: str, entry: dict[
 
     async def body() -> None:
         async with Ears.open(valkey) as ears:
-            await ears.access.call(lambda client: client.xadd(STREAM, entry))  # type: ignore[arg-type]
+            await ears.access.call(lambda client: client.xadd(STREAM, entry))  # type: ignore[arg-type]  # redis-py's dict
             await ears.hears_again()
 
     on_asyncio(body)

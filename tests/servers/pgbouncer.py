@@ -43,7 +43,7 @@ class PgBouncer:
     def __enter__(self) -> Self:
         """Start it and wait until it takes connections."""
         if PROGRAM is None:
-            pytest.skip("PgBouncer is not installed")
+            pytest.skip("PgBouncer is not installed")  # looked for above; CI installs it
         configuration, log = self._folder / "pgbouncer.ini", self._folder / "log"
         values = {"sockets": self._server.sockets, "user": USER, "port": self._port}
         configuration.write_text(CONFIGURATION.format(**values), encoding="utf-8")

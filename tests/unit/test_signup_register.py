@@ -345,7 +345,7 @@ async def test_an_account_deleted_during_its_registration_may_be_registered_agai
         flows.accounts.add = add  # type: ignore[method-assign]  # the operator's hand, between two statements
         with pytest.raises(NotAccepted):
             await flows.signup.register(client(), form())
-        flows.accounts.add = original  # type: ignore[method-assign]
+        flows.accounts.add = original  # type: ignore[method-assign]  # the fake is whole again
         await flows.signup.register(client(), form())
 
 

@@ -62,7 +62,7 @@ async def test_late_work_answers_at_the_next_step(autojump_clock: MockClock, flo
 
     async def slow(accounts: object) -> object:
         await trio.sleep(1.5 * UNIFORM_SECONDS)
-        return await original(accounts)  # type: ignore[arg-type]
+        return await original(accounts)  # type: ignore[arg-type]  # only handed on
 
     flows.accounts.add = slow  # type: ignore[assignment,method-assign]  # a slow database
     begun = trio.current_time()
