@@ -11,10 +11,11 @@ from uuid import UUID
 import anyio
 import pytest
 
-from actors.domain.mail import ClaimedMail, Deferred, MailKind, Rejected, ServerUnavailable
+from actors.domain.mail import Deferred, Rejected, ServerUnavailable
 from service.mail.http_api import NOT_THIS_MAIL
 from service.mail.transport import open_transport
 from service.settings import Settings
+from tests.fakes.mails import claimed
 from tests.servers.ports import free_ports
 
 if TYPE_CHECKING:
@@ -25,18 +26,7 @@ if TYPE_CHECKING:
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 CODE = "012345"
-MAIL = ClaimedMail(
-    id=UUID(int=1),
-    fence=1,
-    tries=1,
-    kind=MailKind.CODE,
-    account=UUID(int=2),
-    key_id="k1",
-    recipient="ada@bücher.example",
-    locale="de",
-    life_left=900.0,
-    created_at=datetime(2026, 1, 1, tzinfo=UTC),
-)
+MAIL = claimed(recipient="ada@bücher.example", locale="de")
 
 
 def with_transport(url: str, test: Callable[[MailTransport], Awaitable[None]]) -> None:

@@ -5,9 +5,8 @@ import ssl
 import subprocess
 import sys
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import anyio
 import pytest
@@ -15,10 +14,11 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.handlers import Sink
 from aiosmtpd.smtp import SMTP
 
-from actors.domain.mail import ClaimedMail, Deferred, MailKind, Rejected, ServerUnavailable
+from actors.domain.mail import ClaimedMail, Deferred, Rejected, ServerUnavailable
 from service.mail.smtp import CONNECTIONS
 from service.mail.transport import open_transport
 from service.settings import Settings
+from tests.fakes.mails import claimed
 from tests.servers.ports import free_ports
 from tests.servers.smtp import SmtpServer
 
@@ -35,18 +35,7 @@ SETTINGS = Settings(mail_from="Shop <shop@example.com>", mail_ehlo="mx.example.o
 
 def mail(recipient: str = "ada@example.com") -> ClaimedMail:
     """Return a mail that was claimed just now."""
-    return ClaimedMail(
-        id=uuid4(),
-        fence=1,
-        tries=1,
-        kind=MailKind.CODE,
-        account=UUID(int=2),
-        key_id="k1",
-        recipient=recipient,
-        locale="en",
-        life_left=900.0,
-        created_at=datetime(2026, 1, 1, tzinfo=UTC),
-    )
+    return claimed(id=uuid4(), recipient=recipient)
 
 
 def with_transport(url: str, test: Callable[[MailTransport], Awaitable[None]], backend: str = "uvloop") -> None:

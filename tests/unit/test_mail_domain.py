@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from uuid import UUID
-
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.domain.mail import BACKOFF_SECONDS, ClaimedMail, Deferred, MailKind, Rejected, backoff
-from tests.fakes.clock import NOON
+from actors.domain.mail import BACKOFF_SECONDS, Deferred, Rejected, backoff
+from tests.fakes.mails import claimed
 
 
 @given(tries=st.integers(1, 10_000), chance=st.floats(0, 1, exclude_max=True))
@@ -28,18 +26,7 @@ def test_the_first_pauses_are_short() -> None:
 
 def test_a_claimed_mail_does_not_show_its_recipient() -> None:
     """Its repr is safe in a log."""
-    mail = ClaimedMail(
-        id=UUID(int=1),
-        fence=1,
-        tries=1,
-        kind=MailKind.CODE,
-        account=UUID(int=2),
-        key_id="k1",
-        recipient="ada@example.com",
-        locale="en",
-        life_left=60.0,
-        created_at=NOON,
-    )
+    mail = claimed()
     assert "ada" not in repr(mail)
 
 

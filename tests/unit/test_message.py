@@ -3,22 +3,22 @@ from __future__ import annotations
 import email
 import re
 from dataclasses import replace
-from datetime import UTC, datetime
 from email.message import EmailMessage
 from email.policy import default
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.domain.mail import ClaimedMail, MailKind, Rejected
+from actors.domain.mail import MailKind, Rejected
 from service.mail.message import Messages, NotAnAddress, Sender, ascii_address, available_locales, nearest
 from service.mail.server import HttpProvider, SmtpServer, ehlo_name, parse
 from service.mail.transport import check
 from service.settings import Settings, SettingsError, load
+from tests.fakes.mails import claimed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,18 +26,7 @@ if TYPE_CHECKING:
     from service.mail.message import Message
 
 CODE = "012345"
-MAIL = ClaimedMail(
-    id=UUID(int=1),
-    fence=1,
-    tries=1,
-    kind=MailKind.CODE,
-    account=UUID(int=2),
-    key_id="k1",
-    recipient="ada@example.com",
-    locale="en",
-    life_left=900.0,
-    created_at=datetime(2026, 1, 1, tzinfo=UTC),
-)
+MAIL = claimed()
 LOCALES = ("en", "de")
 URL = "https://join.example.com/auth"
 MESSAGES = Messages(Settings(mail_from="Vestibule <no-reply@example.org>"))
