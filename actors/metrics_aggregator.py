@@ -15,14 +15,14 @@ import anyio
 from actors.domain.totals import first_slice, slice_of
 from actors.kit.actor import Actor
 from actors.kit.mailbox import MachineError, Offer
-from actors.ports import RuntimeStatistics
+from actors.metrics_ports import RuntimeStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from actors.domain.totals import Totals
     from actors.kit.mailbox import Address, Envelope
-    from actors.ports import LastingStore, LiveStore
+    from actors.metrics_ports import LastingStore, LiveStore
 
 TICK_SECONDS = 1.0  # a worker that is killed takes at most so much of its request counters with it
 ALIVE_SECONDS = 10.0  # how often an idle worker shows the lasting store that it lives

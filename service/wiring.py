@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from actors.kit.mailbox import Address
-    from actors.ports import RuntimeStatistics
+    from actors.metrics_ports import RuntimeStatistics
     from service.embedded.servers import Servers
     from service.settings import Settings
 

@@ -23,7 +23,7 @@ import redis as sync_redis
 from actors.domain.totals import SLICE_SECONDS, Totals, summed, together
 from actors.kit.mailbox import Envelope
 from actors.metrics_aggregator import MetricsAggregator, Tick
-from actors.ports import RuntimeStatistics
+from actors.metrics_ports import RuntimeStatistics
 from service.embedded.postgres import EmbeddedPostgres
 from service.embedded.redis import EmbeddedRedis
 from service.postgres.metrics import PostgresMetrics

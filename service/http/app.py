@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from actors.kit.background import BackgroundTasks
     from actors.kit.mailbox import Address
-    from actors.ports import MetricsReader
+    from actors.metrics_ports import MetricsReader
     from actors.signup import SignUp
     from service.http.health import Health
     from service.http.ops import MailAdmin

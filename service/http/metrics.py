@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from quart import Response
 
     from actors.domain.histogram import Histogram
-    from actors.ports import Metrics, MetricsReader
+    from actors.metrics_ports import Metrics, MetricsReader
 
 ERRORS = range(500, 600)
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from quart import Response
 
-    from actors.ports import Metrics
+    from actors.metrics_ports import Metrics
     from service.http.app import Parts
     from service.http.ops import OpsAccess
     from service.http.pages import Pages

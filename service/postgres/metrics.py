@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from actors.domain.totals import WINDOW_SECONDS, WorkerReport
-from actors.ports import Business, Delays, MailFigures, StoredReports
+from actors.metrics_ports import Business, Delays, MailFigures, StoredReports
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -7,7 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from actors.domain.totals import WorkerReport
-from actors.ports import StoredReports, StoreUnavailable
+from actors.metrics_ports import StoredReports
+from actors.ports import StoreUnavailable
 from service.redis.client import RedisUnavailable
 
 if TYPE_CHECKING:

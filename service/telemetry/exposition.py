@@ -18,7 +18,7 @@ from actors.domain.totals import BOUNDS, OVERFLOW
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from actors.ports import Metrics
+    from actors.metrics_ports import Metrics
 
 PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS_MEDIA = "application/openmetrics-text"

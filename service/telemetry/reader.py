@@ -10,13 +10,13 @@ import anyio
 
 from actors.domain.totals import Window, WorkerReport, first_slice, summed, together
 from actors.kit.mailbox import MachineError
-from actors.ports import Business, MailFigures, Metrics, RuntimeStatistics, StoredReports
+from actors.metrics_ports import Business, MailFigures, Metrics, RuntimeStatistics, StoredReports
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from actors.domain.totals import Totals
-    from actors.ports import BusinessFigures, LastingStore, LiveStore
+    from actors.metrics_ports import BusinessFigures, LastingStore, LiveStore
 
 FRESH_SECONDS = 0.25  # many readers at a time share one reading; far below the 2 s that the metrics may lag
 REDIS_AWAY = "Redis is away: request counters of other workers may lag by a second more."

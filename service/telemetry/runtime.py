@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from actors.ports import RuntimeStatistics
+from actors.metrics_ports import RuntimeStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

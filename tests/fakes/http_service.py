@@ -19,7 +19,8 @@ from actors.domain.user import State
 from actors.kit.background import BackgroundTasks
 from actors.kit.mailbox import Address, Mailbox
 from actors.metrics_aggregator import Observation
-from actors.ports import Business, Delays, MailFigures, Metrics, StoreUnavailable, WindowRequest
+from actors.metrics_ports import Business, Delays, MailFigures, Metrics
+from actors.ports import StoreUnavailable, WindowRequest
 from actors.signup import Activation, Profile, Progress, Registration, Resend, SignUp
 from service.embedded.mail_catcher import list_mails, read_mail
 from service.http.app import Parts, build

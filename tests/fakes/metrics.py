@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from actors.domain.totals import WorkerReport, summed, together
-from actors.ports import Business, MailFigures, StoredReports, StoreUnavailable
+from actors.metrics_ports import Business, MailFigures, StoredReports
+from actors.ports import StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from actors.ports import Business, MailFigures, Metrics
+from actors.metrics_ports import Business, MailFigures, Metrics
 from service.telemetry.exposition import OPENMETRICS, PLAIN
 from tests.fakes.http_client import problem
 from tests.fakes.http_service import FakeService, FixedReader, metrics

@@ -18,7 +18,8 @@ from actors.domain.totals import SLICE_SECONDS, Totals, WorkerReport, first_slic
 from actors.kit.mailbox import Envelope
 from actors.kit.supervisor import Supervisor
 from actors.metrics_aggregator import MetricsAggregator, Observation, Tick
-from actors.ports import Business, MailFigures, Metrics, StoreUnavailable
+from actors.metrics_ports import Business, MailFigures, Metrics
+from actors.ports import StoreUnavailable
 from actors.rate_limiter import Decisions
 from service.postgres.metrics import PostgresMetrics
 from service.postgres.pool import Postgres
@@ -32,7 +33,7 @@ from tests.fakes.metrics import MemoryLastingStore, MemoryLiveStore
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from actors.ports import StoredReports
+    from actors.metrics_ports import StoredReports
 
 NOW = 1_800_000_000.0
 NOBODY = "redis://127.0.0.1:23998"

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from actors.domain.totals import Totals
-from actors.ports import Business, Delays, MailFigures, Metrics
+from actors.metrics_ports import Business, Delays, MailFigures, Metrics
 from service.telemetry.exposition import COUNTERS, LEVELS, exposition
 
 DEPLOY = Path(__file__).resolve().parents[2] / "ops" / "deploy"

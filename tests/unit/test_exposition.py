@@ -14,7 +14,7 @@ from tests.fakes.http_service import metrics
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from actors.ports import Metrics
+    from actors.metrics_ports import Metrics
 
 Sample = tuple[str, tuple[tuple[str, str], ...], float]
 

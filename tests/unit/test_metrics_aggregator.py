@@ -12,12 +12,13 @@ from actors.domain.totals import SLICE_SECONDS, WINDOW_SECONDS, Totals, slice_of
 from actors.kit.mailbox import Address, Envelope, Mailbox
 from actors.kit.supervisor import Supervisor
 from actors.metrics_aggregator import MetricsAggregator, Observation, Tick, ticking
-from actors.ports import Business, RuntimeStatistics, StoreUnavailable
+from actors.metrics_ports import Business, RuntimeStatistics
+from actors.ports import StoreUnavailable
 from service.telemetry.reader import DATABASE_AWAY, FRESH_SECONDS, REDIS_AWAY, Reader
 from tests.fakes.metrics import MemoryLastingStore, MemoryLiveStore
 
 if TYPE_CHECKING:
-    from actors.ports import Metrics
+    from actors.metrics_ports import Metrics
 
 REGISTER = "POST /api/v1/users/register"
 ACTIVATE = "POST /api/v1/users/activate"
