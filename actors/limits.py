@@ -10,6 +10,8 @@ from actors.domain.rate_limit import Bucket
 from actors.rate_limiter import Admit, GiveBack
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from actors.domain.code import Keyring
     from actors.domain.rate_limit import Admission, Reading, Rule
     from actors.kit.mailbox import Address
@@ -136,12 +138,7 @@ class ClientLimits:
         return (Bucket(rule, self._keyring.subject(email_key)),) if rule else ()
 
     def _of_pair(self, rule: Rule | None, client: Client, email_key: str) -> tuple[Bucket, ...]:
-        if rule is None:
-            return ()
-        return tuple(
-            Bucket(replace(rule, limit=rule.limit * factor), self._keyring.subject(network, email_key))
-            for network, factor in client.networks
-        )
+        return of_client(rule, client, lambda network: self._keyring.subject(network, email_key))
 
     async def _admit(self, client: Client, buckets: tuple[Bucket, ...]) -> None:
         admission = await self._ask(client, buckets)
@@ -156,8 +153,10 @@ class ClientLimits:
         return admission
 
 
-def of_client(rule: Rule | None, client: Client) -> tuple[Bucket, ...]:
+def of_client(rule: Rule | None, client: Client, subject: Callable[[str], str] = str) -> tuple[Bucket, ...]:
     """Return a rule's windows for the client: one for each of its networks, none for a limit that is off."""
     if rule is None:
         return ()
-    return tuple(Bucket(replace(rule, limit=rule.limit * factor), network) for network, factor in client.networks)
+    return tuple(
+        Bucket(replace(rule, limit=rule.limit * factor), subject(network)) for network, factor in client.networks
+    )

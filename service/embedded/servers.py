@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FILE = "servers.json"
 URLS = ("database_url", "redis_url", "mail_url")
-CONNECTIONS_A_PROCESS = 8  # a pool of 4, a listener, and as many again while a worker is replaced
+CONNECTIONS_A_PROCESS = 8  # one for each of 4 threads, and as many again beside it during a reload
 SPARE_CONNECTIONS = 40  # for operators, migrations and tests
 FEWEST_CONNECTIONS = 100
 

@@ -222,9 +222,8 @@ class Supervisor:
         else:
             service.child = None
             delay = service.backoff.delay(time.monotonic() - child.started)
-            service.due = (
-                time.monotonic() + delay if service.successor is None else math.inf
-            )  # the new one is simply it
+            successor = service.successor is not None  # it takes over
+            service.due = math.inf if successor else time.monotonic() + delay
 
     def _children(self) -> list[Child]:
         return [*(child for service in self._services for child in service.children()), *self._old]
