@@ -12,7 +12,6 @@ import json
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 from service.processes.listener import CannotStart
@@ -47,13 +46,14 @@ def plan() -> None:
 
 
 def mail_worker(pipe: int) -> None:
-    """Beat until SIGTERM."""
+    """Beat until SIGTERM, which is waited for: raised out of a handler, it also cut off what coverage does at exit."""
     set_title("mail worker")
-    signal.signal(signal.SIGTERM, lambda *_: version() == "stubborn" or sys.exit())
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     report(pipe, READY)
-    while True:
+    told = None
+    while not told or version() == "stubborn":
         report(pipe, BEAT)
-        time.sleep(BEAT_SECONDS)  # the beat itself
+        told = signal.sigtimedwait({signal.SIGTERM}, BEAT_SECONDS)
 
 
 def main() -> int:
