@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import socket
@@ -108,8 +107,6 @@ def connection_reason(error: BaseException) -> str:
     for kind, words in CONNECTION_WORDS:
         if any(isinstance(one, kind) for one in chain):
             return words
-    if any(f"[Errno {errno.ECONNREFUSED}]" in str(one) for one in chain):  # one error for several addresses of a host
-        return "connection refused"
     numbers = [one.errno for one in chain if isinstance(one, OSError) and one.errno]
     return os.strerror(numbers[0]).lower() if numbers else "connection closed by the server"
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import socket
 import ssl
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import anyio
-from aiosmtplib import SMTP, SMTPConnectResponseError, SMTPException, SMTPResponseException
+from aiosmtplib import (
+    SMTP,
+    SMTPAuthenticationError,
+    SMTPConnectResponseError,
+    SMTPException,
+    SMTPResponseException,
+)
 
 from actors.domain.mail import Deferred, Rejected, ServerUnavailable
 from service.mail.server import connection_reason
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from uuid import UUID
 
     from actors.domain.mail import ClaimedMail
@@ -22,13 +30,16 @@ if TYPE_CHECKING:
     from service.mail.server import SmtpServer
 
 CONNECTIONS = 8  # at once; fewer when the server refuses to serve so many
-CONNECT_SECONDS = 10.0
+CONNECT_SECONDS = 5.0  # for each address of the host: the next one may be alive
+LOG_IN_SECONDS = 60.0  # until mails can be sent: some servers greet late, to try whether a client is patient
 COMMAND_SECONDS = 30.0
 DATA_SECONDS = 120.0  # servers scan a mail for spam and viruses before they answer for it, some for a minute
-LONGEST_DIALOGUE_SECONDS = CONNECT_SECONDS + COMMAND_SECONDS + DATA_SECONDS  # beyond it a mail is sent in vain
+# Beyond it a mail is sent in vain: log-in, MAIL and RCPT, the content.
+LONGEST_DIALOGUE_SECONDS = LOG_IN_SECONDS + 2 * COMMAND_SECONDS + DATA_SECONDS
 IDLE_SECONDS = 30.0  # an unused connection is closed after it; servers cut it after a minute or five
 TIDY_SECONDS = 5.0
-PERMANENT, SERVICE_CLOSING = 500, 421
+SERVICE_CLOSING, PERMANENT, BAD_CREDENTIALS = 421, 500, 535
+ENOUGH_ON_THIS_CONNECTION = "4.5.3"  # RFC 3463: too many recipients, as counted by some over a connection
 
 ENHANCED = re.compile(r"[245]\.\d{1,3}\.\d{1,3}(?!\S)")  # RFC 3463
 UNSPECIFIC = {"5.0.0", "5.1.0", "5.7.0", "5.7.1"}  # the plain code and the text decide, where they may
@@ -52,6 +63,7 @@ WORDS = {  # for the enhanced code, else for the code
     "450": "mailbox busy",
     "451": "error at the server",
     "452": "no room at the server",
+    "454": "not available for now",
     "530": "authentication required",
     "534": "authentication mechanism too weak",
     "535": "authentication failed",
@@ -83,6 +95,7 @@ class SmtpTransport:
         self._ehlo_name = ehlo_name
         self._connections = anyio.CapacityLimiter(CONNECTIONS)
         self._idle: list[tuple[SMTP, float]] = []
+        self._reached: object = None  # the host's address that answered last
         self._tls = ssl.create_default_context() if server.security != "none" else None
 
     @classmethod
@@ -116,7 +129,8 @@ class SmtpTransport:
             async with self._connections:
                 client = self._reusable()
                 if client is not None:
-                    with suppress(_ConnectionLost):  # it went stale; what counts is what a new one says
+                    # It went stale or has served its share of mails; what counts is what a new one says.
+                    with suppress(_ConnectionLost, ServerUnavailable):
                         return await self._send_over(client, message, content)
                 try:
                     client = await self._connect()
@@ -136,54 +150,65 @@ class SmtpTransport:
         server = self._server
         client = SMTP(
             hostname=server.host,
-            port=server.port,
             use_tls=server.security == "tls",
             start_tls=False,  # below, where its failure can be told in words
             tls_context=self._tls,
             local_hostname=self._ehlo_name,
-            timeout=CONNECT_SECONDS,
+            timeout=COMMAND_SECONDS,
         )
         try:
-            await client.connect()
-            await self._log_in(client)
-        except ServerUnavailable:
-            client.close()
-            raise
-        except SMTPConnectResponseError as error:
-            kind = ServerUnavailable if error.code >= PERMANENT else _TooManyConnections
-            raise kind(_reason(error, "connect")) from None
-        except SMTPResponseException as error:
-            client.close()
-            raise ServerUnavailable(_reason(error, "log-in")) from None
-        except (SMTPException, OSError, ValueError) as error:
-            client.close()
-            raise ServerUnavailable(f"{connection_reason(error)} at connect") from None
+            with _stage("log-in"), anyio.fail_after(LOG_IN_SECONDS):
+                with _stage("connect"):
+                    await client.connect(sock=await self._reach())
+                with _stage("EHLO"):
+                    await client._ehlo_or_helo_if_needed()  # noqa: SLF001 - an old server knows no EHLO
+                if server.security == "starttls":
+                    with _stage("STARTTLS"):
+                        await _encrypt(client)
+                if server.user is not None:
+                    with _stage("AUTH"):
+                        await _log_in(client, server.user, server.password or "", clear=server.security == "none")
         except BaseException:
             client.close()
             raise
         return client
 
-    async def _log_in(self, client: SMTP) -> None:
+    async def _reach(self) -> socket.socket:
+        """Connect to the first address of the host that answers, the one of last time before the others."""
         server = self._server
-        await client._ehlo_or_helo_if_needed()  # noqa: SLF001 - an old server knows no EHLO
-        if server.security == "starttls":
-            if not client.supports_extension("starttls"):
-                raise ServerUnavailable("no STARTTLS offered")
-            await client.starttls()
-        if server.user is not None:
-            await client._ehlo_or_helo_if_needed()  # noqa: SLF001 - what was said in plain text does not count
-            if not client.supported_auth_methods:
-                raise ServerUnavailable("no AUTH offered that we know")
-            await client.login(server.user, server.password or "")
+        places = await anyio.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
+        failure: OSError | None = None
+        for family, kind, protocol, _, address in sorted(places, key=lambda place: place[4] != self._reached):
+            connection = socket.socket(family, kind, protocol)
+            try:
+                connection.settimeout(0)
+                with anyio.fail_after(CONNECT_SECONDS):
+                    await asyncio.get_running_loop().sock_connect(connection, address)
+            except OSError as error:
+                connection.close()
+                failure = error
+            except BaseException:
+                connection.close()
+                raise
+            else:
+                self._reached = address
+                return connection
+        raise failure or ConnectionRefusedError
 
     async def _send_over(self, client: SMTP, message: Message, content: bytes) -> None:
-        """Send over this connection and keep it for the next mail; one that was refused is reset first."""
+        """Send over this connection and keep it for the next mail, unless the server refused more than this mail.
+
+        What refuses for now may be mended meanwhile, and a server may show that to new connections only.
+        """
         kept = False
         try:
             await _transact(client, message, content)
             kept = True
-        except (Rejected, Deferred):
+        except Rejected:
             kept = await _reset(client)
+            raise
+        except Deferred:
+            await _quit(client)
             raise
         finally:
             if kept and client.is_connected:
@@ -204,6 +229,8 @@ class SmtpTransport:
         while True:
             await anyio.sleep(TIDY_SECONDS)
             await self._quit_unused(IDLE_SECONDS)
+            if self._connections.total_tokens < CONNECTIONS:
+                self._connections.total_tokens += 1  # it may serve more by now
 
     async def _quit_unused(self, seconds: float) -> None:
         """Quit the connections that have not been used for so long."""
@@ -211,9 +238,51 @@ class SmtpTransport:
         leaving = [client for client, since in self._idle if since <= until]
         self._idle = [(client, since) for client, since in self._idle if since > until]
         for client in leaving:
-            with suppress(SMTPException, OSError):
-                await client.quit(timeout=1)
-            client.close()
+            await _quit(client)
+
+
+@contextmanager
+def _stage(name: str) -> Iterator[None]:
+    """Raise ServerUnavailable, in words, for what fails in this stage of a connection's beginning."""
+    try:
+        yield
+    except SMTPConnectResponseError as error:
+        kind = ServerUnavailable if error.code >= PERMANENT else _TooManyConnections
+        raise kind(_reason(error, name)) from None
+    except SMTPResponseException as error:
+        raise ServerUnavailable(_reason(error, name)) from None
+    except (SMTPException, OSError, ValueError) as error:
+        raise ServerUnavailable(f"{connection_reason(error)} at {name}") from None
+
+
+async def _encrypt(client: SMTP) -> None:
+    """Go on under TLS, or not at all; what the server said in clear does not count afterwards."""
+    if not client.supports_extension("starttls"):
+        raise ServerUnavailable("no STARTTLS offered")
+    await client.starttls()
+    await client._ehlo_or_helo_if_needed()  # noqa: SLF001 - as above
+
+
+async def _log_in(client: SMTP, user: str, password: str, *, clear: bool) -> None:
+    """Log in by a mechanism that the server offers, with one guess at the password where it is the password.
+
+    Under TLS the plain mechanisms come first, as every server can check them. In clear CRAM-MD5 does, and its refusal
+    is not the last word: many a server offers it and has no password in a form that it could check.
+    """
+    plain = {"plain": client.auth_plain, "login": client.auth_login}
+    hashed = {"cram-md5": client.auth_crammd5}
+    mechanisms = hashed | plain if clear else plain | hashed
+    offered = [name for name in mechanisms if name in client.supported_auth_methods]
+    for name in offered:
+        try:
+            await mechanisms[name](user, password)
+        except SMTPAuthenticationError as error:
+            final = error.code == BAD_CREDENTIALS and name in plain
+            if final or name == offered[-1]:
+                raise
+        else:
+            return
+    raise ServerUnavailable("no AUTH offered that we know")
 
 
 async def _transact(client: SMTP, message: Message, content: bytes) -> None:
@@ -229,6 +298,12 @@ async def _transact(client: SMTP, message: Message, content: bytes) -> None:
     except (SMTPException, OSError) as error:
         reason = f"{connection_reason(error)} at {stage}"
         raise _lost(stage, reason) from None
+
+
+async def _quit(client: SMTP) -> None:
+    with suppress(SMTPException, OSError):
+        await client.quit(timeout=1)
+    client.close()
 
 
 async def _reset(client: SMTP) -> bool:
@@ -252,7 +327,8 @@ def _verdict(stage: str, error: SMTPResponseException) -> Exception:
     The sender is the same for all mails, and so are relaying, log-in and host name: an operator can mend those.
     """
     reason = _reason(error, stage)
-    if error.code == SERVICE_CLOSING:
+    enhanced = ENHANCED.match(error.message)
+    if error.code == SERVICE_CLOSING or (enhanced and enhanced[0] == ENOUGH_ON_THIS_CONNECTION):
         return _lost(stage, reason)
     if stage == "MAIL":
         return ServerUnavailable(reason)
@@ -274,4 +350,4 @@ def _reason(error: SMTPResponseException, stage: str) -> str:
     codes = [str(error.code), *([enhanced[0]] if enhanced else [])]
     words = [WORDS[code] for code in reversed(codes) if code in WORDS][:1]
     reason = " ".join([*codes, *words])
-    return reason if stage == "log-in" else f"{reason} at {stage}"
+    return reason if words and stage == "AUTH" else f"{reason} at {stage}"

@@ -24,7 +24,7 @@ from tests.servers.valkey import ValkeyServer
 from tests.servers.waiting import patience, titled, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from tests.faults.clients import Answer
 
@@ -175,11 +175,11 @@ def site(folder: Path, **settings: str) -> Iterator[Site]:
 
 
 @contextmanager
-def running_up(settings: dict[str, str], output: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `vestibule up` with these settings alone; kill what is left of it afterwards."""
+def running_up(settings: dict[str, str], output: Path, before: Sequence[str] = ()) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `vestibule up` with these settings alone; kill what is left of it afterwards. `before` becomes it."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith("VESTIBULE_")}
     environment = plain | {f"VESTIBULE_{name}": value for name, value in settings.items()}
-    program = [sys.executable, str(Path(sys.executable).with_name("vestibule")), "up"]
+    program = [*before, sys.executable, str(Path(sys.executable).with_name("vestibule")), "up"]
     with output.open("wb") as sink:
         process = subprocess.Popen(program, env=environment, stdout=sink, stderr=sink, start_new_session=True)
     try:

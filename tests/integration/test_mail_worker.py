@@ -425,7 +425,7 @@ def test_a_send_that_stalls_past_its_lease_stays_with_its_worker(workers: Worker
 # -- around it
 
 
-@pytest.mark.parametrize(("max_age", "needed"), [(900, 220), (120, 90)])
+@pytest.mark.parametrize(("max_age", "needed"), [(900, 300), (120, 90)])
 def test_a_code_leaves_with_its_minute_and_the_longest_dialogue_left_of_its_cap(max_age: int, needed: float) -> None:
     """Where the cap is short the dialogue gets half of what is beyond the minute, so that a new code can leave."""
     assert life_needed(Settings(code_max_age_seconds=max_age)) == needed
