@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NOT_COUNTED = ROOT / "ops" / "bench"
+NOT_COUNTED = {ROOT / "ops" / "bench", ROOT / "tests" / "compat"}
 GROWTH = 1.05
-REACHED = {  # lines of code, with what lies below; benchmarks aside
+REACHED = {  # lines of code, with what lies below; benchmarks and the table of set-ups aside
     "actors": 2260,
     "actors/domain": 555,
     "actors/kit": 313,
@@ -20,7 +20,7 @@ REACHED = {  # lines of code, with what lies below; benchmarks aside
     "service": 8622,
     "service/embedded": 847,
     "service/http": 2088,
-    "service/mail": 877,
+    "service/mail": 929,
     "service/postgres": 1261,
     "service/processes": 1184,
     "service/redis": 455,
@@ -51,7 +51,7 @@ Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 def modules(area: str) -> list[Path]:
     """Return the counted modules of a top-level folder."""
-    return [path for path in sorted((ROOT / area).rglob("*.py")) if NOT_COUNTED not in path.parents]
+    return [path for path in sorted((ROOT / area).rglob("*.py")) if NOT_COUNTED.isdisjoint(path.parents)]
 
 
 def lines_of_code(path: Path) -> set[int]:
