@@ -27,19 +27,19 @@ class Credentials:
     password: str = field(repr=False)
 
 
+@dataclass(kw_only=True, eq=False)
 class Authentication:
     """Checks passwords over the UserRegistry and the PasswordHasher, inside the client's limits of wrong ones."""
 
-    def __init__(self, *, registry: Address, hasher: Address, limits: ClientLimits, addresses: AddressReader) -> None:
-        self._registry = registry
-        self._hasher = hasher
-        self._limits = limits
-        self._addresses = addresses
+    registry: Address
+    hasher: Address
+    limits: ClientLimits
+    addresses: AddressReader
 
     def email_key(self, credentials: Credentials) -> str:
         """Return the key to look up; text that is no address has one that nobody can register."""
         try:
-            return self._addresses.read(credentials.email).key
+            return self.addresses.read(credentials.email).key
         except InvalidEmail:
             return f"\N{REPLACEMENT CHARACTER}{credentials.email}".replace("\0", "")
 
@@ -51,20 +51,20 @@ class Authentication:
         when the client's windows are full.
         """
         email_key = self.email_key(credentials)
-        guesses = self._limits.guesses(client, email_key)
-        await self._limits.check_guesses(client, guesses)
-        looked = await self._registry.ask(Look(email_key))
+        guesses = self.limits.guesses(client, email_key)
+        await self.limits.check_guesses(client, guesses)
+        looked = await self.registry.ask(Look(email_key))
         account, password = looked.account, Password.typed(credentials.password)
         hashed = account.password_hash if account is not None and password.hashable else None
         secret = password.secret if password.hashable else b""
-        right = await self._hasher.ask(Check(secret, hashed, guesses))
+        right = await self.hasher.ask(Check(secret, hashed, guesses))
         client.hashed_at = anyio.current_time()
         if account is None or not right:
-            await self._limits.read_guesses(client, guesses)  # what was read before does not know of this guess
+            await self.limits.read_guesses(client, guesses)  # what was read before does not know of this guess
             raise InvalidCredentials
         client.proven = True
         return account
 
     async def count_guess(self, client: Client, credentials: Credentials) -> None:
         """Count a call with the right password as if it had been wrong (strict mode)."""
-        await self._limits.count_guess(client, self._limits.guesses(client, self.email_key(credentials)))
+        await self.limits.count_guess(client, self.limits.guesses(client, self.email_key(credentials)))

@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, assert_never
+from typing import TYPE_CHECKING, TypeVar
 
-from actors.kit.actor import Actor, share_failure
-from actors.kit.mailbox import Ask, Offer
-from actors.ports import Missed, Redeemed, Registered
+from actors.kit.actor import Actor, only
+from actors.kit.mailbox import Offer
+from actors.ports import Issue, Redeem
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
-    from typing import TypeVar
     from uuid import UUID
 
     from actors.kit.mailbox import Envelope
-    from actors.ports import Accounts, NewIssue, Redemption, Wakeups
+    from actors.ports import Accounts, Wakeups
 
-    RequestT = TypeVar("RequestT", Redemption, NewIssue)
-
-
-@dataclass(frozen=True, slots=True)
-class Redeem(Ask[Redeemed | Missed | None]):
-    """Try to activate; None when the account has changed since it was looked up: look again and say why."""
-
-    redemption: Redemption
-
-
-@dataclass(frozen=True, slots=True)
-class Issue(Ask[Registered | None]):
-    """Owe a pending account one more code mail; None when the account has changed since it was looked up."""
-
-    issue: NewIssue
+AskT = TypeVar("AskT", Redeem, Issue)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +33,6 @@ class CodeIssuer(Actor[CodeMessage]):
     """Each kind of a batch costs one statement, and all its mails one pipeline."""
 
     name = "CodeIssuer"
-    refusals: ClassVar[tuple[type[Exception], ...]] = ()
 
     def __init__(self, accounts: Accounts, wakeups: Wakeups) -> None:
         self._accounts = accounts
@@ -56,34 +40,20 @@ class CodeIssuer(Actor[CodeMessage]):
 
     async def handle(self, envelopes: Sequence[Envelope[CodeMessage]]) -> None:
         """Redeem first: a code lives for a minute."""
-        redeems: list[tuple[Envelope[CodeMessage], Redemption]] = []
-        issues: list[tuple[Envelope[CodeMessage], NewIssue]] = []
-        owed: list[UUID] = []
-        for envelope in envelopes:
-            match message := envelope.message:
-                case Redeem(redemption):
-                    redeems.append((envelope, redemption))
-                case Issue(issue):
-                    issues.append((envelope, issue))
-                case Wake(mail):
-                    owed.append(mail)
-                case _:
-                    assert_never(message)
-        await _in_turns(redeems, self._accounts.redeem)
-        await _in_turns(issues, self._accounts.issue)
+        await self._in_turns(only(Redeem, envelopes), self._accounts.redeem)
+        await self._in_turns(only(Issue, envelopes), self._accounts.issue)
+        owed = [envelope.message.mail for envelope in only(Wake, envelopes)]
         if owed:
             await self._wakeups.wake(owed)
 
-
-async def _in_turns(
-    asked: list[tuple[Envelope[CodeMessage], RequestT]],
-    decide: Callable[[Sequence[RequestT]], Awaitable[Sequence[object]]],
-) -> None:
-    """Ask for one request per account at a time: PostgreSQL changes a row only once in a statement."""
-    with share_failure([envelope for envelope, _ in asked]):
-        while asked:
-            turn = {request.account: (envelope, request) for envelope, request in reversed(asked)}
-            outcomes = await decide([request for _, request in turn.values()])
-            for (envelope, _), outcome in zip(turn.values(), outcomes, strict=True):
-                envelope.answer(outcome)
-            asked = [pair for pair in asked if not pair[0].settled]
+    async def _in_turns(
+        self, asked: list[Envelope[AskT]], decide: Callable[[Sequence[AskT]], Awaitable[Sequence[object]]]
+    ) -> None:
+        """Ask for one request per account at a time: PostgreSQL changes a row only once in a statement."""
+        with self.share_failure(asked):
+            while asked:
+                turn = {envelope.message.account: envelope for envelope in reversed(asked)}.values()
+                outcomes = await decide([envelope.message for envelope in turn])
+                for envelope, outcome in zip(turn, outcomes, strict=True):
+                    envelope.answer(outcome)
+                asked = [envelope for envelope in asked if not envelope.settled]

@@ -65,15 +65,12 @@ class DeliveryLog(Protocol):
 
     def delivered(self, mail: ClaimedMail, result: Result) -> None:
         """Report what became of a mail."""
-        ...
 
     def server(self, failure: str | None, seconds: float) -> None:
         """Report why no mail can be sent, 0 seconds after it began and once a minute; None when it is over."""
-        ...
 
     def queue(self, failure: MachineError | None) -> None:
         """Report that the mail queue cannot be asked, once; None when it answers again."""
-        ...
 
 
 class _ServerState:

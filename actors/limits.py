@@ -6,15 +6,18 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from actors.domain.errors import CodesExhausted, RateLimited
-from actors.domain.rate_limit import Bucket
-from actors.rate_limiter import Admit, GiveBack
+from actors.domain.rate_limit import Admission, Bucket
+from actors.ports import Admit
+from actors.rate_limiter import GiveBack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from actors.domain.code import Keyring
-    from actors.domain.rate_limit import Admission, Reading, Rule
+    from actors.domain.rate_limit import Reading, Rule
     from actors.kit.mailbox import Address
+
+UNLIMITED = Admission(admitted=True, retry_after=0.0, readings=(), ticket="")
 
 
 @dataclass(slots=True)
@@ -81,30 +84,26 @@ class ClientLimits:
     async def registration(self, client: Client, email_key: str, *, code: bool) -> Reservation:
         """Reserve a registration of this client and, with `code`, a code of it for this address: both or neither."""
         tries = of_client(self._limits.register, client)
-        codes = self._of_pair(self._limits.codes_client, client, email_key) if code else ()
+        codes = self._codes(client, email_key) if code else ()
         admission = await self._ask(client, tries + codes)
-        if admission is None:
-            return Reservation(self._limiter, "", (), ())
-        if admission.admitted:  # the headers speak of registrations until codes are short
-            del client.readings[len(client.readings) - len(codes) :]
-            return Reservation(self._limiter, admission.ticket, tries, codes)
-        full = {reading.rule.name for reading in admission.readings if reading.remaining == 0}
-        registrations_full = self._limits.register is not None and self._limits.register.name in full
-        raise (RateLimited if registrations_full else CodesExhausted)(admission.retry_after)
+        if not admission.admitted:
+            full = {reading.rule for reading in admission.readings if reading.remaining == 0}
+            refusal = RateLimited if full & {bucket.rule for bucket in tries} else CodesExhausted
+            raise refusal(admission.retry_after)
+        del client.readings[len(client.readings) - len(codes) :]  # headers speak of registrations until codes are short
+        return Reservation(self._limiter, admission.ticket, tries, codes)
 
     async def code(self, client: Client, email_key: str) -> Reservation:
         """Reserve a code of this client for this address."""
-        codes = self._of_pair(self._limits.codes_client, client, email_key)
+        codes = self._codes(client, email_key)
         admission = await self._ask(client, codes)
-        if admission is not None and not admission.admitted:
+        if not admission.admitted:
             raise CodesExhausted(admission.retry_after)
-        return Reservation(self._limiter, admission.ticket if admission else "", (), codes)
+        return Reservation(self._limiter, admission.ticket, (), codes)
 
     async def code_wait(self, client: Client, email_key: str) -> float:
         """Return the seconds until this client can have a code of this address again, 0 for now; counts nothing."""
-        codes = self._of_pair(self._limits.codes_client, client, email_key)
-        admission = await self._ask(client, codes, count=False)
-        return admission.retry_after if admission is not None else 0.0
+        return (await self._ask(client, self._codes(client, email_key), count=False)).retry_after
 
     def guesses(self, client: Client, email_key: str) -> tuple[Bucket, ...]:
         """Return the windows that count this client's wrong passwords."""
@@ -113,9 +112,7 @@ class ClientLimits:
 
     async def check_guesses(self, client: Client, guesses: tuple[Bucket, ...]) -> None:
         """Refuse a client whose windows of wrong passwords are full; counts nothing."""
-        admission = await self._ask(client, guesses, count=False)
-        if admission is not None and not admission.admitted:
-            raise RateLimited(admission.retry_after)
+        await self._admit(client, guesses, count=False)
 
     async def read_guesses(self, client: Client, guesses: tuple[Bucket, ...]) -> None:
         """Note how the windows stand after a wrong password, for the headers."""
@@ -134,20 +131,23 @@ class ClientLimits:
         """Count another call of an address whose password was right."""
         await self._admit(client, self._of_address(self._limits.basic, email_key))
 
+    def _codes(self, client: Client, email_key: str) -> tuple[Bucket, ...]:
+        return self._of_pair(self._limits.codes_client, client, email_key)
+
     def _of_address(self, rule: Rule | None, email_key: str) -> tuple[Bucket, ...]:
         return (Bucket(rule, self._keyring.subject(email_key)),) if rule else ()
 
     def _of_pair(self, rule: Rule | None, client: Client, email_key: str) -> tuple[Bucket, ...]:
         return of_client(rule, client, lambda network: self._keyring.subject(network, email_key))
 
-    async def _admit(self, client: Client, buckets: tuple[Bucket, ...]) -> None:
-        admission = await self._ask(client, buckets)
-        if admission is not None and not admission.admitted:
+    async def _admit(self, client: Client, buckets: tuple[Bucket, ...], *, count: bool = True) -> None:
+        admission = await self._ask(client, buckets, count=count)
+        if not admission.admitted:
             raise RateLimited(admission.retry_after)
 
-    async def _ask(self, client: Client, buckets: tuple[Bucket, ...], *, count: bool = True) -> Admission | None:
-        if not buckets:
-            return None
+    async def _ask(self, client: Client, buckets: tuple[Bucket, ...], *, count: bool = True) -> Admission:
+        if not buckets:  # every limit that would apply is off
+            return UNLIMITED
         admission = await self._limiter.ask(Admit(buckets, count))
         client.readings.extend(admission.readings)
         return admission

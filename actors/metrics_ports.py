@@ -46,15 +46,12 @@ class LiveStore(Protocol):
 
     async def write(self, report: WorkerReport) -> None:
         """Replace the worker's totals and levels."""
-        ...
 
     async def read(self) -> StoredReports:
         """Return the reports of all workers; those that are silent for some seconds are not alive."""
-        ...
 
     async def forget(self, workers: Sequence[str]) -> None:
         """Drop workers that are gone and stand in the lasting store."""
-        ...
 
 
 class LastingStore(Protocol):
@@ -66,18 +63,15 @@ class LastingStore(Protocol):
 
     async def write(self, report: WorkerReport) -> None:
         """Replace the worker's totals, its levels and the given slices."""
-        ...
 
     async def read(self, since: int, known: Sequence[str] = ()) -> StoredReports:
         """Return the reports of all workers with their slices that start at `since` (Unix seconds) or later.
 
         Workers that are folded completely are left out unless they are `known`.
         """
-        ...
 
     async def compact(self, oldest: int) -> None:
         """Fold the totals of workers that are gone into one, and drop the slices that start before `oldest`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +128,9 @@ class BusinessFigures(Protocol):
 
     async def business(self) -> Business:
         """Return the counters; raises StoreUnavailable."""
-        ...
 
     async def mail(self) -> MailFigures:
         """Return the state of the mail queue; raises StoreUnavailable."""
-        ...
 
 
 class MetricsReader(Protocol):
@@ -146,4 +138,3 @@ class MetricsReader(Protocol):
 
     async def read(self) -> Metrics:
         """Return the metrics; raises StoreUnavailable when the database is away and nothing is remembered."""
-        ...

@@ -14,7 +14,7 @@ import anyio
 from actors.domain.errors import RateLimited
 from actors.kit.actor import Actor
 from actors.kit.mailbox import Ask, NotAccepted
-from actors.rate_limiter import Admit
+from actors.ports import Admit
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

@@ -1,5 +1,8 @@
 """What sign-up and delivery need from outside, as Protocols; `service/` has one adapter for each.
 
+What a store decides in batches is asked of the actor in front of it in the same words: Register, Issue, Redeem and
+Admit are messages of the actors.
+
 Every store method raises StoreUnavailable when nothing was done, and AnswerLost when that cannot be known. Batches
 come back in the order of their arguments.
 """
@@ -8,8 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
+from uuid import uuid4
 
-from actors.kit.mailbox import NotAccepted
+from actors.domain.rate_limit import Admission
+from actors.kit.mailbox import Ask, NotAccepted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -18,7 +23,7 @@ if TYPE_CHECKING:
 
     from actors.domain.email_address import EmailAddress
     from actors.domain.mail import ClaimedMail, MailKind
-    from actors.domain.rate_limit import Admission, Bucket
+    from actors.domain.rate_limit import Bucket
     from actors.domain.user import Account
 
 
@@ -59,8 +64,22 @@ class NewMail:
 
 
 @dataclass(frozen=True, slots=True)
-class NewAccount:
-    """A pending account to add, with its first code mail and the idempotency key that it answers."""
+class Registered:
+    """A registration that stands: the account and which of its registrations this is."""
+
+    account: UUID
+    registration: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Register(Ask[Registered | None]):
+    """Add a pending account, its first code and the mail that will carry it, or none of them.
+
+    The UserRegistry raises EmailTaken when the address is held: active, or pending under a live code or a mail still
+    owed; and CodesExhausted when the address has had its codes. In strict mode its answer is None instead, the
+    idempotency key is bound, and the owner of an active address gets a notice.
+    """
 
     id: UUID
     email: EmailAddress = field(repr=False)
@@ -71,51 +90,17 @@ class NewAccount:
 
 
 @dataclass(frozen=True, slots=True)
-class Registered:
-    """A registration that stands: the account and which of its registrations this is."""
+class Issue(Ask[Registered | None]):
+    """Owe one more mail to an account that is still at `version`; None when it has changed since, or is active.
 
-    account: UUID
-    registration: int
-    created_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class TakeOver:
-    """A registration of an address whose account is not held: new password, new registration number."""
-
-    password_hash: bytes = field(repr=False)
-    email: str = field(repr=False)  # as typed this time
-    locale: str
-    key: KeyUse | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class NewIssue:
-    """One more mail for an account that is still at `version`.
-
-    A code mail supersedes every older code mail that was never tried. With `take_over` the account starts a new
-    registration in the same statement. A notice supersedes nothing.
+    A code mail supersedes every older code mail that was never tried. With `take_over` the account, which nobody holds,
+    starts that registration in the same statement. A notice supersedes nothing.
     """
 
     account: UUID
     version: int
     mail: NewMail
-    take_over: TakeOver | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Redemption:
-    """One try to activate: the live code mails whose codes were compared, and which of them was typed, if any.
-
-    Counts a guess on each of the account's live code mails unless `hit` names one. Nothing happens unless the account
-    is pending, has this password hash and this registration, and `compared` covers all its live code mails.
-    """
-
-    account: UUID
-    password_hash: bytes = field(repr=False)
-    registration: int
-    compared: tuple[UUID, ...]
-    hit: UUID | None
+    take_over: Register | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +117,22 @@ class Missed:
     attempts_left: int
 
 
+@dataclass(frozen=True, slots=True)
+class Redeem(Ask[Redeemed | Missed | None]):
+    """Try to activate; None when the account has changed since it was looked up: look again and say why.
+
+    `compared` are the live code mails whose codes were compared, `hit` the one that was typed, if any. A miss counts a
+    guess on each of them. Nothing happens unless the account is pending, has this password hash and this registration,
+    and `compared` covers all its live code mails.
+    """
+
+    account: UUID
+    password_hash: bytes = field(repr=False)
+    registration: int
+    compared: tuple[UUID, ...]
+    hit: UUID | None
+
+
 class Accounts(Protocol):
     """The accounts with their codes and owed mails, in the one place that decides every race.
 
@@ -140,34 +141,27 @@ class Accounts(Protocol):
 
     async def find(self, email_keys: Sequence[str]) -> list[Account | None]:
         """Return the account of each address, or None."""
-        ...
 
     async def find_by_id(self, accounts: Sequence[UUID]) -> list[Account | None]:
         """Return each account, or None."""
-        ...
 
     async def find_answers(self, digests: Collection[bytes]) -> Mapping[bytes, Answer]:
         """Return what the idempotency keys with these digests were bound to; unknown and expired ones are missing."""
-        ...
 
-    async def add(self, accounts: Sequence[NewAccount]) -> list[Registered | None]:
+    async def add(self, accounts: Sequence[Register]) -> list[Registered | None]:
         """Add each account with its mail, answer and count; None where the address has an account already."""
-        ...
 
-    async def issue(self, issues: Sequence[NewIssue]) -> list[Registered | None]:
+    async def issue(self, issues: Sequence[Issue]) -> list[Registered | None]:
         """Owe each mail (and take the account over); None where the account is no longer at that version, or active.
 
         A notice is owed to an active account too. A code mail counts as a resend, a take-over as a registration.
         """
-        ...
 
     async def bind_taken(self, keys: Sequence[KeyUse]) -> None:
         """Bind keys that were answered without a registration (strict mode, a taken address)."""
-        ...
 
-    async def redeem(self, tries: Sequence[Redemption]) -> list[Redeemed | Missed | None]:
+    async def redeem(self, tries: Sequence[Redeem]) -> list[Redeemed | Missed | None]:
         """Decide each try in one statement; None when nothing matched any more: look again and say why."""
-        ...
 
 
 class Wakeups(Protocol):
@@ -175,7 +169,6 @@ class Wakeups(Protocol):
 
     async def wake(self, mails: Sequence[UUID]) -> None:
         """Tell the workers about owed mails; never raises."""
-        ...
 
 
 class MailQueue(Protocol):
@@ -187,34 +180,27 @@ class MailQueue(Protocol):
         Mails that are owed for more than 24 hours, or that killed three workers while alone in hand, become dead
         instead; an owed mail whose guesses are used up or whose account is active becomes superseded.
         """
-        ...
 
     async def reissue(self, mail: ClaimedMail, new: NewMail) -> ClaimedMail | None:
         """Replace a mail that is too old to leave by a new one, which is claimed instead; None when nobody needs it."""
-        ...
 
     async def extend(self, mails: Sequence[ClaimedMail]) -> set[UUID]:
         """Renew the leases; return the ids that are still claimed by their fences."""
-        ...
 
     async def accepted(self, mails: Sequence[ClaimedMail]) -> set[UUID]:
         """Write that the mail server accepted them, so their codes' minutes start now; return those still claimed.
 
         At most one code mail an account in one call.
         """
-        ...
 
     async def deferred(self, mails: Sequence[tuple[ClaimedMail, str, float]]) -> None:
         """Queue each mail again, with a reason, to be due in so many seconds."""
-        ...
 
     async def dead(self, mails: Sequence[tuple[ClaimedMail, str]]) -> None:
         """Mark each mail as dead, with a reason."""
-        ...
 
     async def put_back(self, mails: Sequence[ClaimedMail]) -> None:
         """Queue each mail again as it was before its claim: due at once, and the claim costs it no try."""
-        ...
 
 
 class Transport(Protocol):
@@ -222,28 +208,29 @@ class Transport(Protocol):
 
     async def send(self, mail: ClaimedMail, code: str | None) -> None:
         """Return when the server has accepted the mail; raises Deferred, ServerUnavailable or Rejected."""
-        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Admit(Ask[Admission]):
+    """Count one use in every bucket if each has room, else in none; with `count` False only look.
+
+    A full window is an answer, not a refusal: `Admission.admitted` says which. The ticket is the message's own, so that
+    handling it again after a crash counts nothing twice.
+    """
+
+    buckets: tuple[Bucket, ...]
+    count: bool = True
+    ticket: str = field(default_factory=lambda: uuid4().hex, repr=False)
 
 
 class RateLimits(Protocol):
     """Sliding windows shared by all workers and machines."""
 
-    async def decide(self, asked: Sequence[WindowRequest]) -> list[Admission]:
+    async def decide(self, asked: Sequence[Admit]) -> list[Admission]:
         """Decide each request atomically, in order; raises StoreUnavailable when the store is away."""
-        ...
 
     async def give_back(self, given: Sequence[tuple[tuple[Bucket, ...], str]]) -> None:
         """Remove what a ticket counted in its buckets."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class WindowRequest:
-    """Buckets to decide over as one; `count` False only looks. `ticket` is unique and made by the caller."""
-
-    buckets: tuple[Bucket, ...]
-    count: bool
-    ticket: str
 
 
 class Hashing(Protocol):
@@ -251,11 +238,9 @@ class Hashing(Protocol):
 
     async def hash(self, secret: bytes) -> bytes:
         """Return a fresh `$2b$` hash of at most 72 bytes."""
-        ...
 
     async def check(self, secret: bytes, hashed: bytes) -> bool:
         """Return whether the secret made the hash; a corrupt hash is a failed check."""
-        ...
 
 
 class AddressReader(Protocol):
@@ -263,4 +248,3 @@ class AddressReader(Protocol):
 
     def read(self, text: str) -> EmailAddress:
         """Return the address; raises InvalidEmail."""
-        ...

@@ -273,7 +273,7 @@ def user_show(email: str, *, as_json: bool) -> None:
         "state": account.state(policy),
         "code_expires_in": account.code_expires_in(),
         "attempts_left": account.attempts_left(policy),
-        "codes_left_today": account.codes_left_today(policy),
+        "codes_left_today": policy.codes_left_today(account.code_ages()),
     }
     click.echo(_json(entry) if as_json else _fields(entry))
 

@@ -25,7 +25,7 @@ from actors.kit.supervisor import Supervisor
 from actors.limits import ClientLimits, Limits
 from actors.metrics_aggregator import MetricsAggregator, ticking
 from actors.password_hasher import PasswordHasher
-from actors.rate_limiter import Decisions, RateLimiter
+from actors.rate_limiter import RateLimiter
 from actors.signup import SignUp
 from actors.user_registry import UserRegistry
 from service.embedded.mail_catcher import list_mails, read_mail
@@ -105,18 +105,18 @@ async def api(
         redis = await enter(Redis.open(servers.redis_url))
         aside = await enter(_aside())
 
-        keyring, noticed = Keyring(servers.code_keys, settings.code_digits), Counter[str]()
+        keyring, counted = Keyring(servers.code_keys, settings.code_digits), Counter[str]()
         rate_limits = RateLimitsFallback(RedisRateLimits(redis), PostgresRateLimits(postgres))
         lasting, live = PostgresMetrics(postgres), RedisMetrics(redis)
         totals = Totals(f"{worker}.{uuid4().hex[:8]}")  # one run's totals are never another's
-        supervisor, decisions = Supervisor(_report_crash), Decisions()
+        supervisor = Supervisor(_report_crash)
         start = partial(traces.start, supervisor)
 
         def statistics() -> RuntimeStatistics:
-            return runtime(supervisor, decisions, postgres, redis, {**noticed, LOG_LINES_DROPPED: lost_lines()})
+            return runtime(supervisor, postgres, redis, {**counted, LOG_LINES_DROPPED: lost_lines()})
 
         metrics = start(lambda: MetricsAggregator(totals, live, lasting, statistics))
-        limiter = start(lambda: RateLimiter(rate_limits, decisions))
+        limiter = start(lambda: RateLimiter(rate_limits, counted))
         hasher = await enter(_hashing(settings, start, limiter))
         accounts = PostgresAccounts(postgres, settings.code_policy, worker)
         signup = _signup(settings, keyring, _Given(start, accounts, TaskiqWakeups(redis), limiter, hasher))
@@ -135,7 +135,7 @@ async def api(
             health=health,
             mail_admin=PostgresMailAdmin(postgres, settings.code_policy, keyring.signing),
             locales=available_locales(settings),
-            noticed=noticed,
+            noticed=counted,
             caught_mails=caught_mails(settings),
         )
         yield traces.application(build(parts), EXCHANGE), health.drain

@@ -33,6 +33,7 @@ class MailState(StrEnum):
 
 
 OWED = frozenset({MailState.QUEUED, MailState.SENDING})
+ARRIVING = OWED | {MailState.ACCEPTED, MailState.DELIVERED}
 
 
 @dataclass(frozen=True, slots=True)

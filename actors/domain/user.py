@@ -9,12 +9,11 @@ owed with guesses left, however old: in a long outage nobody may take an address
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING
 
-from actors.domain.mail import OWED, MailState
+from actors.domain.mail import ARRIVING, OWED, MailState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from actors.domain.rate_limit import Rule
 
 DAY_SECONDS = 86400
+LOOKS = 8  # an account that changes under so many looks in a row is being played with
 
 
 class State(StrEnum):
@@ -52,6 +52,22 @@ class CodePolicy:
     max_age_seconds: int
     cooldown_seconds: int
     budgets: tuple[Rule, ...]
+
+    def budget_wait(self, ages: Sequence[float]) -> float:
+        """Return the seconds until the budgets allow another code than those of these ages, the youngest first."""
+        waits = [rule.seconds - ages[rule.limit - 1] for rule in self.budgets if len(ages) >= rule.limit]
+        return max([0.0, *waits])
+
+    def wait(self, ages: Sequence[float]) -> float:
+        """Return the seconds until another code can be had; 0 is now."""
+        cooldown = self.cooldown_seconds - ages[0] if ages else 0.0
+        return max(cooldown, self.budget_wait(ages))
+
+    def codes_left_today(self, ages: Sequence[float]) -> int | None:
+        """Return how many codes the tightest budget of a day still allows; None without such a budget."""
+        issued = sum(1 for age in ages if age < DAY_SECONDS)
+        left = [max(0, rule.limit - issued) for rule in self.budgets if rule.seconds == DAY_SECONDS]
+        return min(left, default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +113,11 @@ class Account:
     noticed_at: datetime | None
     read_at: datetime
 
+    @property
+    def is_activated(self) -> bool:
+        """Whether a code was redeemed."""
+        return self.activated_at is not None
+
     def current_mails(self) -> list[CodeMail]:
         """Return the code mails of the current registration, the newest first."""
         return [mail for mail in self.mails if mail.registration == self.registration]
@@ -107,13 +128,12 @@ class Account:
 
     def live_mails(self, policy: CodePolicy) -> list[CodeMail]:
         """Return the mails whose codes would activate the account now, the newest first."""
-        if self.activated_at is not None:
-            return []
-        return [mail for mail in self.current_mails() if self._is_live(mail, policy)]
+        usable = [] if self.is_activated else self._usable_mails(policy)
+        return [mail for mail in usable if mail.state in ARRIVING and mail.expires_at > self.read_at]
 
-    def _is_live(self, mail: CodeMail, policy: CodePolicy) -> bool:
-        arriving = mail.state not in {MailState.DEAD, MailState.SUPERSEDED}
-        return arriving and mail.expires_at > self.read_at and mail.guesses < policy.attempts
+    def _usable_mails(self, policy: CodePolicy) -> list[CodeMail]:
+        """Return the mails of the current registration whose codes have guesses left."""
+        return [mail for mail in self.current_mails() if mail.guesses < policy.attempts]
 
     def superseded_mails(self) -> list[CodeMail]:
         """Return the mails whose codes a newer one replaced, the newest first."""
@@ -121,33 +141,22 @@ class Account:
 
     def is_held(self, policy: CodePolicy) -> bool:
         """Return whether the address is taken."""
-        return self.activated_at is not None or any(
-            self._is_live(mail, policy) or (mail.state in OWED and mail.guesses < policy.attempts)
-            for mail in self.current_mails()
-        )
+        owed = any(mail.state in OWED for mail in self._usable_mails(policy))
+        return self.is_activated or owed or bool(self.live_mails(policy))
 
     def state(self, policy: CodePolicy) -> State:
         """Return where the registration stands, by its newest mail."""
-        if self.activated_at is not None:
+        if self.is_activated:
             return State.ACTIVATED
         newest = self.newest_mail()
         if newest is None:  # purged, a month later
             return State.EXPIRED
         if newest.guesses >= policy.attempts:
             return State.EXHAUSTED
-        expired = newest.expires_at <= self.read_at
-        match newest.state:
-            case MailState.QUEUED | MailState.SENDING:
-                state = State(newest.state.value)
-            case MailState.ACCEPTED | MailState.DELIVERED:
-                state = State.EXPIRED if expired else State(newest.state.value)
-            case MailState.DEAD:
-                state = State.UNDELIVERABLE
-            case MailState.SUPERSEDED:
-                state = State.EXPIRED
-            case _:
-                assert_never(newest.state)
-        return state
+        if newest.state is MailState.DEAD:
+            return State.UNDELIVERABLE
+        expired = newest.expires_at <= self.read_at and newest.state not in OWED
+        return State.EXPIRED if expired or newest.state is MailState.SUPERSEDED else State(newest.state.value)
 
     def attempts_left(self, policy: CodePolicy) -> int:
         """Return how many wrong attempts the best live code still bears."""
@@ -156,47 +165,10 @@ class Account:
     def code_expires_in(self) -> float | None:
         """Return the seconds the newest code has left, or None until its mail is accepted."""
         newest = self.newest_mail()
-        if newest is None or newest.accepted_at is None or self.activated_at is not None:
+        if newest is None or newest.accepted_at is None or self.is_activated:
             return None
         return max(0.0, (newest.expires_at - self.read_at).total_seconds())
 
-    def _issued_ages(self) -> list[float]:
-        """Return the age in seconds of each code that counts, the youngest first."""
+    def code_ages(self) -> list[float]:
+        """Return the age in seconds of each code that counts in the budgets, the youngest first."""
         return sorted((self.read_at - mail.created_at).total_seconds() for mail in self.mails if mail.counted)
-
-    def cooldown_left(self, policy: CodePolicy) -> float:
-        """Return the seconds until the last code is old enough for another; 0 is now."""
-        ages = self._issued_ages()
-        return max(0.0, policy.cooldown_seconds - ages[0]) if ages else 0.0
-
-    def budget_wait(self, policy: CodePolicy) -> float:
-        """Return the seconds until the address' budgets allow another code; 0 is now."""
-        ages = self._issued_ages()
-        waits = [rule.seconds - ages[rule.limit - 1] for rule in policy.budgets if len(ages) >= rule.limit]
-        return max([0.0, *waits])
-
-    def resend_in(self, policy: CodePolicy) -> float:
-        """Return the seconds until another code can be had; 0 is now."""
-        return max(self.cooldown_left(policy), self.budget_wait(policy))
-
-    def after_issue(self, mail: UUID, key_id: str, policy: CodePolicy) -> Account:
-        """Return the account as it is once a mail with this id has been issued now."""
-        issued = CodeMail(
-            id=mail,
-            registration=self.registration,
-            number=self.version + 1,
-            key_id=key_id,
-            state=MailState.QUEUED,
-            created_at=self.read_at,
-            accepted_at=None,
-            expires_at=self.read_at + timedelta(seconds=policy.max_age_seconds),
-            guesses=0,
-            counted=True,
-        )
-        return replace(self, version=self.version + 1, mails=(issued, *self.mails))
-
-    def codes_left_today(self, policy: CodePolicy) -> int | None:
-        """Return how many codes the tightest budget of a day still allows; None without such a budget."""
-        issued = sum(1 for age in self._issued_ages() if age < DAY_SECONDS)
-        left = [max(0, rule.limit - issued) for rule in policy.budgets if rule.seconds == DAY_SECONDS]
-        return min(left, default=None)

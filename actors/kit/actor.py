@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
 from actors.kit.mailbox import AnswerLost, Ask, MachineError, MessageT
@@ -16,17 +16,9 @@ if TYPE_CHECKING:
 BATCH_LIMIT = 64  # beyond it a batch gains nothing and its first message waits for the last
 
 
-@contextmanager
-def share_failure(envelopes: Sequence[Envelope[Any]]) -> Iterator[None]:
-    """Refuse these envelopes, and no others of their batch, when the body fails with a machine error.
-
-    Use it around each statement of a batch that needs several: one that fails says nothing about the next.
-    """
-    try:
-        yield
-    except MachineError as error:
-        for envelope in envelopes:
-            envelope.refuse(error)
+def only(kind: type[MessageT], envelopes: Sequence[Envelope[Any]]) -> list[Envelope[MessageT]]:
+    """Return the envelopes whose messages are of this kind, in their order."""
+    return [envelope for envelope in envelopes if isinstance(envelope.message, kind)]
 
 
 class Actor(ABC, Generic[MessageT]):
@@ -40,13 +32,10 @@ class Actor(ABC, Generic[MessageT]):
     """
 
     name: ClassVar[str]
-    capacity: ClassVar[int] = 1024
+    capacity: ClassVar[int] = 4096  # a burst waits here: full batches empty it in a fraction of a second
     lanes: ClassVar[int] = 1
     batch_limit: ClassVar[int] = BATCH_LIMIT
     refusals: ClassVar[tuple[type[Exception], ...]] = ()
-
-    async def started(self) -> None:
-        """Prepare, before the first message; the supervisor waits for it."""
 
     async def stopped(self) -> None:
         """Leave nothing behind, after the last message; called on drain, not after a crash."""
@@ -61,26 +50,32 @@ class Actor(ABC, Generic[MessageT]):
     async def work(self, envelopes: Sequence[Envelope[MessageT]]) -> None:
         """Handle one batch and leave no envelope unsettled, on cancel neither; a crash is raised after that."""
         try:
-            crash = await self._attempt(envelopes)
-            if crash is None:
-                return
+            await self._attempt(envelopes)
+        except Exception:
             if len(envelopes) > 1:
                 for envelope in envelopes:
                     if isinstance(envelope.message, Ask) and not envelope.settled:
-                        await self._attempt([envelope])
-            raise crash
+                        with suppress(Exception):  # the batch's crash is raised below
+                            await self._attempt([envelope])
+            raise
         finally:
             for envelope in envelopes:
                 if not envelope.settled:
                     envelope.refuse(AnswerLost())
 
-    async def _attempt(self, envelopes: Sequence[Envelope[MessageT]]) -> Exception | None:
-        """Handle the envelopes and return the crash, if it is one."""
-        try:
+    async def _attempt(self, envelopes: Sequence[Envelope[MessageT]]) -> None:
+        with self.share_failure(envelopes):
             await self.handle(envelopes)
-        except Exception as error:  # noqa: BLE001 - a crash is raised by `work`, after the neighbours' turn
-            if not isinstance(error, (MachineError, *self.refusals)):
-                return error
+
+    @contextmanager
+    def share_failure(self, envelopes: Sequence[Envelope[Any]]) -> Iterator[None]:
+        """Refuse these envelopes, and no others of their batch, when the body fails with a refusal or a machine error.
+
+        Use it around each statement of a batch that needs several: one that fails says nothing about the next.
+        """
+        answers: tuple[type[Exception], ...] = (MachineError, *self.refusals)
+        try:
+            yield
+        except answers as error:
             for envelope in envelopes:
                 envelope.refuse(error)
-        return None

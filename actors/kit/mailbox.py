@@ -10,7 +10,6 @@ Two errors tell the asker what it now knows::
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 import anyio
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 
 AnswerT = TypeVar("AnswerT")
 MessageT = TypeVar("MessageT", bound="Ask[Any] | Offer")
-
-PATIENCE_SECONDS = 0.5  # how long an asker waits for room in a full mailbox; longer only lengthens an overload
 
 
 class MachineError(Exception):
@@ -93,41 +90,21 @@ class Envelope(Generic[MessageT]):
         return self._value
 
 
-@dataclass(slots=True, eq=False)
-class Waiter:
-    """An envelope that waits for room; `called` is set when it is inside, or will never be."""
-
-    envelope: Envelope[Any]
-    lane: int
-    called: anyio.Event = field(default_factory=anyio.Event)
-    inside: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class MailboxStatistics:
-    """What a mailbox holds and has seen; `dropped` counts offers without room, `turned_away` asks without room."""
-
-    waiting: int
-    capacity: int
-    dropped: int
-    turned_away: int
-
-
 class Mailbox:
     """A bounded queue of envelopes in lanes of falling priority, shared by the copies of one actor.
 
-    It never holds more than `capacity` envelopes. It survives a crash of its actor: the next one handles what waits.
-    Closing it refuses later messages with `NotAccepted`; what is inside is still handed out.
+    It never holds more than `capacity` envelopes; `dropped` counts the offers that found no room, `turned_away` the
+    asks. It survives a crash of its actor: the next one handles what waits. Closing it refuses later messages; what is
+    inside is still handed out.
     """
 
     def __init__(self, capacity: int, lanes: int = 1) -> None:
         self.capacity = capacity
+        self.dropped = 0
+        self.turned_away = 0
         self._lanes: tuple[deque[Envelope[Any]], ...] = tuple(deque() for _ in range(lanes))
         self._arrival = anyio.Event()
-        self._waiters: deque[Waiter] = deque()  # only while the mailbox is full: `take` lets in as many as it took
         self._closed = False
-        self._dropped = 0
-        self.turned_away = 0
 
     def __len__(self) -> int:
         return sum(map(len, self._lanes))
@@ -136,38 +113,8 @@ class Mailbox:
         """How many waiting envelopes would be taken before a new one in `lane`."""
         return sum(len(waiting) for waiting in self._lanes[: lane + 1])
 
-    def statistics(self) -> MailboxStatistics:
-        """Return the current counts."""
-        return MailboxStatistics(len(self), self.capacity, self._dropped, self.turned_away)
-
-    def offer(self, envelope: Envelope[Any]) -> bool:
-        """Put an envelope in the last lane without waiting; return False, and count it, when there is no room."""
-        inside = self._put(envelope, len(self._lanes) - 1)
-        self._dropped += not inside
-        return inside
-
-    async def put(self, envelope: Envelope[Any], lane: int) -> None:
-        """Put an envelope in its lane, waiting a moment for room, first come, first served.
-
-        Raises NotAccepted when the moment passes or the mailbox is closed. Cancelled while it waits, nothing was put.
-        """
-        if self._put(envelope, lane):
-            return
-        if not self._closed:
-            waiter = Waiter(envelope, lane)
-            self._waiters.append(waiter)
-            try:
-                with anyio.move_on_after(PATIENCE_SECONDS):
-                    await waiter.called.wait()
-            finally:
-                if not waiter.called.is_set():
-                    self._waiters.remove(waiter)
-            if waiter.inside:
-                return
-        self.turned_away += 1
-        raise NotAccepted
-
-    def _put(self, envelope: Envelope[Any], lane: int) -> bool:
+    def put(self, envelope: Envelope[Any], lane: int = 0) -> bool:
+        """Put an envelope in its lane; return False when there is no room or the mailbox is closed."""
         if self._closed or len(self) >= self.capacity:
             return False
         self._lanes[lane].append(envelope)
@@ -190,18 +137,12 @@ class Mailbox:
         for waiting in self._lanes:
             while waiting and len(taken) < limit:
                 taken.append(waiting.popleft())
-        while self._waiters and self._put(self._waiters[0].envelope, self._waiters[0].lane):
-            waiter = self._waiters.popleft()
-            waiter.inside = True
-            waiter.called.set()
         return taken
 
     def close(self) -> None:
         """Accept nothing more; wake everyone who waits."""
         self._closed = True
         self._arrival.set()
-        while self._waiters:
-            self._waiters.popleft().called.set()
 
     def abandon(self) -> None:
         """Close, and refuse what still waits with NotAccepted: nobody will handle it."""
@@ -218,8 +159,8 @@ class Address:
     """
 
     def __init__(self, mailbox: Mailbox, admit: Callable[[int], None] | None = None) -> None:
-        self._mailbox = mailbox
-        self._admit = admit
+        self.mailbox = mailbox
+        self.admit = admit
 
     async def ask(self, message: Ask[AnswerT]) -> AnswerT:
         """Return the actor's answer.
@@ -229,22 +170,22 @@ class Address:
         """
         self.expect_room(message)
         envelope = Envelope(message)
-        await self._mailbox.put(envelope, message.lane)
+        if not self.mailbox.put(envelope, message.lane):
+            self.mailbox.turned_away += 1
+            raise NotAccepted
         return cast("AnswerT", await envelope.outcome())
 
     def expect_room(self, message: Ask[Any] | type[Ask[Any]]) -> None:
-        """Raise NotAccepted when an ask of this kind would be refused now."""
-        if self._admit is not None:
+        """Raise NotAccepted when the actor would not admit an ask of this kind now."""
+        if self.admit is not None:
             try:
-                self._admit(self._mailbox.ahead(message.lane))
+                self.admit(self.mailbox.ahead(message.lane))
             except NotAccepted:
-                self._mailbox.turned_away += 1
+                self.mailbox.turned_away += 1
                 raise
 
     def offer(self, message: Offer) -> bool:
-        """Hand over a message without waiting; return False when it was dropped."""
-        return self._mailbox.offer(Envelope(message))
-
-    def statistics(self) -> MailboxStatistics:
-        """Return the mailbox' current counts."""
-        return self._mailbox.statistics()
+        """Hand over a message without waiting; return False, and count it, when there is no room."""
+        accepted = self.mailbox.put(Envelope(message))
+        self.mailbox.dropped += not accepted
+        return accepted

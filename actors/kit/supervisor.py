@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,6 @@ from actors.kit.mailbox import Address, Mailbox
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
-
-    from anyio.abc import TaskGroup
 
     from actors.kit.actor import Actor
 
@@ -38,7 +36,6 @@ class Service:
     mailbox: Mailbox
     actor: Actor[Any]
     crashes: deque[float] = field(default_factory=deque)
-    rebuilding: anyio.Lock = field(default_factory=anyio.Lock)
     restarts: int = 0
 
     @property
@@ -76,35 +73,26 @@ class Supervisor:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run all services around the body; on the way out close the mailboxes one by one and wait for each to drain.
+        """Run all services around the body; on the way out drain them one by one.
 
         Raises TooManyCrashes (inside an exception group) when a service's budget is spent.
         """
-        try:
+        async with AsyncExitStack() as stack:
             for service in self._services:
-                await service.actor.started()
-            async with anyio.create_task_group() as everyone:
-                drained = [self._open(service, everyone) for service in self._services]
-                yield
-                for service, done in zip(reversed(self._services), reversed(drained), strict=True):
-                    service.mailbox.close()
-                    await done.wait()
-                    await service.actor.stopped()
-        finally:
+                stack.callback(service.mailbox.abandon)
             for service in self._services:
-                service.mailbox.abandon()
+                await stack.enter_async_context(self._running(service))
+            yield
 
-    def _open(self, service: Service, everyone: TaskGroup) -> anyio.Event:
-        done = anyio.Event()
-
-        async def copies() -> None:
-            async with anyio.create_task_group() as group:
-                for _ in range(service.copies):
-                    group.start_soon(self._keep, service)
-            done.set()
-
-        everyone.start_soon(copies)
-        return done
+    @asynccontextmanager
+    async def _running(self, service: Service) -> AsyncIterator[None]:
+        """Run the copies around the body, then close the mailbox and wait until it is drained."""
+        async with anyio.create_task_group() as copies:
+            for _ in range(service.copies):
+                copies.start_soon(self._keep, service)
+            yield
+            service.mailbox.close()
+        await service.actor.stopped()
 
     async def _keep(self, service: Service) -> None:
         """Hand batches to the service's current actor until the mailbox is drained."""
@@ -114,19 +102,8 @@ class Supervisor:
                 await actor.work(envelopes)
             except Exception as error:  # noqa: BLE001 - the one place where a crash becomes a restart
                 self._charge(service, error)
-                await self._replace(service, actor)
-
-    async def _replace(self, service: Service, crashed: Actor[Any]) -> None:
-        """Put a new actor in the place of the crashed one, once for all copies that crashed over it."""
-        async with service.rebuilding:
-            while service.actor is crashed:
-                try:
-                    actor = service.build()
-                    await actor.started()
-                except Exception as error:  # noqa: BLE001 - to fail at the start is one more crash
-                    self._charge(service, error)
-                else:
-                    service.actor = actor
+                if service.actor is actor:  # another copy may have crashed over it first
+                    service.actor = service.build()
 
     def _charge(self, service: Service, error: Exception) -> None:
         """Report the crash and raise TooManyCrashes when the budget is spent."""

@@ -21,7 +21,7 @@ import psycopg
 from actors.domain.email_address import EmailAddress
 from actors.domain.mail import MailKind
 from actors.domain.user import CodePolicy
-from actors.ports import NewAccount, NewMail
+from actors.ports import NewMail, Register
 from service.embedded.postgres import EmbeddedPostgres
 from service.postgres.accounts import PostgresAccounts
 from service.postgres.ids import uuid7
@@ -94,9 +94,9 @@ async def measure(connection: psycopg.Connection, batch: int, count: int) -> Clo
     return clocks
 
 
-def _new_account() -> NewAccount:
+def _new_account() -> Register:
     key = f"{uuid7().hex}@example.com"
-    return NewAccount(uuid7(), EmailAddress(key, key), HASH, "en", NewMail(uuid7(), MailKind.CODE, "k1"))
+    return Register(uuid7(), EmailAddress(key, key), HASH, "en", NewMail(uuid7(), MailKind.CODE, "k1"))
 
 
 def main() -> None:

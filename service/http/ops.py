@@ -24,7 +24,7 @@ from actors.domain.mail import MailState
 from actors.domain.rate_limit import TICK_SECONDS, Admission, Rule
 from actors.kit.mailbox import MachineError
 from actors.limits import of_client
-from actors.rate_limiter import Admit
+from actors.ports import Admit
 from service.http.client import peer
 from service.http.json_body import read
 from service.http.openapi import describes

@@ -9,7 +9,8 @@ use an index even before it has any statistics.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from actors.domain.mail import MailState
@@ -17,20 +18,20 @@ from actors.domain.user import Account, CodeMail
 from actors.ports import Answer, Missed, Redeemed, Registered
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
-    from datetime import datetime
+    from collections.abc import Collection, Iterable, Iterator, Sequence
     from typing import LiteralString
     from uuid import UUID
 
     from actors.domain.user import CodePolicy
-    from actors.ports import KeyUse, NewAccount, NewIssue, Redemption
+    from actors.ports import Issue, KeyUse, Redeem, Register
     from service.postgres.pool import Postgres
 
 MAILS_READ: Final = 1024  # more than a day of codes and their reissues in an outage: none may hide one that counts
 
+ACCOUNT_COLUMNS: Final = 11  # of FIND; the others are a mail's
 FIND: Final = """
-SELECT a.id, a.email, a.email_key, a.password_hash, a.locale, a.created_at, a.registration, a.registered_at,
-       a.activated_at, a.version, now(),
+SELECT a.id, a.email, a.email_key, convert_to(a.password_hash, 'UTF8'), a.locale, a.created_at, a.registration,
+       a.registered_at, a.activated_at, a.version, now(),
        m.kind, m.id, m.registration, m.number, m.key_id, m.state, m.created_at, m.accepted_at, m.expires_at, m.guesses,
        m.counted
 FROM vestibule.accounts a
@@ -205,7 +206,7 @@ class PostgresAccounts:
 
     async def _find(self, sql: LiteralString, wanted: Sequence[object]) -> list[Account]:
         parameters = {"wanted": list(set(wanted)), "mails": MAILS_READ}
-        return _accounts(await self._postgres.run(sql, parameters, reading=True))
+        return list(_accounts(await self._postgres.run(sql, parameters, reading=True)))
 
     async def find_answers(self, digests: Collection[bytes]) -> dict[bytes, Answer]:
         """Return what the idempotency keys with these digests were bound to; unknown and expired ones are missing."""
@@ -215,7 +216,7 @@ class PostgresAccounts:
             for digest, body, account, registration, created_at in rows
         }
 
-    async def add(self, accounts: Sequence[NewAccount]) -> list[Registered | None]:
+    async def add(self, accounts: Sequence[Register]) -> list[Registered | None]:
         """Add each account with its mail, answer and count; None where the address has an account already."""
         parameters = {
             "ids": [new.id for new in accounts],
@@ -233,7 +234,7 @@ class PostgresAccounts:
         added = _registered(await self._postgres.run(ADD, parameters))
         return [added.get(new.id) for new in accounts]
 
-    async def issue(self, issues: Sequence[NewIssue]) -> list[Registered | None]:
+    async def issue(self, issues: Sequence[Issue]) -> list[Registered | None]:
         """Owe each mail (and take the account over); None where the account is no longer at that version, or active."""
         take_overs = [issue.take_over for issue in issues]
         parameters = {
@@ -244,7 +245,7 @@ class PostgresAccounts:
             "key_ids": [issue.mail.key_id for issue in issues],
             "traces": [issue.mail.traceparent for issue in issues],
             "hashes": [new and new.password_hash.decode() for new in take_overs],
-            "emails": [new and new.email for new in take_overs],
+            "emails": [new and new.email.typed for new in take_overs],
             "locales": [new and new.locale for new in take_overs],
             **_keys(new.key if new else None for new in take_overs),
             "max_age": self._policy.max_age_seconds,
@@ -257,7 +258,7 @@ class PostgresAccounts:
         """Bind keys that were answered without a registration (strict mode, a taken address)."""
         await self._postgres.run(BIND_TAKEN, _keys(keys))
 
-    async def redeem(self, tries: Sequence[Redemption]) -> list[Redeemed | Missed | None]:
+    async def redeem(self, tries: Sequence[Redeem]) -> list[Redeemed | Missed | None]:
         """Decide each try in one statement; None when nothing matched any more: look again and say why."""
         parameters = {
             "accounts": [one.account for one in tries],
@@ -273,61 +274,20 @@ class PostgresAccounts:
         return [outcomes.get(one.account) for one in tries]
 
 
-@dataclass(slots=True)
-class _Row:
-    """One account of a result, and the rest of its rows."""
-
-    account: tuple[Any, ...]
-    mails: list[CodeMail]
-    noticed_at: datetime | None = None
-
-
-def _accounts(rows: Iterable[tuple[Any, ...]]) -> list[Account]:
-    """Gather the rows of each account, one for each of its mails."""
-    found: dict[UUID, _Row] = {}
-    for row in rows:
-        gathered = found.setdefault(row[0], _Row(row[:11], []))
-        kind, *mail = row[11:]
-        if kind == "code":
-            gathered.mails.append(_code_mail(mail))
-        elif kind == "notice":
-            gathered.noticed_at = max(gathered.noticed_at or mail[5], mail[5])
-    return [_account(row) for row in found.values()]
-
-
-def _account(row: _Row) -> Account:
-    account, email, key, password_hash, locale, created, registration, registered, activated, version, now = row.account
-    return Account(
-        id=account,
-        email=email,
-        email_key=key,
-        password_hash=password_hash.encode(),
-        locale=locale,
-        created_at=created,
-        registration=registration,
-        registered_at=registered,
-        activated_at=activated,
-        version=version,
-        mails=tuple(row.mails),
-        noticed_at=row.noticed_at,
-        read_at=now,
-    )
-
-
-def _code_mail(row: Sequence[Any]) -> CodeMail:
-    mail, registration, number, key_id, state, created, accepted, expires, guesses, counted = row
-    return CodeMail(
-        id=mail,
-        registration=registration,
-        number=number,
-        key_id=key_id,
-        state=MailState(state),
-        created_at=created,
-        accepted_at=accepted,
-        expires_at=expires,
-        guesses=guesses,
-        counted=counted,
-    )
+def _accounts(rows: Iterable[tuple[Any, ...]]) -> Iterator[Account]:
+    """Gather the rows of each account, which follow each other: one for each of its mails, the newest first."""
+    for _, group in groupby(rows, key=itemgetter(0)):
+        own = list(group)
+        *facts, read_at = own[0][:ACCOUNT_COLUMNS]
+        codes, notices = [], []
+        for row in own:
+            kind, mail, registration, number, key_id, state, created_at, *others = row[ACCOUNT_COLUMNS:]
+            if kind == "code":
+                codes.append(CodeMail(mail, registration, number, key_id, MailState(state), created_at, *others))
+            elif kind == "notice":
+                notices.append(created_at)
+        facts += (tuple(codes), max(notices, default=None), read_at)
+        yield Account(*facts)
 
 
 def _keys(keys: Iterable[KeyUse | None]) -> dict[str, object]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from actors.domain.mail import MailKind
-from actors.ports import NewIssue, NewMail
+from actors.ports import Issue, NewMail
 from service.postgres.accounts import PostgresAccounts
 from service.postgres.ids import uuid7
 
@@ -147,7 +147,7 @@ class PostgresMailAdmin:
             if account is None or account.activated_at is not None:
                 return False
             mail = NewMail(uuid7(), MailKind.CODE, self._key_id)
-            [issued] = await self._accounts.issue([NewIssue(account.id, account.version, mail)])
+            [issued] = await self._accounts.issue([Issue(account.id, account.version, mail)])
             if issued is not None:
                 return True
         return False

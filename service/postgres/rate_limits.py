@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from typing import LiteralString
 
     from actors.domain.rate_limit import Bucket
-    from actors.ports import WindowRequest
+    from actors.ports import Admit
     from service.postgres.pool import Postgres, Step
 
 CLEAN_BATCH = 1000  # rows in one statement: a few milliseconds, in which nobody waits for a lock of ours
@@ -90,7 +90,7 @@ class PostgresRateLimits:
     def __init__(self, postgres: Postgres) -> None:
         self._postgres = postgres
 
-    async def decide(self, asked: Sequence[WindowRequest]) -> list[Admission]:
+    async def decide(self, asked: Sequence[Admit]) -> list[Admission]:
         """Decide each request atomically, in order, in one transaction for all."""
         counted = [bucket.key for request in asked if request.count for bucket in request.buckets]
         steps: list[Step] = [(LOCK, {"buckets": counted}), *((DECIDE, _asked(request)) for request in asked)]
@@ -125,7 +125,7 @@ class PostgresRateLimits:
             raise StoreUnavailable from None
 
 
-def _asked(request: WindowRequest) -> dict[str, object]:
+def _asked(request: Admit) -> dict[str, object]:
     return {
         "ticket": request.ticket,
         "count": request.count,
@@ -135,7 +135,7 @@ def _asked(request: WindowRequest) -> dict[str, object]:
     }
 
 
-def _admission(request: WindowRequest, rows: list[tuple[Any, ...]]) -> Admission:
+def _admission(request: Admit, rows: list[tuple[Any, ...]]) -> Admission:
     return Admission.read(
         request.ticket,
         admitted=all(row[0] for row in rows),

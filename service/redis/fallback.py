@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from actors.domain.rate_limit import Admission, Bucket
-    from actors.ports import WindowRequest
+    from actors.ports import Admit
     from service.postgres.rate_limits import PostgresRateLimits
     from service.redis.rate_limits import RedisRateLimits
 
@@ -39,7 +39,7 @@ class RateLimitsFallback:
         self._in_postgres = 0  # batches that were decided there
         self._owed: dict[str, tuple[Bucket, ...]] = {}  # tickets to give back to Redis, if it counted them
 
-    async def decide(self, asked: Sequence[WindowRequest]) -> list[Admission]:
+    async def decide(self, asked: Sequence[Admit]) -> list[Admission]:
         """Decide in Redis, or in Postgres when Redis is away; raises StoreUnavailable when both are."""
         try:
             await self._catch_up()
@@ -90,7 +90,7 @@ class RateLimitsFallback:
         if before == self._in_postgres:
             self._behind = anyio.Event()
 
-    async def _decide_in_postgres(self, asked: Sequence[WindowRequest], *, redis_asked: bool) -> list[Admission]:
+    async def _decide_in_postgres(self, asked: Sequence[Admit], *, redis_asked: bool) -> list[Admission]:
         if redis_asked:
             self._owe({request.ticket: request.buckets for request in asked if request.count})
         try:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import redis
 
     from actors.domain.rate_limit import Bucket, Use
-    from actors.ports import WindowRequest
+    from actors.ports import Admit
     from service.redis.client import Redis
 
     Given = Sequence[tuple[tuple[Bucket, ...], str]]
@@ -88,7 +88,7 @@ class RedisRateLimits:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
-    async def decide(self, asked: Sequence[WindowRequest]) -> list[Admission]:
+    async def decide(self, asked: Sequence[Admit]) -> list[Admission]:
         """Decide each request atomically, in order, in one round trip."""
         calls = [_call(request) for request in asked]
         answers = await self._redis.call(lambda client: DECIDE.run(client, calls))
@@ -118,14 +118,14 @@ def _withdraw(client: redis.Redis, given: Given) -> None:
         pipeline.execute()
 
 
-def _call(request: WindowRequest) -> tuple[list[str], list[str | int]]:
+def _call(request: Admit) -> tuple[list[str], list[str | int]]:
     arguments: list[str | int] = [int(request.count), request.ticket]
     for bucket in request.buckets:
         arguments += (bucket.rule.limit, bucket.rule.seconds * MICROSECONDS)
     return [PREFIX + bucket.key for bucket in request.buckets], arguments
 
 
-def _admission(request: WindowRequest, answer: list[Any]) -> Admission:
+def _admission(request: Admit, answer: list[Any]) -> Admission:
     admitted, *figures = answer
     return Admission.read(
         request.ticket,

@@ -10,19 +10,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from actors.kit.supervisor import Supervisor
-    from actors.rate_limiter import Decisions
     from service.postgres.pool import Postgres
     from service.redis.client import Redis
 
 
 LOG_LINES_DROPPED = "log_lines_dropped"
-COUNTED_ASIDE = ("forwarded_untrusted", LOG_LINES_DROPPED)  # shown from the start, as all others are
+# Shown from the start, as all others are.
+COUNTED = ("forwarded_untrusted", "limits_given_back", "limits_give_backs_lost", LOG_LINES_DROPPED)
 
 
-def runtime(
-    supervisor: Supervisor, decisions: Decisions, postgres: Postgres, redis: Redis, aside: Mapping[str, int]
-) -> RuntimeStatistics:
-    """Return the current levels and the counters since the start; `aside` are those that no part here keeps."""
+def runtime(supervisor: Supervisor, postgres: Postgres, redis: Redis, counted: Mapping[str, int]) -> RuntimeStatistics:
+    """Return the current levels and the counters since the start; `counted` are those that no part here keeps."""
     levels: dict[str, float] = {
         "breaker_open|postgres": float(postgres.breaker.statistics().is_open),
         "breaker_open|redis": float(redis.statistics().is_open),
@@ -30,12 +28,12 @@ def runtime(
     counters: dict[str, float] = {
         "breaker_opened|postgres": postgres.breaker.statistics().opened,
         "breaker_opened|redis": redis.statistics().opened,
-        **decisions.counters(),
-        **{name: aside.get(name, 0) for name in COUNTED_ASIDE},
+        **dict.fromkeys(COUNTED, 0),
+        **counted,
     }
     for service in supervisor.services():
-        mailbox = service.mailbox.statistics()
-        levels[f"mailbox_waiting|{service.name}"] = mailbox.waiting
+        mailbox = service.mailbox
+        levels[f"mailbox_waiting|{service.name}"] = len(mailbox)
         counters[f"mailbox_dropped|{service.name}"] = mailbox.dropped
         counters[f"mailbox_turned_away|{service.name}"] = mailbox.turned_away
         counters[f"restarts|{service.name}"] = service.restarts

@@ -109,7 +109,7 @@ class Spans:
         return traced
 
     def start(self, supervisor: Supervisor, build: Callable[[], Actor[Any]], *, copies: int = 1) -> Address:
-        """Trace asks, from the wait for room to the answer, and batches.
+        """Trace asks, until their answers, and batches.
 
         A batch is a child of its first asker and linked to the others: one statement answers them together.
         """
@@ -161,7 +161,7 @@ class TracedAddress(Address):
     """The same mailbox; asking it is a span of the asker's trace."""
 
     def __init__(self, inner: Address, spans: Spans, actor: str, asking: dict[int, Span]) -> None:
-        super().__init__(inner._mailbox, inner._admit)  # noqa: SLF001 - it is the address, with a span around
+        super().__init__(inner.mailbox, inner.admit)
         self._spans = spans
         self._actor = actor
         self._asking = asking

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from uuid import UUID
 
-    from actors.ports import NewAccount, NewIssue, Redemption
+    from actors.ports import Issue, Redeem, Register
     from tests.fakes.clock import FakeClock
 
 POLICY = CodePolicy(
@@ -68,7 +68,7 @@ class FakeAccounts:
         self._call("find_answers")
         return {digest: self._answers[digest] for digest in digests if digest in self._answers}
 
-    async def add(self, accounts: Sequence[NewAccount]) -> list[Registered | None]:
+    async def add(self, accounts: Sequence[Register]) -> list[Registered | None]:
         """Add each new address."""
         self._call("add")
         if self.before_add is not None:
@@ -77,7 +77,7 @@ class FakeAccounts:
         assert len(set(keys)) == len(keys), "a batch names an address once"
         return [self._add(new) for new in accounts]
 
-    def _add(self, new: NewAccount) -> Registered | None:
+    def _add(self, new: Register) -> Registered | None:
         if new.email.key in self._accounts:
             return None
         now = self._clock.now
@@ -99,14 +99,14 @@ class FakeAccounts:
         self._store(self._with_mail(account, new.mail))
         return self._registered(new.email.key, new.key)
 
-    async def issue(self, issues: Sequence[NewIssue]) -> list[Registered | None]:
+    async def issue(self, issues: Sequence[Issue]) -> list[Registered | None]:
         """Issue where the account is still at its version."""
         self._call("issue")
         named = [issue.account for issue in issues]
         assert len(set(named)) == len(named), "a batch names an account once"
         return [self._issue(issue) for issue in issues]
 
-    def _issue(self, issue: NewIssue) -> Registered | None:
+    def _issue(self, issue: Issue) -> Registered | None:
         [account] = [account for account in self._accounts.values() if account.id == issue.account]
         notice = issue.mail.kind is MailKind.NOTICE
         active = account.activated_at is not None
@@ -123,7 +123,7 @@ class FakeAccounts:
                 registration=account.registration + 1,
                 registered_at=self._clock.now,
                 password_hash=issue.take_over.password_hash,
-                email=issue.take_over.email,
+                email=issue.take_over.email.typed,
                 locale=issue.take_over.locale,
             )
         self._store(self._with_mail(account, issue.mail))
@@ -135,14 +135,14 @@ class FakeAccounts:
         for key in keys:
             self._answers.setdefault(key.digest, Answer(key.body_digest, None))
 
-    async def redeem(self, tries: Sequence[Redemption]) -> list[Redeemed | Missed | None]:
+    async def redeem(self, tries: Sequence[Redeem]) -> list[Redeemed | Missed | None]:
         """Decide each try."""
         self._call("redeem")
         named = [one.account for one in tries]
         assert len(set(named)) == len(named), "a batch names an account once"
         return [self._redeem(one) for one in tries]
 
-    def _redeem(self, one: Redemption) -> Redeemed | Missed | None:
+    def _redeem(self, one: Redeem) -> Redeemed | Missed | None:
         [account] = [account for account in self._accounts.values() if account.id == one.account]
         account = replace(account, read_at=self._clock.now)
         live = [mail.id for mail in account.live_mails(self._policy)]

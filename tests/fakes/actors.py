@@ -1,4 +1,4 @@
-"""Actors for tests of their supervisor: they work, wait, crash and fail to start as they are told."""
+"""Actors for tests of their supervisor: they work, wait and crash as they are told."""
 
 from __future__ import annotations
 
@@ -28,12 +28,11 @@ class Do(Ask[str]):
 
 
 class Stage:
-    """What the actors of a test share: a log, a gate to hold them at, and how often a start still fails."""
+    """What the actors of a test share: a log, and a gate to hold them at."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
         self.gate = trio.Event()
-        self.failing_starts = 0
         self.built = 0
         self.crashes: list[str] = []
         self.closed = False
@@ -61,13 +60,6 @@ class Member(Actor[Do]):
         self._stage = stage
         self._number = stage.built
         self._downstream = downstream
-
-    async def started(self) -> None:
-        """Fail as often as the stage wants it, but for the first actor."""
-        if self._stage.built > 1 and self._stage.failing_starts:
-            self._stage.failing_starts -= 1
-            raise Broken
-        self._stage.log.append(f"{self.name} started")
 
     async def stopped(self) -> None:
         """Note the end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 from uuid import UUID, uuid4
@@ -76,7 +77,7 @@ class Flows:
         """Start the actors around the body, in the order of the real wiring; `strict` is ENUMERATION=strict."""
         flows = cls(policy)
         supervisor = Supervisor(lambda _, error: flows.crashes.append(error))
-        limiter = supervisor.start(lambda: RateLimiter(flows.rate_limits))
+        limiter = supervisor.start(lambda: RateLimiter(flows.rate_limits, Counter()))
         hasher = supervisor.start(lambda: PasswordHasher(flows.hashing, limiter, 2, DUMMY), copies=2)
         registry = supervisor.start(lambda: UserRegistry(flows.accounts, policy, strict=strict))
         issuer = supervisor.start(lambda: CodeIssuer(flows.accounts, flows.wakeups))

@@ -15,13 +15,13 @@ from actors.domain.errors import InvalidCredentials, UnknownStatus
 from actors.domain.histogram import Histogram
 from actors.domain.rate_limit import Reading, Rule
 from actors.domain.totals import Totals
-from actors.domain.user import State
+from actors.domain.user import Account, State
 from actors.kit.background import BackgroundTasks
 from actors.kit.mailbox import Address, Mailbox
 from actors.metrics_aggregator import Observation
 from actors.metrics_ports import Business, Delays, MailFigures, Metrics
-from actors.ports import StoreUnavailable, WindowRequest
-from actors.signup import Activation, Profile, Progress, Registration, Resend, SignUp
+from actors.ports import StoreUnavailable
+from actors.signup import Progress, Registration, Resend, SignUp
 from service.embedded.mail_catcher import list_mails, read_mail
 from service.http.app import Parts, build
 from service.http.pages import CaughtMails
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from actors.authentication import Credentials
     from actors.domain.rate_limit import Admission
     from actors.limits import Client
-    from actors.rate_limiter import Admit
+    from actors.ports import Admit
     from actors.signup import Form
     from service.http.health import Verdict
 
@@ -47,6 +47,7 @@ SOMEONE = UUID(int=7)
 TOKEN = "unguessable-token"
 EMAIL, PASSWORD, CODE = "ada@example.com", "correct horse battery", "012345"
 PER_HOUR = Rule("register", 5, 3600)
+ACTIVE = Account(SOMEONE, EMAIL, EMAIL, b"$2b$", "en", BORN, 1, BORN, BORN, 1, (), None, BORN)
 
 
 class ScriptedSignUp(SignUp):
@@ -65,11 +66,11 @@ class ScriptedSignUp(SignUp):
         self._fail()
         return None if self.strict else Registration(SOMEONE, form.email, BORN, TOKEN)
 
-    async def activate(self, client: Client, credentials: Credentials, code: str) -> Activation:
+    async def activate(self, client: Client, credentials: Credentials, code: str) -> Account:
         """Activate the one account."""
         self._check(client, credentials)
         assert code == CODE
-        return Activation(EMAIL, BORN)
+        return ACTIVE
 
     async def resend(self, client: Client, credentials: Credentials) -> Resend | None:
         """Send another code."""
@@ -88,10 +89,10 @@ class ScriptedSignUp(SignUp):
             raise UnknownStatus
         return Progress(State.QUEUED, None, 5, 12.01, EMAIL)
 
-    async def profile(self, client: Client, credentials: Credentials) -> Profile:
+    async def profile(self, client: Client, credentials: Credentials) -> Account:
         """Show the one account."""
         self._check(client, credentials)
-        return Profile(SOMEONE, EMAIL, is_activated=True, created_at=BORN, activated_at=BORN)
+        return ACTIVE
 
     def _check(self, client: Client, credentials: Credentials) -> None:
         self.client = client
@@ -199,7 +200,7 @@ class PromptLimiter(Address):
 
     async def _decide(self, message: Admit) -> Admission:
         self.asked.append(message)
-        [admission] = await self.rate_limits.decide([WindowRequest(message.buckets, message.count, message.ticket)])
+        [admission] = await self.rate_limits.decide([message])
         return admission
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from actors.domain.rate_limit import Bucket
-    from actors.ports import WindowRequest
+    from actors.ports import Admit
 
 
 class FakeRateLimits:
@@ -24,7 +24,7 @@ class FakeRateLimits:
         self._ends: dict[str, dict[str, int]] = {}
         self.away: Exception | None = None
 
-    async def decide(self, asked: Sequence[WindowRequest]) -> list[Admission]:
+    async def decide(self, asked: Sequence[Admit]) -> list[Admission]:
         """Decide each request in order."""
         self._present()
         return [self._decide(request) for request in asked]
@@ -36,7 +36,7 @@ class FakeRateLimits:
             for bucket in buckets:
                 self._live(bucket).pop(ticket, None)
 
-    def _decide(self, request: WindowRequest) -> Admission:
+    def _decide(self, request: Admit) -> Admission:
         full = [bucket for bucket in request.buckets if self._full(bucket, request.ticket)]
         if request.count and not full:
             for bucket in request.buckets:

@@ -9,7 +9,7 @@ import pytest
 
 from actors.domain.email_address import EmailAddress
 from actors.domain.mail import MailKind
-from actors.ports import KeyUse, NewAccount, NewIssue, NewMail, Redemption, TakeOver
+from actors.ports import Issue, KeyUse, NewMail, Redeem, Register
 from service.postgres.accounts import PostgresAccounts
 from service.postgres.mails import PostgresMailQueue
 from service.postgres.pool import Postgres
@@ -79,23 +79,24 @@ def new_mail(kind: MailKind = MailKind.CODE) -> NewMail:
     return NewMail(uuid4(), kind, "k1")
 
 
-def new_account(email: str = "ada@example.com", key: KeyUse | None = None) -> NewAccount:
+def new_account(email: str = "ada@example.com", key: KeyUse | None = None) -> Register:
     """Return an account to add."""
-    return NewAccount(uuid4(), EmailAddress(email, email.casefold()), HASH, "en", new_mail(), key)
+    return Register(uuid4(), EmailAddress(email, email.casefold()), HASH, "en", new_mail(), key)
 
 
-def resend(account: Account, kind: MailKind = MailKind.CODE) -> NewIssue:
+def resend(account: Account, kind: MailKind = MailKind.CODE) -> Issue:
     """Return one more mail for an account as it was read."""
-    return NewIssue(account.id, account.version, new_mail(kind))
+    return Issue(account.id, account.version, new_mail(kind))
 
 
-def take_over(account: Account, password_hash: bytes = b"$2b$04$" + b"y" * 53, key: KeyUse | None = None) -> NewIssue:
+def take_over(account: Account, password_hash: bytes = b"$2b$04$" + b"y" * 53, key: KeyUse | None = None) -> Issue:
     """Return a registration that replaces an account as it was read."""
-    taken = TakeOver(password_hash, account.email.upper(), "de", key)
-    return NewIssue(account.id, account.version, new_mail(), taken)
+    taken = EmailAddress(account.email.upper(), account.email_key)
+    new = Register(uuid4(), taken, password_hash, "de", new_mail(), key)
+    return Issue(account.id, account.version, new.mail, take_over=new)
 
 
-def redemption(account: Account, hit: UUID | None = None) -> Redemption:
+def redemption(account: Account, hit: UUID | None = None) -> Redeem:
     """Return a try on an account as it was read: of one of its codes, or of none of them."""
     compared = tuple(mail.id for mail in account.live_mails(POLICY))
-    return Redemption(account.id, account.password_hash, account.registration, compared, hit)
+    return Redeem(account.id, account.password_hash, account.registration, compared, hit)

@@ -12,12 +12,12 @@ import psycopg
 import pytest
 import trio
 
-from actors.code_issuer import CodeIssuer, Issue, Redeem
+from actors.code_issuer import CodeIssuer
 from actors.domain.errors import EmailTaken
 from actors.domain.mail import MailKind, MailState
 from actors.kit.supervisor import Supervisor
 from actors.ports import Missed, Redeemed
-from actors.user_registry import Register, UserRegistry
+from actors.user_registry import UserRegistry
 from service.postgres.pool import Postgres
 from tests.fakes.accounts import POLICY
 from tests.fakes.flows import FakeWakeups
@@ -74,7 +74,7 @@ async def test_of_many_registrations_one_wins(stores: Stores, other: Stores) -> 
     async with actors(stores) as (registry, _), actors(other) as (registry2, _):
         for number in range(ROUNDS):
             email = f"user{number}@example.com"
-            asks = [partial((registry, registry2)[i % 2].ask, Register(new_account(email))) for i in range(WAYS)]
+            asks = [partial((registry, registry2)[i % 2].ask, new_account(email)) for i in range(WAYS)]
             outcomes = await at_once(asks)
             assert sum(isinstance(outcome, EmailTaken) for outcome in outcomes) == WAYS - 1
             assert len((await stores.account(email)).mails) == 1
@@ -98,7 +98,7 @@ async def test_of_many_redeemers_one_activates(stores: Stores, other: Stores) ->
     async with actors(stores) as (_, issuer), actors(other) as (_, issuer2):
         for number in range(ROUNDS):
             account = await stores.registered(f"user{number}@example.com")
-            hit = Redeem(redemption(account, account.mails[0].id))
+            hit = redemption(account, account.mails[0].id)
             outcomes = await at_once([partial((issuer, issuer2)[i % 2].ask, hit) for i in range(WAYS)])
             assert sum(isinstance(outcome, Redeemed) for outcome in outcomes) == 1
             assert outcomes.count(None) == WAYS - 1
@@ -110,11 +110,11 @@ async def test_of_many_guesses_five_are_counted(stores: Stores, other: Stores) -
     async with actors(stores) as (_, issuer), actors(other) as (_, issuer2):
         for number in range(ROUNDS):
             account = await stores.registered(f"user{number}@example.com")
-            guess = Redeem(redemption(account))
+            guess = redemption(account)
             outcomes = await at_once([partial((issuer, issuer2)[i % 2].ask, guess) for i in range(WAYS)])
             assert sorted(one.attempts_left for one in outcomes if isinstance(one, Missed)) == [0, 1, 2, 3, 4]
             assert outcomes.count(None) == WAYS - 5
-            right = Redeem(redemption(account, account.mails[0].id))
+            right = redemption(account, account.mails[0].id)
             assert await issuer.ask(right) is None
 
 
@@ -138,7 +138,7 @@ async def test_of_many_resends_one_is_issued(stores: Stores, other: Stores) -> N
     async with actors(stores) as (_, issuer), actors(other) as (_, issuer2):
         for number in range(ROUNDS):
             account = await stores.registered(f"user{number}@example.com")
-            asks = [partial((issuer, issuer2)[i % 2].ask, Issue(resend(account))) for i in range(WAYS)]
+            asks = [partial((issuer, issuer2)[i % 2].ask, resend(account)) for i in range(WAYS)]
             outcomes = await at_once(asks)
             assert outcomes.count(None) == WAYS - 1
             assert len((await stores.account(account.email_key)).mails) == 2
@@ -151,7 +151,7 @@ async def test_of_many_take_overs_one_wins(stores: Stores, other: Stores) -> Non
             email = f"user{number}@example.com"
             await stores.registered(email)
             await stores.queue.dead([(mail, "550") for mail in await stores.queue.claim(10)])
-            asks = [partial((registry, registry2)[i % 2].ask, Register(new_account(email))) for i in range(WAYS)]
+            asks = [partial((registry, registry2)[i % 2].ask, new_account(email)) for i in range(WAYS)]
             outcomes = await at_once(asks)
             assert sum(isinstance(outcome, EmailTaken) for outcome in outcomes) == WAYS - 1
             assert (await stores.account(email)).registration == 2

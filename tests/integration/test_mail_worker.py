@@ -18,7 +18,7 @@ from actors.domain.code import Keyring
 from actors.domain.email_address import EmailAddress
 from actors.domain.mail import MailKind
 from actors.domain.user import CodePolicy
-from actors.ports import NewAccount, NewMail
+from actors.ports import NewMail, Register
 from service.mail.worker import life_needed
 from service.postgres.accounts import PostgresAccounts
 from service.postgres.ids import uuid7
@@ -144,10 +144,10 @@ def workers(tmp_path: Path, database: str, valkey: str, smtp: SmtpServer) -> Ite
     around.stop()
 
 
-def account(name: str) -> NewAccount:
+def account(name: str) -> Register:
     """Return a registration."""
     address = EmailAddress(f"{name}@example.com", f"{name}@example.com")
-    return NewAccount(uuid7(), address, b"$2b$12$right", "en", NewMail(uuid7(), MailKind.CODE, "k1"))
+    return Register(uuid7(), address, b"$2b$12$right", "en", NewMail(uuid7(), MailKind.CODE, "k1"))
 
 
 def code_in(mail: Received) -> str:

@@ -13,14 +13,12 @@ import pytest
 import redis as sync_redis
 
 from actors.domain.histogram import Histogram
-from actors.domain.rate_limit import Admission, Reading, Rule
 from actors.domain.totals import SLICE_SECONDS, Totals, WorkerReport, first_slice, slice_of, summed, together
 from actors.kit.mailbox import Envelope
 from actors.kit.supervisor import Supervisor
 from actors.metrics_aggregator import MetricsAggregator, Observation, Tick
 from actors.metrics_ports import Business, MailFigures, Metrics
 from actors.ports import StoreUnavailable
-from actors.rate_limiter import Decisions
 from service.postgres.metrics import PostgresMetrics
 from service.postgres.pool import Postgres
 from service.redis.client import Redis
@@ -363,11 +361,8 @@ async def test_all_runtime_statistics_are_exported(live: RedisMetrics, postgres:
     async with Redis.open(valkey) as client:
         supervisor = Supervisor(lambda *_: None)
         supervisor.start(lambda: MetricsAggregator(Totals("w"), live, PostgresMetrics(postgres)))
-        decisions = Decisions()
-        for remaining in (1, 0):
-            reading = Reading(Rule("register", 5, 3600), remaining, 1.0)
-            decisions.note(Admission.read("ticket", admitted=bool(remaining), readings=[reading]))
-        found = runtime(supervisor, decisions, postgres, client, {"log_lines_dropped": 3})
+        counted = {"log_lines_dropped": 3, "limits_admitted|register": 1, "limits_refused|register": 1}
+        found = runtime(supervisor, postgres, client, counted)
     assert {name.partition("|")[0] for name in found.levels} == set(LEVELS)
     assert {name.partition("|")[0] for name in found.counters} == set(COUNTERS)
     shown = Metrics(found.counters, {"w": found.levels}, {}, Business(), MailFigures(), 1)

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from actors.domain.rate_limit import Bucket, Rule, Use
-from actors.ports import StoreUnavailable, WindowRequest
+from actors.ports import Admit, StoreUnavailable
 from service.postgres.pool import Postgres
 from service.postgres.rate_limits import PAGE, PostgresRateLimits
 from service.redis.client import Redis
@@ -39,7 +39,7 @@ class Worker:
 
     async def ask(self, *, count: bool = True, ticket: str | None = None) -> Admission:
         """Decide one request over the bucket."""
-        request = WindowRequest((self.bucket,), count, ticket or uuid4().hex)
+        request = Admit((self.bucket,), count, ticket or uuid4().hex)
         return (await self.limits.decide([request]))[0]
 
     async def remaining(self) -> int:
@@ -203,11 +203,11 @@ async def test_nothing_fails_open(own_valkey: ValkeyServer, database: str) -> No
         own_valkey.stall()
         for _ in range(3):
             with pytest.raises(StoreUnavailable):
-                await away.decide([WindowRequest((mine,), count=True, ticket=uuid4().hex)])
+                await away.decide([Admit((mine,), count=True, ticket=uuid4().hex)])
         own_valkey.resume()
         await w.back()
         with pytest.raises(StoreUnavailable):
-            await away.decide([WindowRequest((mine,), count=True, ticket=uuid4().hex)])
+            await away.decide([Admit((mine,), count=True, ticket=uuid4().hex)])
 
 
 async def test_the_memory_of_tickets_to_give_back_is_bounded(own_valkey: ValkeyServer, database: str) -> None:
@@ -221,13 +221,13 @@ async def test_the_memory_of_tickets_to_give_back_is_bounded(own_valkey: ValkeyS
 async def test_pages_of_uses_are_told_in_full(own_valkey: ValkeyServer, database: str) -> None:
     """However many windows an outage has filled, each use counts in Redis, once, and as long as it would have."""
     buckets = [bucket() for _ in range(2 * PAGE + 1)]
-    requests = [WindowRequest((each,), count=True, ticket=uuid4().hex) for each in buckets]
+    requests = [Admit((each,), count=True, ticket=uuid4().hex) for each in buckets]
     async with Postgres.open(database) as postgres:
         for start in range(0, len(requests), 64):
             await PostgresRateLimits(postgres).decide(requests[start : start + 64])
     async with worker(own_valkey, database, bucket()) as w:
         await w.ask()
-        decided = await RedisRateLimits(w.redis).decide([WindowRequest((each,), False, "") for each in buckets])  # noqa: FBT003 - by position
+        decided = await RedisRateLimits(w.redis).decide([Admit((each,), False, "") for each in buckets])  # noqa: FBT003 - by position
         readings = [admission.readings[0] for admission in decided]
         assert {reading.remaining for reading in readings} == {4}
         assert all(3590 < reading.reset_seconds <= 3600.01 for reading in readings)
@@ -240,7 +240,7 @@ async def test_what_counts_no_more_is_removed(own_valkey: ValkeyServer, database
     """The cleaner leaves no use in Postgres whose window is over, and every one that still counts."""
     async with Postgres.open(database) as postgres:
         short = Bucket(Rule("short", 5, 1), "client")
-        requests = [WindowRequest((each,), count=True, ticket="t") for each in (short, bucket(), bucket())]
+        requests = [Admit((each,), count=True, ticket="t") for each in (short, bucket(), bucket())]
         await PostgresRateLimits(postgres).decide(requests)
         await anyio.sleep(1.01)  # the window of one second, by the database's clock
         async with worker(own_valkey, database, bucket()):

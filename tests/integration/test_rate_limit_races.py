@@ -17,7 +17,7 @@ import pytest
 import redis
 
 from actors.domain.rate_limit import Bucket, Rule
-from actors.ports import WindowRequest
+from actors.ports import Admit
 from service.postgres.pool import Postgres
 from service.postgres.rate_limits import PostgresRateLimits
 from service.redis.client import Redis
@@ -111,7 +111,7 @@ class Schedule:
         """Ask for batches of shared buckets, alone or with the wide one, after pauses of any length."""
         while time.monotonic() < self.until:
             batch = [
-                WindowRequest(
+                Admit(
                     (self.chance.choice(self.shared), *[self.wide] * self.chance.choice([0, 1])),
                     count=self.chance.random() < 0.9,
                     ticket=uuid4().hex,
@@ -129,7 +129,7 @@ class Schedule:
         self.buckets.append(mine)
         waited = 0.0
         while time.monotonic() < self.until:
-            request = WindowRequest((mine,), count=True, ticket=uuid4().hex)
+            request = Admit((mine,), count=True, ticket=uuid4().hex)
             admission = (await windows.decide([request]))[0]
             if admission.admitted:
                 self.admitted.append(request.ticket)
@@ -201,7 +201,7 @@ def test_batches_of_crossing_buckets_do_not_deadlock(store: RedisStore | Postgre
         async with store.open() as windows:
             for _ in range(15):
                 groups = list(combinations(chance.sample(buckets, 4), count))
-                batch = [WindowRequest(group, count=True, ticket=uuid4().hex) for group in groups]
+                batch = [Admit(group, count=True, ticket=uuid4().hex) for group in groups]
                 for request, admission in zip(batch, await windows.decide(batch), strict=True):
                     if admission.admitted:
                         admitted.append(request.buckets)

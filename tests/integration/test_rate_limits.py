@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from actors.domain.rate_limit import TICK_SECONDS, Bucket, Rule
-from actors.ports import WindowRequest
+from actors.ports import Admit
 from service.postgres.pool import Postgres
 from service.postgres.rate_limits import PostgresRateLimits
 from service.redis.client import Redis
@@ -39,7 +39,7 @@ class Store:
 
     async def decide(self, *buckets: Bucket, count: bool = True, ticket: str | None = None) -> Admission:
         """Decide one request."""
-        return (await self.windows.decide([WindowRequest(buckets, count, ticket or uuid4().hex)]))[0]
+        return (await self.windows.decide([Admit(buckets, count, ticket or uuid4().hex)]))[0]
 
 
 @asynccontextmanager
@@ -195,8 +195,8 @@ async def test_the_longest_wait_is_the_answer(store: Store) -> None:
 async def test_a_batch_is_decided_in_order(store: Store) -> None:
     """Seven requests in one call are decided as seven calls would be, each from what the one before left."""
     mine, other = bucket(), bucket()
-    requests = [WindowRequest((mine,), count=number != 2, ticket=uuid4().hex) for number in range(7)]
-    requests.insert(3, WindowRequest((other, mine), count=True, ticket=uuid4().hex))
+    requests = [Admit((mine,), count=number != 2, ticket=uuid4().hex) for number in range(7)]
+    requests.insert(3, Admit((other, mine), count=True, ticket=uuid4().hex))
     admissions = await store.windows.decide(requests)
     assert [a.admitted for a in admissions] == [True, True, True, True, True, True, False, False]
     assert [a.readings[-1].remaining for a in admissions] == [4, 3, 3, 2, 1, 0, 0, 0]

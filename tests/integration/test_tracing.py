@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -67,7 +68,7 @@ def spans(exporter: InMemorySpanExporter) -> Spans:
 
 def flows(spans: Spans, supervisor: Supervisor, stores: Stores) -> SignUp:
     """Return the flows over traced actors and a real database."""
-    limiter = spans.start(supervisor, lambda: RateLimiter(FakeRateLimits(FakeClock())))
+    limiter = spans.start(supervisor, lambda: RateLimiter(FakeRateLimits(FakeClock()), Counter()))
     hasher = spans.start(supervisor, lambda: PasswordHasher(FakeHashing(), limiter, 2, DUMMY), copies=2)
     registry = spans.start(supervisor, lambda: UserRegistry(stores.accounts, POLICY))
     issuer = spans.start(supervisor, lambda: CodeIssuer(stores.accounts, FakeWakeups()))

@@ -10,10 +10,10 @@ import pytest
 import trio
 import trio.testing
 
-from actors.code_issuer import CodeIssuer, Issue, Redeem, Wake
+from actors.code_issuer import CodeIssuer, Wake
 from actors.domain.mail import MailKind
 from actors.kit.supervisor import Supervisor
-from actors.ports import Missed, NewIssue, NewMail, Redeemed, Redemption, Registered, StoreUnavailable
+from actors.ports import Issue, Missed, NewMail, Redeem, Redeemed, Registered, StoreUnavailable
 from tests.fakes.accounts import FakeAccounts
 from tests.fakes.clock import NOON, FakeClock
 from tests.fakes.flows import FakeWakeups
@@ -36,7 +36,7 @@ class ScriptedAccounts(FakeAccounts):
         self._active: set[UUID] = set()
         self._issued: set[UUID] = set()
 
-    async def redeem(self, tries: Sequence[Redemption]) -> list[Redeemed | Missed | None]:
+    async def redeem(self, tries: Sequence[Redeem]) -> list[Redeemed | Missed | None]:
         """Let the first hit of each account win; none of the tries may share an account."""
         await self._begin("redeem", [one.account for one in tries])
         outcomes: list[Redeemed | Missed | None] = []
@@ -45,7 +45,7 @@ class ScriptedAccounts(FakeAccounts):
             self._active |= {one.account} if one.hit else set()
         return outcomes
 
-    async def issue(self, issues: Sequence[NewIssue]) -> list[Registered | None]:
+    async def issue(self, issues: Sequence[Issue]) -> list[Registered | None]:
         """Issue the first code of each account; no two may share one."""
         await self._begin("issue", [one.account for one in issues])
         outcomes: list[Registered | None] = []
@@ -64,12 +64,12 @@ class ScriptedAccounts(FakeAccounts):
 def redeem(account: UUID, *, right: bool = True) -> Redeem:
     """Return one try."""
     mail = UUID(int=7)
-    return Redeem(Redemption(account, b"$2b$", 1, (mail,), mail if right else None))
+    return Redeem(account, b"$2b$", 1, (mail,), mail if right else None)
 
 
 def issue(account: UUID) -> Issue:
     """Return one wish for a code."""
-    return Issue(NewIssue(account, 1, NewMail(uuid4(), MailKind.CODE, "k1")))
+    return Issue(account, 1, NewMail(uuid4(), MailKind.CODE, "k1"))
 
 
 @asynccontextmanager

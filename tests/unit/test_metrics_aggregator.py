@@ -307,7 +307,7 @@ async def test_an_overflow_of_observations_is_dropped_and_counted_by_the_mailbox
     address = Address(Mailbox(MetricsAggregator.capacity))
     for _ in range(MetricsAggregator.capacity + 10):
         address.offer(Observation(REGISTER, 201, 1))
-    assert address.statistics().dropped == 10
+    assert address.mailbox.dropped == 10
 
 
 async def test_readers_at_the_same_time_share_one_reading() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from actors.domain.rate_limit import Bucket, Rule
 from actors.kit.mailbox import NotAccepted
 from actors.kit.supervisor import Supervisor
 from actors.password_hasher import LONGEST_WAIT_SECONDS, Check, Hash, PasswordHasher
-from actors.ports import WindowRequest
+from actors.ports import Admit
 from actors.rate_limiter import RateLimiter
 from tests.fakes.hashing import DUMMY, FakeHashing
 from tests.fakes.rate_limits import FakeRateLimits
@@ -35,7 +36,7 @@ async def hasher(hashing: FakeHashing, windows: FakeRateLimits | None = None) ->
     """Run the actor, with as many copies as threads, around the body."""
     crashes: list[Exception] = []
     supervisor = Supervisor(lambda _, error: crashes.append(error))
-    limiter = supervisor.start(lambda: RateLimiter(windows or FakeRateLimits(trio.current_time)))
+    limiter = supervisor.start(lambda: RateLimiter(windows or FakeRateLimits(trio.current_time), Counter()))
     address = supervisor.start(lambda: PasswordHasher(hashing, limiter, THREADS, DUMMY), copies=THREADS)
     async with supervisor.running():
         yield address
@@ -104,7 +105,7 @@ async def test_who_would_wait_too_long_is_refused_at_once(autojump_clock: MockCl
     assert len(waits) >= 5
     assert max(waits) <= LONGEST_WAIT_SECONDS
     assert 0 < min(refused) <= 1  # then the queue has room again, and has not run dry
-    assert address.statistics().turned_away == len(refused)
+    assert address.mailbox.turned_away == len(refused)
 
 
 async def test_hashes_that_wait_do_not_refuse_a_check(autojump_clock: MockClock) -> None:
@@ -160,14 +161,14 @@ async def test_a_full_window_does_not_keep_the_others_from_counting() -> None:
     async with hasher(FakeHashing(), windows) as address, trio.open_nursery() as nursery:
         for _ in range(THREADS):
             nursery.start_soon(address.ask, Check(b"wrong", DUMMY, (address_window, client_window)))
-    (seen,) = await windows.decide([WindowRequest((address_window, client_window), count=False, ticket="look")])
+    (seen,) = await windows.decide([Admit((address_window, client_window), count=False, ticket="look")])
     assert [reading.remaining for reading in seen.readings] == [0, 30 - THREADS]
 
 
 async def test_a_hash_is_reckoned_as_it_lasts_on_a_busy_machine(autojump_clock: MockClock) -> None:
     """A worker that has not hashed yet, or only while the others were idle, lets no longer queue in."""
     supervisor = Supervisor(lambda *_: None)
-    limiter = supervisor.start(lambda: RateLimiter(FakeRateLimits(trio.current_time)))
+    limiter = supervisor.start(lambda: RateLimiter(FakeRateLimits(trio.current_time), Counter()))
     hashing = FakeHashing(seconds=0.5)
     address = supervisor.start(lambda: PasswordHasher(hashing, limiter, THREADS, DUMMY, seconds=1.0), copies=THREADS)
     async with supervisor.running(), trio.open_nursery() as nursery:
@@ -179,14 +180,14 @@ async def test_a_hash_is_reckoned_as_it_lasts_on_a_busy_machine(autojump_clock: 
         with pytest.raises(NotAccepted):
             address.expect_room(Hash(b"one too many"))
         address.expect_room(Check(b"secret", DUMMY))
-    assert address.statistics().turned_away == 1
+    assert address.mailbox.turned_away == 1
 
 
 async def test_a_crowd_that_was_refused_comes_back_spread(autojump_clock: MockClock) -> None:
     """By chance between the moment when there is room again and the one when the queue has run dry."""
     chances = iter([1.0, 0.5, 0.0])
     supervisor = Supervisor(lambda *_: None)
-    limiter = supervisor.start(lambda: RateLimiter(FakeRateLimits(trio.current_time)))
+    limiter = supervisor.start(lambda: RateLimiter(FakeRateLimits(trio.current_time), Counter()))
     busy = PasswordHasher(FakeHashing(1.0), limiter, 1, DUMMY, seconds=1.0, chance=lambda: next(chances))
     address = supervisor.start(lambda: busy)
     async with supervisor.running(), trio.open_nursery() as nursery:

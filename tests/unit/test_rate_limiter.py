@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,8 @@ import pytest
 
 from actors.domain.rate_limit import Bucket, Rule
 from actors.kit.supervisor import Supervisor
-from actors.ports import StoreUnavailable
-from actors.rate_limiter import Admit, Decisions, GiveBack, RateLimiter
+from actors.ports import Admit, StoreUnavailable
+from actors.rate_limiter import GiveBack, RateLimiter
 from tests.fakes.rate_limits import FakeRateLimits
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from actors.domain.rate_limit import Admission
     from actors.kit.mailbox import Address
-    from actors.ports import WindowRequest
 
 RULE = Rule("register", 3, 3600)
 MINE = Bucket(RULE, "192.0.2.7")
@@ -36,7 +36,7 @@ class CountingRateLimits(FakeRateLimits):
         self.crashes = 0
         self.gate = anyio.Event()
 
-    async def decide(self, asked: Sequence[WindowRequest]) -> list[Admission]:
+    async def decide(self, asked: Sequence[Admit]) -> list[Admission]:
         """Decide when the gate is open."""
         self.batches.append(len(asked))
         await self.gate.wait()
@@ -48,10 +48,10 @@ class CountingRateLimits(FakeRateLimits):
 
 
 @asynccontextmanager
-async def limiter(windows: FakeRateLimits, decisions: Decisions | None = None) -> AsyncIterator[Address]:
+async def limiter(windows: FakeRateLimits, counted: Counter[str] | None = None) -> AsyncIterator[Address]:
     """Run the actor around the body."""
     supervisor = Supervisor(lambda *_: None)
-    address = supervisor.start(lambda: RateLimiter(windows, decisions))
+    address = supervisor.start(lambda: RateLimiter(windows, Counter() if counted is None else counted))
     async with supervisor.running():
         yield address
 
@@ -95,14 +95,6 @@ async def test_a_use_is_given_back() -> None:
         assert (await address.ask(Admit((MINE,)))).admitted
 
 
-async def test_no_limits_ask_nobody() -> None:
-    """With every limit off requests are admitted while the stores are away."""
-    windows = FakeRateLimits(anyio.current_time)
-    windows.away = StoreUnavailable()
-    async with limiter(windows) as address:
-        assert (await address.ask(Admit(()))).admitted
-
-
 async def test_an_outage_refuses_and_passes() -> None:
     """While the stores are away nobody is admitted, and the actor goes on after it."""
     windows = FakeRateLimits(anyio.current_time)
@@ -115,18 +107,19 @@ async def test_an_outage_refuses_and_passes() -> None:
 
 
 async def test_a_lost_give_back_refuses_nobody() -> None:
-    """A give-back that finds the stores away is counted as lost; other requests of its batch are served."""
+    """A give-back that finds the stores away is counted as lost."""
     windows = FakeRateLimits(anyio.current_time)
-    decisions = Decisions()
-    async with limiter(windows, decisions) as address:
+    counted = Counter[str]()
+    async with limiter(windows, counted) as address:
         ticket = (await address.ask(Admit((MINE,)))).ticket
         windows.away = StoreUnavailable()
         address.offer(GiveBack((MINE,), ticket))
-        assert (await address.ask(Admit(()))).admitted
+        with pytest.raises(StoreUnavailable):
+            await address.ask(Admit((MINE,)))
         windows.away = None
         assert (await address.ask(Admit((MINE,)))).readings[0].remaining == 1
-    assert decisions.counters()["limits_give_backs_lost"] == 1
-    assert decisions.counters()["limits_given_back"] == 0
+    assert counted["limits_give_backs_lost"] == 1
+    assert counted["limits_given_back"] == 0
 
 
 async def test_a_crash_counts_nobody_twice() -> None:
@@ -150,19 +143,18 @@ async def test_a_crash_counts_nobody_twice() -> None:
 
 async def test_decisions_are_counted_by_rule() -> None:
     """Uses count as admitted for each rule, refusals for the full ones alone, looks only when they refuse."""
-    decisions = Decisions()
+    counted = Counter[str]()
     wide = Bucket(Rule("wide", 9, 60), "192.0.2.7")
-    async with limiter(FakeRateLimits(anyio.current_time), decisions) as address:
+    async with limiter(FakeRateLimits(anyio.current_time), counted) as address:
         for _ in range(3):
             await address.ask(Admit((MINE, wide), count=False))
             await address.ask(Admit((MINE, wide)))
         await address.ask(Admit((MINE, wide)))
         await address.ask(Admit((MINE, wide), count=False))
         address.offer(GiveBack((MINE,), "unknown"))
-    assert decisions.counters() == {
+    assert counted == {
         "limits_admitted|register": 3,
         "limits_admitted|wide": 3,
         "limits_refused|register": 2,
         "limits_given_back": 1,
-        "limits_give_backs_lost": 0,
     }

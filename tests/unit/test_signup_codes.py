@@ -21,10 +21,9 @@ from actors.domain.errors import (
     WrongCode,
 )
 from actors.domain.mail import MailState
-from actors.domain.user import State
+from actors.domain.user import LOOKS, State
 from actors.kit.mailbox import NotAccepted
 from actors.ports import StoreUnavailable
-from actors.signup import LOOKS
 from tests.fakes.flows import EMAIL, LIMITS, Flows, client, credentials, form
 
 if TYPE_CHECKING:

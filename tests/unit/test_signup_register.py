@@ -21,15 +21,15 @@ from actors.domain.errors import (
 )
 from actors.domain.mail import MailState
 from actors.domain.rate_limit import Rule
+from actors.domain.user import LOOKS
 from actors.kit.mailbox import AnswerLost, NotAccepted
 from actors.ports import StoreUnavailable
-from actors.user_registry import LOOKS
 from tests.fakes.flows import EMAIL, KEY, LIMITS, NO_LIMITS, PASSWORD, Flows, client, form
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from actors.ports import NewAccount, Registered
+    from actors.ports import Register, Registered
 
 
 async def test_a_registration_owes_a_mail_and_rings_for_it() -> None:
@@ -337,7 +337,7 @@ async def test_an_account_deleted_during_its_registration_may_be_registered_agai
         flows.mail_is(MailState.DEAD)
         original = flows.accounts.add
 
-        async def add(accounts: Sequence[NewAccount]) -> list[Registered | None]:
+        async def add(accounts: Sequence[Register]) -> list[Registered | None]:
             added = await original(accounts)
             flows.accounts.forget_account()
             return added
