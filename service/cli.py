@@ -18,7 +18,7 @@ from actors.domain.mail import MailState
 from service.processes.listener import CannotStart
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -373,10 +373,10 @@ def _nothing(text: str) -> NoReturn:
     raise CannotStart(text)
 
 
-def main() -> int:
-    """Run the command; return the exit code."""
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command, that of this process without `words`; return the exit code."""
     try:
-        vestibule.main(standalone_mode=False)
+        vestibule.main(words, standalone_mode=False)
         sys.stdout.flush()
     except (click.Abort, KeyboardInterrupt):  # a stop before anything was accepted: an orderly end
         return 0
