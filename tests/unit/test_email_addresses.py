@@ -39,57 +39,17 @@ def test_a_valid_address_is_kept_as_typed_under_its_key(typed: str, key: str) ->
     assert READER.read(typed) == EmailAddress(typed, key)
 
 
-@pytest.mark.parametrize(
-    "typed",
-    [
-        "",
-        "ada",
-        "@",
-        "@example.com",
-        "ada@",
-        "ada@@example.com",
-        "ada@home@example.com",
-        " ada@example.com",
-        "ada@example.com ",
-        "ada@example.com\n",
-        "ada @example.com",
-        "ada@exam ple.com",
-        "ada\0@example.com",
-        "ada@example.com\0",
-        "Ada <ada@example.com>",
-        "<ada@example.com>",
-        '"ada"@example.com',
-        '"a b"@example.com',
-        "ada(comment)@example.com",
-        "ada..lovelace@example.com",
-        ".ada@example.com",
-        "ada.@example.com",
-        "ádá@example.com",
-        "\u212adele@example.com",
-        "ada@[127.0.0.1]",
-        "ada@[IPv6:::1]",
-        "ada@127.0.0.1",
-        "ada@localhost",
-        "ada@test",
-        "ada@machine.local",
-        "ada@name.invalid",
-        "ada@example",
-        "ada@-example.com",
-        "ada@example..com",
-        "ada@example.com.",
-        "ada@exa_mple.com",
-        "ada@\u2100.com",
-        "ada@xn--.com",
-        "ada@example.com,bob@example.com",
-        "ada@example.com\r\nBcc: bob@example.com",
-        "a" * 65 + "@example.com",
-        f"ada@{'a' * 64}.com",
-        f"{'a' * 62}@{LABEL}.{LABEL}.{'a' * 61}.com",
-        "ada@" + "ü" * 60 + "." + "ü" * 60 + "." + "ü" * 60 + ".com",
-        "ada\ud800@example.com",
-        "ada@exam\ud800ple.com",
-    ],
-)
+REFUSED = {  # beside what the service refuses in the tests at its front door
+    "blanks and NULs": ["ada@example.com\n", "ada@exam ple.com", "ada\0@example.com", "ada@example.com\0"],
+    "other characters": ["\u212adele@example.com", "ada\ud800@example.com", "ada@exam\ud800ple.com", "ada@\u2100.com"],
+    "dots": ["ada.@example.com", "ada@example.com.", "ada@example"],
+    "names that no mail server has": ["ada@test", "ada@machine.local", "ada@name.invalid", "ada@xn--.com"],
+    "a second header": ["ada@example.com\r\nBcc: bob@example.com"],
+    "255 in all": [f"{'a' * 62}@{LABEL}.{LABEL}.{'a' * 61}.com", "ada@" + ("ü" * 60 + ".") * 3 + "com"],
+}
+
+
+@pytest.mark.parametrize("typed", [text for texts in REFUSED.values() for text in texts])
 def test_anything_else_is_refused_without_being_repeated(typed: str) -> None:
     """The refusal is one sentence that says what to mend, and shows nothing of the text."""
     with pytest.raises(InvalidEmail) as caught:

@@ -51,39 +51,17 @@ def test_any_object_is_a_registration_or_names_its_fields(members: dict[str, obj
     assert all("\x00" not in name and len(name) < 33 for name, _ in found)
 
 
-@pytest.mark.parametrize(
-    "raw",
-    [
-        b"",
-        b"null",
-        b"[]",
-        b'"text"',
-        b"1",
-        b"{",
-        b"{}{}",
-        b"{'a':1}",
-        b'{"a":1,}',
-        b'{"a":1,"a":1}',
-        b'{"a":{"b":1,"b":2}}',
-        b'{"a":[{"b":1,"b":2}]}',
-        b'{"a":NaN}',
-        b'{"a":-Infinity}',
-        b'{"a":"\\ud800"}',
-        b'{"\\udfff":1}',
-        b'{"a":[{"b":["\\ud83d"]}]}',
-        b'{"a":"\xff"}',
-        b'{"a":"\xed\xa0\x80"}',
-        b'\xef\xbb\xbf{"a":1}',
-        b'{"a":"\x01"}',
-        b'{"a":' + b"1" * 5000 + b"}",
-        b"[" * 16_000,
-        b'{"a":' * 3000,
-        b'{"a":' + b"[" * MOST_NESTING + b"]" * MOST_NESTING + b"}",
-        '{"a":1}'.encode("utf-16"),
-    ],
-)
+MALFORMED = {  # beside what the service refuses in the tests at its front door
+    "a name twice": [b'{"a":{"b":1,"b":2}}', b'{"a":[{"b":1,"b":2}]}'],
+    "half a pair, deep inside": [b'{"a":[{"b":["\\ud83d"]}]}'],
+    "a raw control character": [b'{"a":"\x01"}'],
+    "too many brackets": [b"[" * 16_000, b'{"a":' + b"[" * MOST_NESTING + b"]" * MOST_NESTING + b"}"],
+}
+
+
+@pytest.mark.parametrize("raw", [raw for raws in MALFORMED.values() for raw in raws])
 def test_what_is_not_one_plain_object_is_malformed(raw: bytes) -> None:
-    """Not UTF-8, not JSON, not an object, names twice, NaN, half a pair, a BOM, a tower of brackets."""
+    """The reason is a sentence about the body."""
     with pytest.raises(MalformedRequest) as refused:
         parse(raw)
     assert refused.value.reason.startswith("The body ")
@@ -115,18 +93,9 @@ def test_the_dearest_body_costs_little() -> None:
 @pytest.mark.parametrize(
     ("types", "codings"),
     [
-        ([], []),
-        (["text/plain"], []),
         (["application/json, application/json"], []),
-        (["application/json", "application/json"], []),
-        (["application/json; charset=latin-1"], []),
-        (["application/json; charset=utf-16"], []),
         (["application/json; charset=\u00ff"], []),
-        (["application/x-www-form-urlencoded"], []),
-        (["application/jsonp"], []),
-        (["application/json"], ["gzip"]),
         (["application/json"], ["identity", "br"]),
-        (["application/json"], ["gzip, identity"]),
     ],
 )
 def test_other_media_are_refused(types: list[str], codings: list[str]) -> None:
@@ -135,13 +104,9 @@ def test_other_media_are_refused(types: list[str], codings: list[str]) -> None:
         check_media(types, codings)
 
 
-@pytest.mark.parametrize(
-    "media",
-    ["application/json", "Application/JSON", 'application/json; charset="UTF-8"', "application/json;charset=utf8"],
-)
-def test_json_in_utf8_is_taken(media: str) -> None:
-    """Case and quotes of the media type do not matter."""
-    check_media([media], ["identity"])
+def test_the_coding_that_is_none_is_taken() -> None:
+    """`identity` says that there is none."""
+    check_media(["application/json"], ["identity"])
 
 
 @given(st.lists(st.text(max_size=40), max_size=3), st.lists(st.text(max_size=10), max_size=2))
@@ -157,22 +122,23 @@ def test_any_media_headers_are_taken_or_refused(types: list[str], codings: list[
 @pytest.mark.parametrize(
     ("members", "field", "message"),
     [
-        ({"email": "a@b.c"}, "password", "is required"),
-        ({"email": 1, "password": "x"}, "email", "must be a string"),
-        ({"email": "a@b.c", "password": ["x"]}, "password", "must be a string"),
-        ({"email": "a@b.c", "password": "x", "is_admin": True}, "is_admin", "is not a field of this request"),
-        ({"email": "a@b.c", "password": "x", "<script>": 1}, "(unnamed)", "is not a field of this request"),
-        ({"email": "a\x00@b.c", "password": "x"}, "email", "must not hold control characters"),
-        ({"email": "a@b.c", "password": "x\x7f"}, "password", "must not hold control characters"),
-        ({"email": "a@b.c", "password": "x", "locale": "e n"}, "locale", "must be a language tag such as en or de-AT"),
-        ({"email": "a@b.c", "password": "x", "locale": 5}, "locale", "must be a string"),
+        ({"password": None}, "password", "must be a string"),
+        ({"email": 1}, "email", "must be a string"),
+        ({"is_admin": True}, "is_admin", "is not a field of this request"),
+        ({"<script>": 1}, "(unnamed)", "is not a field of this request"),
+        ({"email": "a\x00@b.c"}, "email", "must not hold control characters"),
+        ({"password": "x\x7f"}, "password", "must not hold control characters"),
+        ({"locale": "e n"}, "locale", "must be a language tag such as en or de-AT"),
     ],
 )
 def test_wrong_fields_are_named(members: dict[str, object], field: str, message: str) -> None:
     """Each wrong field has a sentence; a name that is no name is not repeated."""
     with pytest.raises(InvalidFields) as refused:
-        checked(RegisterRequest, members)
+        checked(RegisterRequest, {"email": "a@b.c", "password": "x", **members})
     assert refused.value.errors == [(field, message)]
+    with pytest.raises(InvalidFields) as refused:
+        checked(RegisterRequest, {"email": "a@b.c"})
+    assert refused.value.errors == [("password", "is required")]
 
 
 def test_a_request_does_not_show_its_password() -> None:

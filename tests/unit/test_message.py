@@ -5,7 +5,6 @@ import re
 from dataclasses import replace
 from email.message import EmailMessage
 from email.policy import default
-from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -73,18 +72,13 @@ def test_every_code_stands_alone_on_a_line_of_a_mail_in_ascii(code: str, locale:
     raw, read = message.encode(), parsed(message)
     assert f"\r\n{code}\r\n".encode() in raw
     assert raw.isascii()
+    assert not any(secret in repr(message) for secret in (code, MAIL.recipient))
     assert max(map(len, raw.split(b"\r\n"))) <= 998
     assert body(read, "plain") == message.text
     assert body(read, "html").rstrip() == (message.html or "").rstrip()
     assert message.text.splitlines().count(code) == message.text.count(code) == 1
     assert code in (message.html or "")
     assert code not in message.subject
-
-
-def test_mails_of_a_language_share_a_form() -> None:
-    """Building a message costs a millisecond of CPU, most of a mail: once, not for each."""
-    first, second = (MESSAGES.write(MAIL, code) for code in ("111111", "222222"))
-    assert first.mime.replace(b"111111", b"222222") == second.mime
 
 
 @pytest.mark.parametrize("html", ["<p>{{ code[:3] }} {{ code[3:] }}</p>", "<p>{{ code }} or call 947206</p>"])
@@ -109,19 +103,10 @@ def test_the_message_id_is_the_same_for_every_try_and_tells_no_id() -> None:
 def test_a_test_mail_names_the_service() -> None:
     """`vestibule check --send-to` sends a mail that nobody takes for a code."""
     message = MESSAGES.test("ada@bücher.example", uuid4())
-    assert (message.recipient, str(parsed(message)["Subject"])) == (
-        "ada@xn--bcher-kva.example",
-        "Test mail from Vestibule",
-    )
+    assert message.recipient == "ada@xn--bcher-kva.example"
+    assert str(parsed(message)["Subject"]) == "Test mail from Vestibule"
     with pytest.raises(Rejected):
         MESSAGES.test("nobody", uuid4())
-
-
-def test_no_repr_shows_a_code_or_an_address() -> None:
-    """A traceback or a log that shows a message shows neither."""
-    shown = repr(MESSAGES.write(MAIL, CODE))
-    assert CODE not in shown
-    assert MAIL.recipient not in shown
 
 
 # -- addresses
@@ -153,27 +138,17 @@ def test_addresses_are_mailed_as_typed_with_their_domain_in_ascii(typed: str, ma
     assert parsed(message)["To"].addresses[0].addr_spec == mailed
 
 
-@pytest.mark.parametrize(
-    "typed",
-    [
-        "",
-        "ada",
-        "@example.com",
-        "ada@",
-        "ada@example.com\r\nBcc: eve@example.com",
-        "ada\r\n@example.com",
-        "ada@example.com>\r\nRCPT TO:<eve@example.com",
-        "ada@example.com, eve@example.com",
-        "ada<eve@example.com",
-        '"a\r\nb"@example.com',
-        '"a"b"@example.com',
-        "ädä@example.com",
-        "ada@[127.0.0.1]",
-        "ada@-example.com",
-        "ada@ex\x00ample.com",
-        "ada@\u202eexample.com",
-    ],
-)
+NO_ADDRESSES = {
+    "no part or only one": ["", "ada", "@example.com", "ada@"],
+    "a line break": ["ada@example.com\r\nBcc: eve@example.com", "ada\r\n@example.com", '"a\r\nb"@example.com'],
+    "a command": ["ada@example.com>\r\nRCPT TO:<eve@example.com"],
+    "a second recipient": ["ada@example.com, eve@example.com", "ada<eve@example.com"],
+    "another local part": ['"a"b"@example.com', "ädä@example.com"],
+    "no domain": ["ada@[127.0.0.1]", "ada@-example.com", "ada@ex\x00ample.com", "ada@\u202eexample.com"],
+}
+
+
+@pytest.mark.parametrize("typed", [text for texts in NO_ADDRESSES.values() for text in texts])
 def test_what_is_no_address_never_reaches_a_server(typed: str) -> None:
     """Line breaks, second recipients and commands are refused; the reason does not repeat them."""
     with pytest.raises(Rejected) as caught:
@@ -234,53 +209,38 @@ def test_every_built_in_mail_is_whole(kind: MailKind, locale: str) -> None:
     assert f'href="{URL}"' in linked.html
     found = set(re.findall(r"\b\d{4,10}\b", f"{linked.subject}\n{linked.text}\n{linked.html}"))
     assert found == ({CODE} if kind is MailKind.CODE else set())
-    outline = Outline()
-    outline.feed(linked.html)
-    assert (outline.open, outline.loads) == ([], [])
+    assert unclosed(linked.html) == []
+    assert not re.search(r"\b(src|srcset|background)=", linked.html)
     assert f'<html lang="{locale}">' in linked.html
     assert "color-scheme" in linked.html
-    preheader = re.search(r"mso-hide:all;\">(.+?)</div>", linked.html, re.DOTALL)
-    assert preheader is not None
-    assert CODE not in preheader[1]
+    [preheader] = re.findall(r"mso-hide:all;\">(.+?)</div>", linked.html, re.DOTALL)
+    assert CODE not in preheader
 
 
-class Outline(HTMLParser):
-    """Checks that tags nest and notes what is loaded from elsewhere."""
-
-    VOID = ("meta", "br", "img", "link")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.loads: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Open a tag."""
-        self.loads += [f"{tag} {name}" for name, _ in attrs if name in {"src", "srcset", "background"}]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        """Close the tag that was opened last."""
-        assert self.open.pop() == tag
+def unclosed(html: str) -> list[str]:
+    """Return the tags that are left open; each other one must be closed before those around it."""
+    left: list[str] = []
+    for slash, name in re.findall(r"<(/?)([a-z0-9]+)", re.sub(r"<!--.*?-->", "", html, flags=re.DOTALL)):
+        if slash:
+            assert left.pop() == name
+        elif name not in {"meta", "br", "img", "link"}:
+            left.append(name)
+    return left
 
 
 @pytest.mark.parametrize(
-    ("locale", "seconds", "words"),
+    ("locale", "valid"),
     [
-        ("en", 60, "valid for 1 minute after"),
-        ("en", 120, "valid for 2 minutes after"),
-        ("en", 90, "valid for 90 seconds after"),
-        ("de", 60, "gilt eine Minute ab"),
-        ("de", 120, "gilt 2 Minuten ab"),
-        ("de", 90, "gilt 90 Sekunden ab"),
+        ("en", {60: "valid for 1 minute after", 120: "valid for 2 minutes after", 90: "valid for 90 seconds after"}),
+        ("de", {60: "gilt eine Minute ab", 120: "gilt 2 Minuten ab", 90: "gilt 90 Sekunden ab"}),
     ],
 )
-def test_the_life_of_the_code_is_said_as_a_person_would(locale: str, seconds: int, words: str) -> None:
+def test_the_life_of_the_code_is_said_as_a_person_would(locale: str, valid: dict[int, str]) -> None:
     """In minutes where they are whole, in text and HTML alike."""
-    message = written(locale=locale, code_ttl_seconds=seconds)
-    assert words in message.text
-    assert words in (message.html or "")
+    for seconds, words in valid.items():
+        message = written(locale=locale, code_ttl_seconds=seconds)
+        assert words in message.text
+        assert words in (message.html or "")
 
 
 @pytest.mark.parametrize(
@@ -295,12 +255,16 @@ def test_a_region_is_served_by_its_language_and_an_unknown_one_by_english(asked:
 def test_a_folder_of_the_operator_replaces_single_templates_and_adds_languages(tmp_path: Path) -> None:
     """The rest stays built in; a language without HTML goes out as text."""
     assert available_locales(Settings()) == LOCALES
-    for name in (".hidden", "README.md"):
-        (tmp_path / name).touch()
-    (tmp_path / "code.en.txt").write_text("Subject: Hi\r\n\r\n{{ code }}\r\n")
-    (tmp_path / "code.de.html").write_text("<p>{{ site }} {{ code }}</p>")
-    (tmp_path / "code.fr.txt").write_text("Subject: Votre code\n\n{{ code }}\n")
-    (tmp_path / "notice.fr.txt").write_text("Subject: Avis\n\nRien.\n")
+    files = {
+        ".hidden": "",
+        "README.md": "",
+        "code.en.txt": "Subject: Hi\r\n\r\n{{ code }}\r\n",
+        "code.de.html": "<p>{{ site }} {{ code }}</p>",
+        "code.fr.txt": "Subject: Votre code\n\n{{ code }}\n",
+        "notice.fr.txt": "Subject: Avis\n\nRien.\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
     sender = '"A & <B>" <a@b>'
     assert available_locales(Settings(mail_templates=tmp_path)) == ("en", "de", "fr")
     english, german, french = (
@@ -375,21 +339,11 @@ def test_every_form_of_mail_url_is_read(url: str, server: SmtpServer | HttpProvi
     assert "hidden" not in repr(parse("https://hidden:hidden@mail/hidden"))
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "mail:25",
-        "imap://mail",
-        "smtp://",
-        "smtp://user:secret@",
-        "smtp://mail:port",
-        "smtp://mail:99999",
-        "smtp://user:se/cret@mail",
-        "smtp://user:se#cret@mail",
-        "smtp://mail/path",
-        "smtp://ma il",
-    ],
-)
+BAD_URLS = ["mail:25", "imap://mail", "smtp://", "smtp://user:secret@", "smtp://mail:port", "smtp://mail:99999"]
+BAD_URLS += ["smtp://user:se/cret@mail", "smtp://user:se#cret@mail", "smtp://mail/path", "smtp://ma il"]
+
+
+@pytest.mark.parametrize("url", BAD_URLS)
 def test_a_bad_mail_url_stops_the_start_without_showing_its_password(url: str) -> None:
     """The line names the setting and repeats nothing of the value."""
     with pytest.raises(SettingsError) as caught:

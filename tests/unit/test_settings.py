@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -42,40 +41,11 @@ def fault(**values: str) -> str:
     return line
 
 
-def test_an_empty_environment_gives_the_defaults_of_the_contract() -> None:
-    """Every setting has a default, and an empty value is an unset one."""
+def test_an_empty_environment_gives_the_defaults() -> None:
+    """An empty value is an unset one."""
     made = load({"PATH": "/bin", "VESTIBULE_OPS_TOKEN": "", "VESTIBULE_WORKERS": ""})
     assert made == Settings()
     assert made.workers >= 2
-    defaults = {name: shown(name, value) for name, value in made if name != "workers"}
-    assert {name: text for name, text in defaults.items() if text} == {
-        "env": "development",
-        "mail_from": "no-reply@localhost",
-        "data_dir": ".vestibule",
-        "bind": "127.0.0.1:8000",
-        "keep_alive_seconds": "75",
-        "mail_workers": "1",
-        "loop": "uvloop",
-        "max_requests": "10000",
-        "drain_seconds": "0",
-        "grace_seconds": "30",
-        "bcrypt_cost": "12",
-        "allow_weak_hash": "0",
-        "code_digits": "6",
-        "code_ttl_seconds": "60",
-        "code_max_age_seconds": "900",
-        "code_attempts": "5",
-        "register_limit": "5/hour",
-        "activate_limit": "3/minute",
-        "password_limit": "3/minute",
-        "password_client_limit": "30/minute",
-        "basic_limit": "20/minute",
-        "code_limits": "5/hour,10/day",
-        "resend_cooldown_seconds": "30",
-        "enumeration": "open",
-        "log_level": "INFO",
-        "log_format": "json",
-    }
 
 
 @pytest.mark.parametrize(
@@ -97,25 +67,18 @@ def test_an_unknown_name_stops_the_start(name: str, nearest: str | None) -> None
     assert fault(**{name: "3"}) == f"VESTIBULE_{name} is not a setting of Vestibule{question}"
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("SERVICE_HOST", "10.0.0.1"),
-        ("SERVICE_PORT", "80"),
-        ("SERVICE_PORT_HTTP", "80"),
-        ("PORT", "tcp://10.0.0.1:80"),
-        ("PORT_80_TCP", "tcp://10.0.0.1:80"),
-        ("PORT_80_TCP_PROTO", "tcp"),
-        ("PORT_80_TCP_ADDR", "10.0.0.1"),
-        ("REDIS_SERVICE_HOST", "10.0.0.2"),
-        ("REDIS_PORT", "tcp://10.0.0.2:6379"),
-        ("MAIL_WORKER_PORT_25_TCP_ADDR", "10.0.0.3"),
-        ("URL", "http://127.0.0.1:8000"),
-    ],
-)
-def test_names_of_others_are_ignored(name: str, text: str) -> None:
+OTHERS = {
+    "our Service": ["SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT"],
+    "its ports": ["PORT_80_TCP", "PORT_80_TCP_PROTO", "PORT_80_TCP_ADDR"],
+    "other Services": ["REDIS_SERVICE_HOST", "REDIS_PORT", "MAIL_WORKER_PORT_25_TCP_ADDR"],
+    "the scripts of ops": ["URL"],
+}
+
+
+@pytest.mark.parametrize("names", OTHERS.values(), ids=OTHERS)
+def test_names_of_others_are_ignored(names: list[str]) -> None:
     """Kubernetes names a Service's addresses after it, and the scripts of ops read where a service is."""
-    assert settings(**{name: text}) == Settings()
+    assert settings(**dict.fromkeys(names, "tcp://10.0.0.1:80")) == Settings()
 
 
 def test_a_secret_can_come_from_a_file(tmp_path: Path) -> None:
@@ -174,28 +137,17 @@ def test_weak_hashes_are_for_tests() -> None:
     assert "VESTIBULE_BCRYPT_COST" in fault(**PRODUCTION, BCRYPT_COST="9", ALLOW_WEAK_HASH="1")
 
 
-@pytest.mark.parametrize(
-    ("bind", "loopback"),
-    [
-        ("127.0.0.1:80", True),
-        ("127.9.9.9:80", True),
-        ("[::1]:80", True),
-        ("localhost:80", True),
-        ("unix:/run/vestibule.sock", True),
-        ("0.0.0.0:80", False),
-        (":80", False),
-        ("[::]:80", False),
-        ("192.0.2.1:80", False),
-        ("127.example.com:80", False),
-        ("example.com:80", False),
-    ],
-)
-def test_beyond_loopback_a_token_is_needed(bind: str, *, loopback: bool) -> None:
+LOOPBACK = ["127.0.0.1:80", "127.9.9.9:80", "[::1]:80", "localhost:80", "unix:/run/vestibule.sock"]
+REACHABLE = ["0.0.0.0:80", ":80", "[::]:80", "192.0.2.1:80", "127.example.com:80", "example.com:80"]
+
+
+@pytest.mark.parametrize("bind", [*LOOPBACK, *REACHABLE])
+def test_beyond_loopback_a_token_is_needed(bind: str) -> None:
     """Metrics and ops pages of a reachable service are closed."""
-    if not loopback:
+    token = {} if bind in LOOPBACK else {"OPS_TOKEN": SECRET}
+    assert settings(BIND=bind, **token).loopback is (bind in LOOPBACK)
+    if token:
         assert fault(BIND=bind) == "VESTIBULE_BIND beyond loopback needs VESTIBULE_OPS_TOKEN"
-    token = {} if loopback else {"OPS_TOKEN": SECRET}
-    assert settings(BIND=bind, **token).loopback is loopback
 
 
 def test_a_codes_greatest_age_leaves_time_for_its_mail() -> None:
@@ -204,21 +156,11 @@ def test_a_codes_greatest_age_leaves_time_for_its_mail() -> None:
     assert settings(CODE_MAX_AGE_SECONDS="120").code_max_age_seconds == 120
 
 
-def test_settings_cannot_be_changed() -> None:
-    """They are read once."""
-    made: Any = Settings()
-    with pytest.raises(ValueError, match="frozen"):
-        made.workers = 9
-
-
 @pytest.mark.parametrize(
     ("name", "text", "value"),
     [
-        ("WORKERS", "3", 3),
-        ("LOOP", "trio", "trio"),
         ("MAX_REQUESTS", "0", 0),
         ("DATA_DIR", "/var/lib/vestibule", Path("/var/lib/vestibule")),
-        ("BIND", "unix:/run/vestibule.sock", "unix:/run/vestibule.sock"),
         ("BIND", "[::1]:8000", "[::1]:8000"),
         ("BIND", "localhost:0", "localhost:0"),
         ("REGISTER_LIMIT", "7/day", Rule("register", 7, 86400)),
@@ -230,15 +172,9 @@ def test_settings_cannot_be_changed() -> None:
         ("TRUSTED_PROXIES", "192.0.2.1,unix", Trusted((ip_network("192.0.2.1/32"),), unix=True)),
         ("MAIL_EHLO", "mail.example.com", "mail.example.com"),
         ("MAIL_EHLO", "[192.0.2.1]", "[192.0.2.1]"),
-        (
-            "CORS_ORIGINS",
-            "https://App.example.com/, http://localhost:3000",
-            ("https://app.example.com", "http://localhost:3000"),
-        ),
+        ("CORS_ORIGINS", "https://App.example.com/, http://[::1]:3", ("https://app.example.com", "http://[::1]:3")),
         ("PUBLIC_URL", "https://example.com/accounts/", "https://example.com/accounts"),
         ("CODE_KEYS", f"k2:{KEY},k1:{KEY}", {"k2": bytes(range(32)), "k1": bytes(range(32))}),
-        ("MAIL_FROM", "Shop <shop@example.com>", "Shop <shop@example.com>"),
-        ("LOG_FORMAT", "text", "text"),
     ],
 )
 def test_a_value_is_read_from_its_text(name: str, text: str, value: object) -> None:
