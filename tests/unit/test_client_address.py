@@ -29,23 +29,27 @@ def of(peer: str, *, forwarded: str | None = None, xff: str | None = None) -> Cl
     return client_address(peer, headers, PROXIES)
 
 
-def test_an_untrusted_peer_is_the_client() -> None:
-    """An untrusted peer's headers change nothing, and are noticed."""
-    assert of("192.0.2.7") == ClientAddress("192.0.2.7", (("192.0.2.7", 1),), untrusted_forwarding=False)
-    for client in (of("192.0.2.7", xff="203.0.113.9"), of("192.0.2.7", forwarded="for=203.0.113.9")):
-        assert client == ClientAddress("192.0.2.7", (("192.0.2.7", 1),), untrusted_forwarding=True)
+OTHER = "203.0.113.9"
+PEERS = [
+    # the peer, X-Forwarded-For, whom we trust, the client, and whether a header was not believed
+    ("192.0.2.7", None, PROXIES, "192.0.2.7", False),
+    ("192.0.2.7", OTHER, PROXIES, "192.0.2.7", True),
+    ("127.0.0.1", OTHER, Trusted(), "127.0.0.1", True),  # by default nobody is believed
+    (PROXY, None, PROXIES, PROXY, False),
+    ("", f"198.51.100.1, {OTHER}", PROXIES, OTHER, False),  # the peer at the other end of a Unix socket
+    ("", None, PROXIES, LOCAL, False),
+    ("", OTHER, Trusted(TRUSTED), LOCAL, True),
+    ("testclient", OTHER, PROXIES, LOCAL, True),  # what is no address is not trusted
+]
 
 
-def test_without_trusted_proxies_nobody_is_believed() -> None:
-    """By default a private or loopback peer is a other too."""
-    headers = Headers({"X-Forwarded-For": "203.0.113.9"})
-    assert client_address("127.0.0.1", headers, Trusted()).address == "127.0.0.1"
-    assert client_address("127.0.0.1", headers, Trusted()).untrusted_forwarding
-
-
-def test_a_trusted_proxy_alone_is_the_client() -> None:
-    """A proxy that forwards nothing speaks for itself."""
-    assert of(PROXY) == ClientAddress(PROXY, ((PROXY, 1),), untrusted_forwarding=False)
+@pytest.mark.parametrize(("peer", "xff", "trusted", "address", "noticed"), PEERS)
+def test_only_a_trusted_peer_speaks_for_others(
+    peer: str, xff: str | None, trusted: Trusted, address: str, *, noticed: bool
+) -> None:
+    """The headers of any other change nothing, and are noticed."""
+    client = client_address(peer, Headers({"X-Forwarded-For": xff} if xff else {}), trusted)
+    assert client == ClientAddress(address, ((address, 1),), untrusted_forwarding=noticed)
 
 
 @pytest.mark.parametrize(
@@ -129,16 +133,6 @@ def test_two_headers_that_differ_are_not_believed() -> None:
     assert of(PROXY, forwarded="", xff="203.0.113.8").address == PROXY
 
 
-def test_a_unix_socket_s_peer_is_a_trusted_proxy() -> None:
-    """With the word `unix` the socket's peer is believed; without it, or without a header, all share one window."""
-    assert of("", xff="198.51.100.1, 203.0.113.9").address == "203.0.113.9"
-    assert of("") == ClientAddress(LOCAL, ((LOCAL, 1),), untrusted_forwarding=False)
-    headers = Headers({"X-Forwarded-For": "203.0.113.9"})
-    assert client_address("", headers, Trusted(TRUSTED)) == ClientAddress(
-        LOCAL, ((LOCAL, 1),), untrusted_forwarding=True
-    )
-
-
 def test_ipv6_counts_by_site_and_by_delegation() -> None:
     """IPv6 has a window for its /64 and one of four times the limit for its /48; mapped IPv4 has one."""
     assert of("2001:db8:1:2:3::4").networks == (("2001:db8:1:2::/64", 1), ("2001:db8:1::/48", 4))
@@ -149,12 +143,6 @@ def test_ipv6_counts_by_site_and_by_delegation() -> None:
 def test_addresses_stay_out_of_texts() -> None:
     """A client's repr, as a log might hold it, names no address."""
     assert "192" not in repr(of("192.0.2.7"))
-
-
-def test_a_peer_that_is_no_address_is_untrusted() -> None:
-    """A name where an address should be is neither trusted nor an error."""
-    client = of("testclient", xff="203.0.113.9")
-    assert client == ClientAddress(LOCAL, ((LOCAL, 1),), untrusted_forwarding=True)
 
 
 ADDRESSES = st.ip_addresses().map(str)
