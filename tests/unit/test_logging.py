@@ -62,7 +62,8 @@ def pipe() -> Iterator[Pipe]:
     logger.remove()
     logger.configure(extra={}, patcher=lambda _: None)
     logging.root.handlers[:], logging.root.level = handlers, level
-    pipe.reader.close()
+    pipe.reader.close()  # first: a writer that still has lines would wait for it
+    pipe.writer.stop()
     pipe.end.close()
 
 
