@@ -32,6 +32,7 @@ def pytest_configure() -> None:
 
 
 hypothesis.settings.register_profile("shared", deadline=None)  # machines are: time says nothing about an input
+hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=10_000)  # `just fuzz` asks for it
 hypothesis.settings.load_profile("shared")
 
 
