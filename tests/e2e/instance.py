@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import os
-import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -15,10 +14,10 @@ from typing import TYPE_CHECKING
 from tests.e2e.ledger import Ledger
 from tests.servers.ports import free_ports
 from tests.servers.processes import kill
-from tests.servers.waiting import wait_for
+from tests.servers.waiting import child, patience, titled, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
 HOST = "127.0.0.1"
 START_SECONDS = 30.0
@@ -43,6 +42,14 @@ class Instance:
         """Return what it has written so far."""
         return self.output.read_text(encoding="utf-8", errors="replace")
 
+    def titled(self, title: str) -> list[int]:
+        """Return the pids of its processes whose title begins so: `api worker`, `mail worker`, `generation`."""
+        return titled(self.process.pid, title)
+
+    def child(self, role: str) -> int:
+        """Return the pid of its server or mail worker, 0 if there is none."""
+        return child(self.process.pid, role)
+
     def ready(self) -> bool:
         """Return whether it can take registrations and has said that it runs."""
         assert self.process.poll() is None, self.said()
@@ -56,38 +63,35 @@ class Instance:
             connection.close()
 
 
-@contextmanager
-def running(folder: Path, loop: str, settings: dict[str, str]) -> Iterator[Instance]:
-    """Run an `up` with these settings beside quick ones; it ends in order with the body, or dies with this process."""
-    port = free_ports(1)
-    own = {"DATA_DIR": str(folder / "data"), "BIND": f"{HOST}:{port}", "LOOP": loop, **QUICK, **settings}
+def environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """Return our own environment with these settings of the service alone."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith("VESTIBULE_")}
-    environment = plain | {f"VESTIBULE_{name}": value for name, value in own.items()}
-    output = folder / "output"
+    return plain | {f"VESTIBULE_{name}": value for name, value in settings.items()}
+
+
+@contextmanager
+def launched(
+    command: Sequence[str], variables: Mapping[str, str], output: Path, stdin: int = subprocess.DEVNULL
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program in a session of its own; nothing of it is left after the body, nor after this process."""
+    argv = ["setpriv", "--pdeathsig", "KILL", "--", *command]
     with output.open("wb") as sink:
-        process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", "--", *COMMAND],
-            stdout=sink,
-            stderr=sink,
-            env=environment,
-            start_new_session=True,
-        )
-    instance = Instance(loop, port, folder / "data", output, process, own)
+        process = subprocess.Popen(argv, env=variables, stdin=stdin, stdout=sink, stderr=sink, start_new_session=True)
     try:
+        yield process
+    finally:
+        kill(process)
+
+
+@contextmanager
+def running(folder: Path, loop: str, settings: Mapping[str, str]) -> Iterator[Instance]:
+    """Run an `up` with these settings beside quick ones; it ends in order with the body, or dies with this process."""
+    port, output = free_ports(), folder / "output"
+    own = {"DATA_DIR": str(folder / "data"), "BIND": f"{HOST}:{port}", "LOOP": loop, **QUICK, **settings}
+    with launched(COMMAND, environment(own), output) as process:
+        instance = Instance(loop, port, folder / "data", output, process, own)
         wait_for(instance.ready, f"`vestibule up` is ready under {loop}", START_SECONDS)
         yield instance
-    except BaseException:
-        kill(process)
-        raise
-    _stop(instance)
-
-
-def _stop(instance: Instance) -> None:
-    """End it as a terminal would and hold it to its exit code; kill it when it does not end."""
-    instance.process.send_signal(signal.SIGTERM)
-    try:
-        code = instance.process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        kill(instance.process)
-        raise
-    assert code == 0, instance.said()[-2000:]
+        if process.poll() is None:
+            process.terminate()
+        assert process.wait(patience(STOP_SECONDS)) == 0, instance.said()[-2000:]

@@ -6,142 +6,205 @@ The same seed kills the same kinds in the same order. Exit status 1 when anythin
 from __future__ import annotations
 
 import argparse
+import random
+import signal
 import sys
 import tempfile
+import threading
 import time
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
+import psutil
 import psycopg
 
 from service.embedded.postgres import EmbeddedPostgres
-from tests.faults.chaos_clients import Crowd
-from tests.faults.chaos_monkey import SIGNS, MailServer, Monkey
+from tests.e2e.instance import Instance, running
 from tests.faults.clients import Clients
-from tests.faults.outage import SETTINGS, running_up
-from tests.servers.ports import free_ports
+from tests.faults.outage import CODE
+from tests.servers.processes import send
+from tests.servers.smtp import SmtpServer
 from tests.servers.waiting import wait_for
 
 if TYPE_CHECKING:
-    from collections import Counter
+    from collections.abc import Iterator
 
-SETTLE_SECONDS = 60.0  # the longest back-off and a lease, with room
-OWN = {"REGISTER_LIMIT": "1000/hour", "ACTIVATE_LIMIT": "1000/minute", "CODE_LIMITS": "off", "BASIC_LIMIT": "off"}
+    from tests.faults.clients import Answer
+
+PEOPLE = 200  # at most at once; most wait for their mail
+PATIENCE_SECONDS = 90.0  # a client gives up then; no outage of a run lasts so long
+SETTLE_SECONDS = 30.0  # a lease, with room
+LOOK_SECONDS = 0.05
+PAUSE = (0.3, 1.2)  # between two kills
+DOWN = (0.5, 3.0)  # how long the mail server stays away; the others are started again by the supervisor
+KINDS = {"api worker": 4, "mail worker": 2, "redis": 2, "postgres": 1, "backend": 1, "mail server": 2}  # how often each
+OWN = {
+    "MAIL_WORKERS": "2", "RESEND_COOLDOWN_SECONDS": "0", "REGISTER_LIMIT": "1000/hour",
+    "ACTIVATE_LIMIT": "1000/minute", "CODE_LIMITS": "off", "BASIC_LIMIT": "off",
+}  # fmt: skip
 USERS = "SELECT split_part(email_key, '@', 1), id::text, activated_at IS NOT NULL FROM vestibule.accounts"
-OWED = "SELECT state, count(*) FROM vestibule.mails WHERE state IN ('queued', 'sending') GROUP BY state"
-DEAD = "SELECT coalesce(reason, ''), count(*) FROM vestibule.mails WHERE state = 'dead' GROUP BY reason"
+OWED = "SELECT state FROM vestibule.mails WHERE state IN ('queued', 'sending')"
+DEAD = "SELECT reason FROM vestibule.mails WHERE state = 'dead' AND reason <> 'superseded'"
 COUNTS = """
 SELECT (SELECT count(*) FROM vestibule.accounts),
-  (SELECT count(*) FROM vestibule.accounts WHERE activated_at IS NOT NULL),
+       (SELECT count(*) FROM vestibule.accounts WHERE activated_at IS NOT NULL),
        (SELECT count(*) FROM vestibule.mails WHERE accepted_at IS NOT NULL),
        sum(registrations)::bigint, sum(activations)::bigint, sum(mails_accepted)::bigint
 FROM vestibule.business_counts
 """
-COLUMNS = ("seed", "registrations", "201s", "accounts", "mails", "repeats", "active", "retries", "lost", "longest s")
 
 
-@dataclass
-class Report:
-    """What one run came to; `problems` names everything that was lost, and every answer that should not be."""
+class Crowd:
+    """People who do what the documents tell clients to do, and what they were told."""
 
-    seed: int
-    registrations: int
-    created: int = 0
-    accounts: int = 0
-    mails: int = 0
-    repeats: int = 0
-    active: int = 0
-    retries: int = 0
-    longest: float = 0.0
-    kills: dict[str, int] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    def __init__(self, port: int, smtp: SmtpServer) -> None:
+        self.ids: dict[str, str] = {}  # of each 201
+        self.active: set[str] = set()
+        self.unanswered: set[str] = set()
+        self.strange: list[str] = []  # answers that nobody should get
+        self.retries = 0
+        self._clients = Clients(port)
+        self._smtp = smtp
+        self._pause = threading.Event()
+        self._guard = threading.Lock()
+        self._codes: dict[str, str] = {}
+        self._read = 0
 
-    def row(self) -> list[str]:
-        """Return the cells of the table."""
-        figures = [self.seed, self.registrations, self.created, self.accounts, self.mails, self.repeats, self.active]
-        figures += [self.retries, len(self.problems)]
-        kills = [self.kills.get(kind, 0) for kind in SIGNS]
-        return [*map(str, figures), f"{self.longest:.1f}", *map(str, kills)]
+    def come(self, names: list[str], seconds: float) -> None:
+        """Send everybody at a steady pace, and return when the last one is active or has given up."""
+        began, pace = time.monotonic(), seconds / len(names)
+        with ThreadPoolExecutor(PEOPLE) as pool:
+            people = []
+            for number, name in enumerate(names):
+                self._pause.wait(max(0.0, began + number * pace - time.monotonic()))
+                people.append(pool.submit(self._sign_up, name))
+            for person in people:
+                person.result()
+
+    def _sign_up(self, name: str) -> None:
+        key, until = uuid4().hex, time.monotonic() + PATIENCE_SECONDS
+        while (answer := self._clients.register(name, Idempotency_Key=key)).status != 201:
+            if not self._again(answer, until):
+                self.unanswered.add(name)
+                return
+        self.ids[name] = answer.body["id"]
+        while not (code := self._code(name)) and time.monotonic() < until:
+            self._pause.wait(LOOK_SECONDS)
+        while (answer := self._clients.activate(name, code)).status != 200 and answer.error != "UserAlreadyActivated":
+            if not self._again(answer, until):
+                return
+        self.active.add(name)
+
+    def _again(self, answer: Answer, until: float) -> bool:
+        """Wait as told and return whether the call is to be repeated; note an answer that nobody should get."""
+        if answer.status not in {0, 429, 503} and answer.error != "RequestInProgress":
+            self.strange.append(f"{answer.status} {answer.error}")
+            return False
+        self.retries += 1
+        self._pause.wait(float(answer.headers.get("retry-after", 0.3)))
+        return time.monotonic() < until
+
+    def _code(self, name: str) -> str:
+        with self._guard:  # each mail is read once, by whoever comes first
+            for mail in self._smtp.mails[self._read :]:
+                self._codes[mail.recipients[0].partition("@")[0]] = CODE.findall(mail.text)[0]
+                self._read += 1
+            return self._codes.get(name, "")
 
 
-def run(seed: int, registrations: int, seconds: float, folder: Path) -> Report:
-    """Run the service in an empty folder, register so many over so many seconds, kill, count."""
-    with ExitStack() as stack:
-        enter = stack.enter_context
-        mails, output, data = folder / "mails", folder / "output", folder / "data"
-        mail = enter(MailServer(free_ports(1), mails))
-        port = free_ports(1)
-        own = {"BIND": f"127.0.0.1:{port}", "DATA_DIR": str(data), "MAIL_URL": mail.url, "MAIL_WORKERS": "2"}
-        service = enter(running_up(SETTINGS | OWN | own, output))
-        wait_for(lambda: "runs on" in output.read_text(encoding="utf-8") or service.poll() is not None, "start", 30.0)
-        names = [f"c{seed}-{number}" for number in range(registrations)]
-        crowd = enter(Crowd(Clients(port), names, seconds, mails))
-        with Monkey(seed, service.pid, mail) as monkey:
-            crowd.arrive()
-        crowd.settle(SETTLE_SECONDS)
-        return judge(Report(seed, registrations), crowd, monkey.kills, data)
+def victims(instance: Instance, kind: str) -> list[int]:
+    """Return the pids of a kind, of which there may be none at this moment."""
+    with suppress(psutil.NoSuchProcess):
+        if kind.endswith("worker"):
+            return instance.titled(kind)
+        server = instance.child("postgres" if kind == "backend" else kind)
+        if server and kind == "backend":  # one of its processes: it ends all connections and recovers
+            return sorted(child.pid for child in psutil.Process(server).children())
+        return [server] if server else []
+    return []
 
 
-def judge(report: Report, crowd: Crowd, kills: Counter[str], data: Path) -> Report:
+@contextmanager
+def killing(seed: int, instance: Instance, smtp: SmtpServer) -> Iterator[Counter[str]]:
+    """Kill around the body and count by kind; the mail server runs at the end."""
+    chance, enough, kills = random.Random(seed), threading.Event(), Counter[str]()  # noqa: S311 - to be had again
+
+    def kill() -> None:
+        while not enough.wait(chance.uniform(*PAUSE)):
+            [kind] = chance.choices(list(KINDS), list(KINDS.values()))
+            if kind == "mail server":
+                smtp.refuse()
+                enough.wait(chance.uniform(*DOWN))
+                smtp.accept()
+            elif pids := victims(instance, kind):
+                with suppress(ProcessLookupError):
+                    send(chance.choice(pids), signal.SIGKILL)
+            kills[kind] += 1
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield kills
+    finally:
+        enough.set()
+        thread.join()
+
+
+def run(seed: int, registrations: int, seconds: float, folder: Path) -> tuple[str, list[str]]:
+    """Run the service in an empty folder, register so many, kill; return what happened, and all that was lost."""
+    with SmtpServer() as smtp, running(folder, "uvloop", OWN | {"MAIL_URL": smtp.url}) as instance:
+        crowd = Crowd(instance.port, smtp)
+        with killing(seed, instance, smtp) as kills:
+            crowd.come([f"c{seed}-{number}" for number in range(registrations)], seconds)
+        wait_for(instance.ready, "it is ready again")
+        lost = problems(crowd, EmbeddedPostgres(instance.data_dir).url)
+    figures = (
+        f"{len(crowd.ids)} registered, {len(crowd.active)} active, {len(smtp.mails)} mails, {crowd.retries} retries"
+    )
+    return f"seed {seed}: {figures}, {len(lost)} lost; killed: {dict(kills)}", lost
+
+
+def problems(crowd: Crowd, url: str) -> list[str]:
     """Compare what clients were told with what is there."""
-    told, mailed = crowd.told, {mail.to.partition("@")[0] for mail in crowd.mails}
-    with psycopg.connect(EmbeddedPostgres(data).url, autocommit=True) as database:
+    with psycopg.connect(url, autocommit=True) as database:
         users = {name: (number, active) for name, number, active in database.execute(USERS).fetchall()}
-        owed = settled(database)
-        dead = database.execute(DEAD).fetchall()
-        row = database.execute(COUNTS).fetchone()
-    report.created, report.accounts, report.kills = len(told.ids), len(users), dict(kills)
-    report.mails = len(crowd.mails)
-    report.repeats = report.mails - len({(mail.to, mail.code) for mail in crowd.mails})
-    report.active, report.retries, report.longest = len(told.active), told.retries, told.longest
+        with suppress(AssertionError):  # which is found again below
+            wait_for(lambda: not database.execute(OWED).fetchall(), "nothing is owed any more", SETTLE_SECONDS)
+        owed, dead = database.execute(OWED).fetchall(), database.execute(DEAD).fetchall()
+        counts = database.execute(COUNTS).fetchone()
     lost = {
-        "a 201 without its account": {name for name, i in told.ids.items() if users.get(name, ("",))[0] != i},
-        "an account without a 201": users.keys() - told.ids.keys() - told.unanswered,
-        "an account without a mail": users.keys() - mailed,
-        "a code that does not activate": mailed - told.active,
-        "active for its client only": {name for name in told.active if not users.get(name, ("", False))[1]},
+        "a 201 without its account": {name for name, i in crowd.ids.items() if users.get(name, ("",))[0] != i},
+        "an account without a 201": users.keys() - crowd.ids.keys() - crowd.unanswered,
+        "never activated": crowd.ids.keys() - crowd.active,
+        "active for its client only": {name for name in crowd.active if not users.get(name, ("", False))[1]},
     }
-    report.problems = [f"{what}: {name}" for what, names in lost.items() for name in sorted(names)]
-    report.problems += [f"said {answer}" for answer in told.strange]
-    report.problems += [f"{number} mails are still {state}" for state, number in owed]
-    report.problems += [f"{number} mails are dead: {reason}" for reason, number in dead if reason != "superseded"]
-    if row is None or row[:3] != row[3:]:
-        report.problems.append(f"the business counters differ from the tables: {row}")
-    return report
-
-
-def settled(database: psycopg.Connection[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Wait for the last outcomes to be written, a lease at most, and return what is still owed."""
-    until = time.monotonic() + SETTLE_SECONDS / 2
-    while (owed := database.execute(OWED).fetchall()) and time.monotonic() < until:
-        time.sleep(0.1)  # what is waited for is in another process
-    return owed
-
-
-def table(reports: list[Report]) -> str:
-    """Return the runs, one a line."""
-    rows = [[*COLUMNS, *(f"{kind} kills" for kind in SIGNS)], *[report.row() for report in reports]]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(" ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    found = [f"{what}: {name}" for what, names in lost.items() for name in sorted(names)]
+    found += [f"said {answer}" for answer in crowd.strange]
+    found += [f"a mail is {state}" for (state,) in [*owed, *dead]]
+    if counts is None or counts[:3] != counts[3:]:
+        found.append(f"the business counters differ from the tables: {counts}")
+    return found
 
 
 def main() -> int:
-    """Run each seed and print the table."""
+    """Run each seed and print what happened."""
     parser = argparse.ArgumentParser(prog="just chaos", description=__doc__)
     parser.add_argument("--registrations", type=int, default=1000, help="for each seed (1000)")
     parser.add_argument("--seconds", type=float, default=60.0, help="over which they come (60)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="one run for each (1 2 3)")
     asked = parser.parse_args()
-    reports = []
+    lost = 0
     for seed in asked.seeds:
         with tempfile.TemporaryDirectory(prefix="vestibule-chaos-") as folder:
-            reports.append(run(seed, asked.registrations, asked.seconds, Path(folder)))
-        sys.stdout.write("\n".join([f"seed {seed}: {problem}" for problem in reports[-1].problems[:20]] + [""]))
+            figures, problems_found = run(seed, asked.registrations, asked.seconds, Path(folder))
+        sys.stdout.write("\n".join([figures, *problems_found[:20], ""]))
         sys.stdout.flush()
-    sys.stdout.write(table(reports) + "\n")
-    return 1 if any(report.problems for report in reports) else 0
+        lost += len(problems_found)
+    return 1 if lost else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One service with servers of its own for each module of fault tests that asks for it."""
+"""One service with servers of its own for all tests of failing servers, under each loop; under Trio they are slow."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from tests.faults.outage import Site
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+@pytest.fixture(scope="session", params=["uvloop", pytest.param("trio", marks=pytest.mark.slow)])
+def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Give the service; a test heals what it hurts."""
-    with site(tmp_path_factory.mktemp("f")) as one:
+    with site(tmp_path_factory.mktemp("f"), request.param) as one:
         yield one

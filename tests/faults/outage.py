@@ -2,50 +2,45 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
-import psutil
-
+from tests.e2e.instance import HOST, Instance, running
 from tests.faults.clients import Clients, new
-from tests.servers.ports import free_ports
 from tests.servers.postgres import PostgresServer
 from tests.servers.proxy import Proxy
 from tests.servers.smtp import SmtpServer
 from tests.servers.valkey import ValkeyServer
-from tests.servers.waiting import patience, titled, wait_for
+from tests.servers.waiting import patience, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from tests.faults.clients import Answer
 
 CODE = re.compile(r"^(\d{6})$", re.MULTILINE)
 STEADY = 16  # registrations in a row that show that every worker is well: each takes one now and then
-SETTINGS = {
-    "BCRYPT_COST": "4",
-    "ALLOW_WEAK_HASH": "1",
-    "WORKERS": "2",
-    "RESEND_COOLDOWN_SECONDS": "0",
-    "LOG_LEVEL": "INFO",
-}
+SETTINGS = {"MAIL_WORKERS": "2", "RESEND_COOLDOWN_SECONDS": "0", "BASIC_LIMIT": "off"}
+MAILS = """
+SELECT split_part(email_key, '@', 1), count(m.id)
+FROM vestibule.accounts a JOIN vestibule.mails m ON m.account_id = a.id GROUP BY 1
+"""
+SeenT = TypeVar("SeenT")
 
 
 @dataclass
 class Site:
     """The service, its servers and the proxies before them."""
 
+    instance: Instance
     clients: Clients
-    process: subprocess.Popen[bytes]
-    output: Path
     postgres: PostgresServer
     redis: ValkeyServer
     smtp: SmtpServer
@@ -53,17 +48,48 @@ class Site:
     cache: Proxy
     post: Proxy
 
-    def said(self) -> str:
-        """Return what the service has printed so far."""
-        return self.output.read_text(encoding="utf-8")
+    @contextmanager
+    def hurt(self, server: str, fault: str) -> Iterator[None]:
+        """Let `postgres` or `redis` fail for the body."""
+        program: PostgresServer | ValkeyServer = self.postgres if server == "postgres" else self.redis
+        network = self.database if server == "postgres" else self.cache
+        faults: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+            "killed": (program.kill, program.start),
+            "stopped": (program.stall, program.resume),
+            "refusing": (network.refuse, network.accept),
+            "half_open": (network.hold, partial(network.flow, forget=True)),
+        }
+        begin, end = faults[fault]
+        begin()
+        try:
+            yield
+        finally:
+            end()
+
+    @contextmanager
+    def slow(self, network: Proxy, seconds: float) -> Iterator[None]:
+        """Let every packet be late, in each direction, for the body."""
+        network.delay = seconds
+        try:
+            yield
+        finally:
+            network.heal()
 
     def workers(self) -> list[int]:
         """Return the pids of the API workers and mail workers."""
-        return sorted([*titled(self.process.pid, "api worker"), *self.mail_workers()])
+        return [*self.instance.titled("api worker"), *self.instance.titled("mail worker")]
 
-    def mail_workers(self) -> list[int]:
-        """Return the pids of the mail workers."""
-        return titled(self.process.pid, "mail worker")
+    def mails_made(self, name: str) -> int:
+        """Return how many mails were ever owed to NAME's account, 0 without an account."""
+        return int(dict(self.postgres.query(MAILS)).get(name, 0))
+
+    def registered(self, number: int = 1) -> list[str]:
+        """Return the names of so many people who have just registered."""
+        names = [new() for _ in range(number)]
+        for name in names:
+            answer = self.clients.register(name)
+            assert answer.status == 201, answer
+        return names
 
     def codes(self, name: str) -> list[str]:
         """Return the codes that were mailed to NAME, in the order of their coming."""
@@ -77,11 +103,9 @@ class Site:
 
     def signs_up(self, promised: float = 5.0) -> float:
         """Register, read the mail, activate; return the seconds that it took, with no answer out of place."""
-        name, began = new(), time.monotonic()
-        answer = self.clients.register(name)
-        assert answer.status == 201, answer
-        code, _ = self.mailed(name, promised=promised)
-        answer = self.clients.activate(name, code)
+        began = time.monotonic()
+        [name] = self.registered()
+        answer = self.clients.activate(name, self.mailed(name, promised=promised)[0])
         assert answer.status == 200, answer
         return time.monotonic() - began
 
@@ -98,105 +122,53 @@ class Site:
         return failed
 
 
+@contextmanager
+def site(folder: Path, loop: str, **settings: str) -> Iterator[Site]:
+    """Run the service on servers of its own, ready at the beginning of the body; nothing is left afterwards."""
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        for name in ("pg", "rd"):
+            (folder / name).mkdir()
+        postgres = enter(PostgresServer(folder / "pg", {"synchronous_commit": "on"}))
+        redis = enter(ValkeyServer(folder / "rd"))
+        smtp = enter(SmtpServer())
+        database, cache, post = (enter(Proxy(target)) for target in (postgres.socket, redis.socket, smtp.port))
+        urls = {
+            "DATABASE_URL": f"postgresql://vestibule@{HOST}:{database.port}/vestibule",
+            "REDIS_URL": f"redis://{HOST}:{cache.port}/0",
+            "MAIL_URL": f"smtp://{HOST}:{post.port}",
+        }
+        instance = enter(running(folder, loop, SETTINGS | urls | settings))
+        yield Site(instance, Clients(instance.port), postgres, redis, smtp, database, cache, post)
+
+
 def told(**figures: object) -> None:
     """Print what was measured, for the table in docs/operations.md (`pytest -rP` shows it)."""
     shown = {name: f"{value:.2f}" if isinstance(value, float) else value for name, value in figures.items()}
     sys.stdout.write("measured " + " ".join(f"{name}={value}" for name, value in shown.items()) + "\n")
 
 
-def passes(seconds: float) -> None:
-    """Let time pass."""
-    threading.Event().wait(seconds)
-
-
-def at_once(number: int, work: Callable[[], Answer]) -> list[Answer]:
-    """Return the answers of so many calls at the same time."""
-    answers: list[Answer] = []
-    threads = [threading.Thread(target=lambda: answers.append(work())) for _ in range(number)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return answers
-
-
 @contextmanager
-def load(work: Callable[[], Answer], clients: int = 2, pause: float = 0.02) -> Iterator[list[Answer]]:
-    """Ask all the time while the body runs; the list has every answer."""
-    answers: list[Answer] = []
+def load(askers: Sequence[Callable[[], SeenT]], pause: float = 0.02) -> Iterator[list[SeenT]]:
+    """Ask all the time while the body runs, each asker from a thread of its own; the list has what they return."""
+    seen: list[SeenT] = []
     stop = threading.Event()
 
-    def ask() -> None:
+    def work(ask: Callable[[], SeenT]) -> None:
         while not stop.wait(pause):
-            answers.append(work())
+            seen.append(ask())
 
-    threads = [threading.Thread(target=ask) for _ in range(clients)]
+    threads = [threading.Thread(target=work, args=[ask]) for ask in askers]
     for thread in threads:
         thread.start()
     try:
-        yield answers
+        yield seen
     finally:
         stop.set()
         for thread in threads:
             thread.join()
 
 
-@contextmanager
-def site(folder: Path, **settings: str) -> Iterator[Site]:
-    """Run the service on servers of its own, ready at the beginning of the body; nothing is left afterwards."""
-    with ExitStack() as stack:
-        enter = stack.enter_context
-        postgres = enter(PostgresServer(_short(folder, "pg"), {"synchronous_commit": "on"}))
-        redis = enter(ValkeyServer(_short(folder, "rd")))
-        smtp = enter(SmtpServer())
-        database, cache, post = (
-            enter(Proxy(postgres.socket)),
-            enter(Proxy(redis.socket)),
-            enter(Proxy(smtp.port)),
-        )
-        port, output = free_ports(1), folder / "output"
-        own = (
-            SETTINGS
-            | settings
-            | {
-                "BIND": f"127.0.0.1:{port}",
-                "DATA_DIR": str(folder / "data"),
-                "DATABASE_URL": f"postgresql://vestibule@127.0.0.1:{database.port}/vestibule",
-                "REDIS_URL": f"redis://127.0.0.1:{cache.port}/0",
-                "MAIL_URL": f"smtp://127.0.0.1:{post.port}",
-            }
-        )
-        process = enter(running_up(own, output))
-        clients = Clients(port)
-        one = Site(clients, process, output, postgres, redis, smtp, database, cache, post)
-        wait_for(lambda: "runs on" in one.said() or process.poll() is not None, "it starts", 30.0)
-        assert process.poll() is None, one.said()
-        yield one
-
-
-@contextmanager
-def running_up(settings: dict[str, str], output: Path, before: Sequence[str] = ()) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `vestibule up` with these settings alone; kill what is left of it afterwards. `before` becomes it."""
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("VESTIBULE_")}
-    environment = plain | {f"VESTIBULE_{name}": value for name, value in settings.items()}
-    program = [*before, sys.executable, str(Path(sys.executable).with_name("vestibule")), "up"]
-    with output.open("wb") as sink:
-        process = subprocess.Popen(program, env=environment, stdout=sink, stderr=sink, start_new_session=True)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(patience(15))
-            except subprocess.TimeoutExpired:
-                for one in psutil.Process(process.pid).children(recursive=True):
-                    one.kill()
-                process.kill()
-                process.wait(10)
-
-
-def _short(folder: Path, name: str) -> Path:
-    made = folder / name
-    made.mkdir()
-    return made
+def slowest(answers: Sequence[Answer]) -> float:
+    """Return the seconds of the slowest answer."""
+    return max(answer.seconds for answer in answers)

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import statistics
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import pytest
 import redis
 
 from tests.faults.clients import new
-from tests.faults.outage import load, told
+from tests.faults.outage import load, slowest, told
 from tests.servers.waiting import patience, wait_for
 
 if TYPE_CHECKING:
@@ -20,142 +20,87 @@ STALL_SECONDS = 0.25  # what a stalled Redis may add to a request, once in each 
 UNRUNG_SECONDS = 3.0  # within which a mail leaves without its wake-up
 
 
-def everything(service: Site) -> dict[str, float]:
-    """Register, read the mail, resend, read the other mail, activate; return the slowest answer and mail."""
-    name, clients = new(), service.clients
-    registered = clients.register(name)
-    assert registered.status == 201, registered
-    _, first = service.mailed(name, 1, UNRUNG_SECONDS)
-    resent = clients.resend(name)
+def everything(service: Site) -> None:
+    """Register, read the mail, resend, read the other mail, activate."""
+    [name] = service.registered()
+    service.mailed(name, 1, UNRUNG_SECONDS)
+    resent = service.clients.resend(name)
     assert resent.status == 202, resent
-    code, second = service.mailed(name, 2, UNRUNG_SECONDS)
-    activated = clients.activate(name, code)
+    activated = service.clients.activate(name, service.mailed(name, 2, UNRUNG_SECONDS)[0])
     assert activated.status == 200, activated
-    return {
-        "answer": max(registered.seconds, resent.seconds, activated.seconds),
-        "mail": max(first, second),
-    }
-
-
-@contextmanager
-def hurt(service: Site, fault: str, begin: Callable[[], object], end: Callable[[], object]) -> Iterator[None]:
-    """See that all goes on while Redis is hurt and after it, without one 5xx; tell what it took."""
-    begin()
-    try:
-        answers = [service.clients.register(new()) for _ in range(24)]
-        assert {answer.status for answer in answers} == {201}, answers
-        seconds = [answer.seconds for answer in answers]
-        assert max(seconds) < patience(STALL_SECONDS + 0.5)
-        assert statistics.median(seconds) < patience(0.1), "only the first one pays"
-        during = everything(service)
-        yield
-    finally:
-        end()
-    after = everything(service)
-    told(
-        fault=f"redis {fault}",
-        slowest=max(seconds),
-        median=statistics.median(seconds),
-        mail=during["mail"],
-        back=after["answer"],
-        mail_after=after["mail"],
-    )
 
 
 def away(service: Site) -> bool:
-    """Return whether the service knows that Redis is away."""
-    checks = service.clients.ask("GET", "/api/v1/health").body["checks"]
-    return bool(checks["redis"] != "ok")
+    """Return whether the service knows that Redis is away; then it is degraded, and ready."""
+    health = service.clients.ask("GET", "/api/v1/health")
+    assert (health.status, service.clients.ready()) == (200, True)
+    return bool(health.body["status"] == "degraded" and health.body["checks"]["redis"] != "ok")
 
 
-def test_killed(service: Site) -> None:
-    """Kill -9 of Redis: nothing fails or waits, and health says degraded."""
-    with hurt(service, "killed", service.redis.kill, service.redis.start):
-        wait_for(lambda: away(service), "health tells", 5.0)
-        assert service.clients.ready()
-    wait_for(lambda: not away(service), "it is used again", 5.0)
-
-
-def test_stopped(service: Site) -> None:
-    """SIGSTOP of Redis: a quarter of a second once in each worker, then nothing."""
-    with hurt(service, "stopped", service.redis.stall, service.redis.resume):
-        wait_for(lambda: away(service), "health tells", 5.0)
-    wait_for(lambda: not away(service), "it is used again", 5.0)
-
-
-def test_half_open(service: Site) -> None:
-    """The network swallows what is said, then forgets the connections."""
-    with hurt(service, "half-open", service.cache.hold, lambda: service.cache.flow(forget=True)):
-        assert away(service)
-    wait_for(lambda: not away(service), "it is used again", 5.0)
-
-
-def test_refusing_connections(service: Site) -> None:
-    """Redis' port is closed."""
-    with hurt(service, "refusing", service.cache.refuse, service.cache.accept):
-        assert away(service)
-    wait_for(lambda: not away(service), "it is used again", 5.0)
-
-
-def test_refusing_to_write(service: Site) -> None:
-    """Redis is out of memory: it reads, and refuses every write."""
-    with (
-        redis.Redis.from_url(service.redis.url) as server,
-        hurt(service, "full", lambda: server.config_set("maxmemory", 1), lambda: server.config_set("maxmemory", 0)),
-    ):
-        pass
-
-
-def test_restarted(service: Site) -> None:
-    """A restart under load fails no request."""
-
-    def restart() -> None:
-        service.redis.kill()
-        service.redis.start()
-
-    through(service, "restarted", restart)
-
-
-def test_wiped(service: Site) -> None:
-    """FLUSHALL, the scripts too, and an empty server in its place: no request fails."""
-
-    def flush() -> None:
-        with redis.Redis.from_url(service.redis.url) as server:
-            server.flushall()
-            server.script_flush()
-
-    def replace() -> None:
-        service.redis.kill()
-        service.redis.start(empty=True)
-
-    through(service, "flushed", flush)
-    through(service, "emptied", replace)
-
-
-def test_slow(service: Site) -> None:
-    """Late by less than the time-out all goes over Redis; late by more it is away."""
-    for delay in (0.05, 0.4):
-        service.cache.delay = delay
+@contextmanager
+def full(service: Site) -> Iterator[None]:
+    """Let Redis be out of memory for the body: it reads, and refuses every write."""
+    with redis.Redis.from_url(service.redis.url) as server:
+        server.config_set("maxmemory", 1)
         try:
-            answers = [service.clients.register(new()) for _ in range(12)]
-            took = everything(service)
+            yield
         finally:
-            service.cache.heal()
+            server.config_set("maxmemory", 0)
+
+
+@pytest.mark.parametrize("fault", ["killed", "stopped", "refusing", "half_open", "full"])
+def test_away(service: Site, fault: str) -> None:
+    """No answer is a 5xx, one request of each worker waits, mails leave without wake-ups; later Redis is used again."""
+    with full(service) if fault == "full" else service.hurt("redis", fault):
+        answers = [service.clients.register(new()) for _ in range(24)]
         assert {answer.status for answer in answers} == {201}, answers
-        slowest = max(answer.seconds for answer in answers)
-        assert slowest < patience(1.5)
-        told(fault="redis slow", delay=delay, slowest=slowest, mail=took["mail"])
+        assert slowest(answers) < patience(STALL_SECONDS + 0.5)
+        assert statistics.median(answer.seconds for answer in answers) < patience(0.1), "only the first one pays"
+        everything(service)
+        if fault != "full":
+            wait_for(lambda: away(service), "health tells", 5.0)
+    wait_for(lambda: not away(service), "it is used again", 5.0)
+    everything(service)
+    told(fault=fault, slowest=slowest(answers))
 
 
-def through(service: Site, fault: str, change: Callable[[], None]) -> None:
-    """See that a load goes through the change unharmed."""
-    with load(lambda: service.clients.register(new())) as answers:
+def flush(service: Site) -> None:
+    """FLUSHALL, the scripts too."""
+    with redis.Redis.from_url(service.redis.url) as server:
+        server.flushall()
+        server.script_flush()
+
+
+def restart(service: Site, *, empty: bool = False) -> None:
+    """Kill it and start it again."""
+    service.redis.kill()
+    service.redis.start(empty=empty)
+
+
+def replace(service: Site) -> None:
+    """Put an empty one in its place."""
+    restart(service, empty=True)
+
+
+@pytest.mark.parametrize("change", [restart, flush, replace])
+def test_restarted_or_wiped(service: Site, change: Callable[[Site], None]) -> None:
+    """A load goes through it unharmed."""
+    with load([lambda: service.clients.register(new())] * 2) as answers:
         wait_for(lambda: len(answers) > 20, "load")
-        began = time.monotonic()
-        change()
-        took, before = time.monotonic() - began, len(answers)
-        wait_for(lambda: len(answers) > before + 60, "load after it")
+        change(service)
+        before = len(answers)
+        wait_for(lambda: len(answers) > before + 40, "load after it")
     assert {answer.status for answer in answers} == {201}
-    whole = everything(service)
-    slowest = max(answer.seconds for answer in answers)
-    told(fault=f"redis {fault}", took=took, requests=len(answers), slowest=slowest, mail=whole["mail"])
+    everything(service)
+    told(fault=change.__name__, requests=len(answers), slowest=slowest(answers))
+
+
+@pytest.mark.parametrize("delay", [0.05, 0.4])
+def test_slow(service: Site, delay: float) -> None:
+    """Late by less than the time-out all goes over Redis; late by more it is away."""
+    with service.slow(service.cache, delay):
+        answers = [service.clients.register(new()) for _ in range(12)]
+        everything(service)
+    assert {answer.status for answer in answers} == {201}, answers
+    assert slowest(answers) < patience(1.5)
+    told(fault="slow", delay=delay, slowest=slowest(answers))
