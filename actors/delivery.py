@@ -9,19 +9,16 @@ While the mail server fails, one attempt at a time tries for all mails. See `_Se
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import anyio
 
-from actors.domain.mail import Deferred, MailKind, Rejected, ServerUnavailable, backoff
+from actors.domain.mail import Deferred, MailKind, Outcome, Rejected, Result, ServerUnavailable, backoff
 from actors.kit.mailbox import MachineError
 from actors.ports import NewMail
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
     from uuid import UUID
 
@@ -37,27 +34,6 @@ LONGEST_WAIT_SECONDS = 900.0  # what a provider may ask for: nobody waits for a 
 SHORTEST_TRY_SECONDS, LONGEST_TRY_SECONDS = 1.0, 60.0  # between attempts at a failing server
 TRY_SHARE = 1 / 30  # of the time that the server has been failing: mails leave soon after a short outage
 WARNING_SECONDS = 60.0  # between warnings while the mail server fails
-
-
-class Outcome(StrEnum):
-    """What became of a claimed mail."""
-
-    ACCEPTED = "accepted"
-    DEFERRED = "deferred"
-    DEAD = "dead"
-    PUT_BACK = "put back"  # not tried
-    NOT_NEEDED = "not needed"  # redeemed or superseded meanwhile
-    LOST = "lost"  # another worker has the claim
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """An outcome with its reason; `error` is set only when the program, not a server, failed."""
-
-    outcome: Outcome
-    reason: str = ""
-    retry_seconds: float = 0.0
-    error: Exception | None = field(default=None, repr=False)
 
 
 class DeliveryLog(Protocol):
@@ -353,10 +329,7 @@ class Delivery:
     async def _write_outcomes(self) -> NoReturn:
         """Write the outcomes that are there, one statement in flight, again while the queue is away."""
         while True:
-            done: dict[Outcome, list[tuple[_InHand, Result]]] = defaultdict(list)
-            for one in self._in_hand:
-                if one.result is not None:
-                    done[one.result.outcome].append((one, one.result))
+            done = [(one, one.result) for one in self._in_hand if one.result is not None]
             if not done:
                 await self._changed.wait()
                 continue
@@ -366,21 +339,18 @@ class Delivery:
                 self._note_queue(error)
                 await anyio.sleep(max(0.1, error.retry_after))
 
-    async def _write(self, done: dict[Outcome, list[tuple[_InHand, Result]]]) -> None:
+    async def _write(self, done: Sequence[tuple[_InHand, Result]]) -> None:
         # A statement changes a row once: of two mails of an account the second waits for the next statement.
-        accepted = {one.mail.account: one for one, _ in reversed(done[Outcome.ACCEPTED])}.values()
+        accepted = {one.mail.account: one for one, result in reversed(done) if result.outcome is Outcome.ACCEPTED}
         if accepted:
-            kept = await self._queue.accepted([one.mail for one in accepted])
-            for one in accepted:
+            kept = await self._queue.accepted([one.mail for one in accepted.values()])
+            for one in accepted.values():
                 self._settle(one, Result(Outcome.ACCEPTED if one.mail.id in kept else Outcome.LOST))
-        if deferred := done[Outcome.DEFERRED]:
-            await self._queue.deferred([(one.mail, result.reason, result.retry_seconds) for one, result in deferred])
-        if dead := done[Outcome.DEAD]:
-            await self._queue.dead([(one.mail, result.reason) for one, result in dead])
-        if unsent := done[Outcome.PUT_BACK]:
-            await self._queue.put_back([one.mail for one, _ in unsent])
-        for one, result in (*deferred, *dead, *unsent):
-            self._settle(one, result)
+        others = [(one, result) for one, result in done if result.outcome is not Outcome.ACCEPTED]
+        if others:
+            await self._queue.settle([(one.mail, result) for one, result in others])
+            for one, result in others:
+                self._settle(one, result)
 
     def _settle(self, one: _InHand, result: Result) -> None:
         del self._in_hand[one]

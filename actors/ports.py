@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from actors.domain.email_address import EmailAddress
-    from actors.domain.mail import ClaimedMail, MailKind
+    from actors.domain.mail import ClaimedMail, MailKind, Result
     from actors.domain.rate_limit import Bucket
     from actors.domain.user import Account
 
@@ -54,13 +54,16 @@ class Answer:
 class NewMail:
     """A mail to owe, by the id that its code is derived from; ids are UUIDv7, made by the caller.
 
-    Writing the same id again changes nothing and gives the same outcome.
+    Writing the same id again changes nothing and gives the same outcome. A code that is not `counted` uses up no budget
+    and is no resend; `guesses` are those that were made at the code that it replaces.
     """
 
     id: UUID
     kind: MailKind
     key_id: str
     traceparent: str | None = None
+    guesses: int = 0
+    counted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,14 +196,11 @@ class MailQueue(Protocol):
         At most one code mail an account in one call.
         """
 
-    async def deferred(self, mails: Sequence[tuple[ClaimedMail, str, float]]) -> None:
-        """Queue each mail again, with a reason, to be due in so many seconds."""
+    async def settle(self, outcomes: Sequence[tuple[ClaimedMail, Result]]) -> None:
+        """Write what became of mails that were not accepted, with the reasons.
 
-    async def dead(self, mails: Sequence[tuple[ClaimedMail, str]]) -> None:
-        """Mark each mail as dead, with a reason."""
-
-    async def put_back(self, mails: Sequence[ClaimedMail]) -> None:
-        """Queue each mail again as it was before its claim: due at once, and the claim costs it no try."""
+        They are dead, or deferred: due again in `retry_seconds`, or put back: due at once, and the claim costs no try.
+        """
 
 
 class Transport(Protocol):

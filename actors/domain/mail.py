@@ -60,6 +60,27 @@ class ClaimedMail:
     traceparent: str | None = None
 
 
+class Outcome(StrEnum):
+    """What became of a claimed mail."""
+
+    ACCEPTED = "accepted"
+    DEFERRED = "deferred"
+    DEAD = "dead"
+    PUT_BACK = "put back"  # not tried
+    NOT_NEEDED = "not needed"  # redeemed or superseded meanwhile
+    LOST = "lost"  # another worker has the claim
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """An outcome with its reason; `error` is set only when the program, not a server, failed."""
+
+    outcome: Outcome
+    reason: str = ""
+    retry_seconds: float = 0.0
+    error: Exception | None = field(default=None, repr=False)
+
+
 class Rejected(Exception):
     """The mail server will never accept this mail; `reason` is its reply without addresses."""
 

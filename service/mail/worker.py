@@ -17,8 +17,9 @@ from redis.asyncio import Redis
 from taskiq.receiver import Receiver
 from taskiq_redis import RedisStreamBroker
 
-from actors.delivery import Delivery, Outcome
+from actors.delivery import Delivery
 from actors.domain.code import Keyring
+from actors.domain.mail import Outcome
 from actors.domain.totals import Totals, WorkerReport
 from actors.kit.mailbox import MachineError
 from service import logging
@@ -36,8 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
 
-    from actors.delivery import Result
-    from actors.domain.mail import ClaimedMail
+    from actors.domain.mail import ClaimedMail, Result
     from service.embedded.servers import Servers
     from service.mail.transport import MailTransport
     from service.settings import Settings

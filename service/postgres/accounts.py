@@ -90,8 +90,9 @@ WITH wanted AS (
     SELECT * FROM unnest(
         %(accounts)s::uuid[], %(versions)s::integer[], %(mails)s::uuid[], %(kinds)s::text[], %(key_ids)s::text[],
         %(traces)s::text[], %(hashes)s::text[], %(emails)s::text[], %(locales)s::text[], %(digests)s::bytea[],
-        %(bodies)s::bytea[]
-    ) AS w (account, version, mail_id, kind, key_id, traceparent, password_hash, email, locale, digest, body_digest)
+        %(bodies)s::bytea[], %(guesses)s::integer[], %(counted)s::boolean[]
+    ) AS w (account, version, mail_id, kind, key_id, traceparent, password_hash, email, locale, digest, body_digest,
+            guesses, counted)
 ), locked AS MATERIALIZED (
     SELECT id FROM vestibule.accounts WHERE id = ANY(%(accounts)s) ORDER BY email_key FOR NO KEY UPDATE
 ), issued AS (
@@ -105,16 +106,17 @@ WITH wanted AS (
     FROM locked JOIN wanted w ON w.account = locked.id
     WHERE a.id = locked.id AND a.id = ANY(%(accounts)s) AND a.version = w.version
       AND (a.activated_at IS NULL OR w.kind = 'notice')
-    RETURNING a.id, a.registration, a.version, a.created_at, w.mail_id, w.kind, w.key_id, w.traceparent, w.digest,
-        w.body_digest, w.password_hash IS NOT NULL AS taken_over
+    RETURNING a.id, a.registration, a.version AS number, a.created_at, w.*, w.password_hash IS NOT NULL AS taken_over
 ), superseded AS (
     UPDATE vestibule.mails m SET state = 'superseded'
     FROM issued i
     WHERE m.account_id = i.id AND i.kind = 'code' AND m.kind = 'code' AND m.state = 'queued'
       AND (m.tries = 0 OR i.taken_over)
 ), mailed AS (
-    INSERT INTO vestibule.mails (id, account_id, registration, number, kind, key_id, expires_at, traceparent)
-    SELECT mail_id, id, registration, version, kind, key_id, now() + make_interval(secs => %(max_age)s), traceparent
+    INSERT INTO vestibule.mails (id, account_id, registration, number, kind, key_id, expires_at, traceparent, guesses,
+                                 counted)
+    SELECT mail_id, id, registration, number, kind, key_id, now() + make_interval(secs => %(max_age)s), traceparent,
+           guesses, counted
     FROM issued
 ), answered AS (
     INSERT INTO vestibule.answers AS k (digest, body_digest, account_id, registration)
@@ -125,7 +127,7 @@ WITH wanted AS (
 ), counted AS (
     INSERT INTO vestibule.business_counts AS b (day, worker, registrations, resends)
     SELECT (now() AT TIME ZONE 'UTC')::date, %(worker)s, count(*) FILTER (WHERE taken_over),
-           count(*) FILTER (WHERE NOT taken_over)
+           count(*) FILTER (WHERE NOT taken_over AND counted)
     FROM issued WHERE kind = 'code' HAVING count(*) > 0
     ON CONFLICT (day, worker) DO UPDATE SET
         registrations = b.registrations + EXCLUDED.registrations, resends = b.resends + EXCLUDED.resends
@@ -244,6 +246,8 @@ class PostgresAccounts:
             "kinds": [issue.mail.kind.value for issue in issues],
             "key_ids": [issue.mail.key_id for issue in issues],
             "traces": [issue.mail.traceparent for issue in issues],
+            "guesses": [issue.mail.guesses for issue in issues],
+            "counted": [issue.mail.counted for issue in issues],
             "hashes": [new and new.password_hash.decode() for new in take_overs],
             "emails": [new and new.email.typed for new in take_overs],
             "locales": [new and new.locale for new in take_overs],

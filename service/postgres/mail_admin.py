@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from actors.domain.mail import MailKind
+from actors.domain.mail import MailKind, MailState
+from actors.domain.user import LOOKS
 from actors.ports import Issue, NewMail
 from service.postgres.accounts import PostgresAccounts
 from service.postgres.ids import uuid7
@@ -15,11 +16,10 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from actors.domain.user import Account, CodePolicy
+    from actors.domain.user import Account, CodeMail, CodePolicy
     from service.postgres.pool import Postgres
 
 WORKER: Final = "operator"  # its name in the business counters
-LOOKS: Final = 8  # at an account that changes at the same time
 
 MAILS: Final = """
 SELECT m.id, m.state, m.kind, m.tries, m.created_at, m.due_at, m.accepted_at, m.reason, a.email, a.locale
@@ -35,40 +35,7 @@ ORDER BY m.id DESC LIMIT %(limit)s
 """
 )
 
-# Only what somebody may still wait for: the newest code mail of a pending account, with guesses left. A fresh code
-# takes the old one's place once its mail is accepted; it inherits the guesses and uses up no budget.
-# Race: the account is activated, registered anew or issued another code meanwhile: its lock sees another version.
-REPLAY: Final = """
-WITH wanted AS (
-    SELECT m.id, m.account_id, a.version, n.new_id
-    FROM unnest(%(ids)s::uuid[], %(new_ids)s::uuid[]) AS n (id, new_id)
-    JOIN vestibule.mails m ON m.id = n.id
-    JOIN vestibule.accounts a ON a.id = m.account_id AND a.registration = m.registration
-    WHERE m.id = ANY(%(ids)s) AND m.kind = 'code' AND m.number = (
-        SELECT max(number) FROM vestibule.mails o WHERE o.account_id = m.account_id AND o.kind = 'code'
-    )
-), locked AS MATERIALIZED (
-    SELECT id, version FROM vestibule.accounts
-    WHERE id = ANY(ARRAY(SELECT account_id FROM wanted)) AND activated_at IS NULL
-    ORDER BY email_key FOR NO KEY UPDATE
-), needed AS MATERIALIZED (
-    SELECT m.id, m.account_id, m.registration, m.guesses, w.new_id
-    FROM wanted w JOIN locked l ON l.id = w.account_id AND l.version = w.version
-    JOIN vestibule.mails m ON m.id = w.id
-    WHERE m.state IN ('dead', 'accepted') AND m.guesses < %(attempts)s
-    ORDER BY m.id FOR NO KEY UPDATE OF m
-), raised AS (
-    UPDATE vestibule.accounts a SET version = a.version + 1 FROM needed n
-    WHERE a.id = n.account_id AND NOT %(dry_run)s
-    RETURNING n.new_id, a.id, n.registration, a.version, n.guesses
-), owed AS (
-    INSERT INTO vestibule.mails (id, account_id, registration, number, kind, key_id, expires_at, guesses, counted)
-    SELECT new_id, id, registration, version, 'code', %(key)s, now() + make_interval(secs => %(max_age)s), guesses,
-           false
-    FROM raised
-)
-SELECT id FROM needed
-"""
+OWNERS: Final = "SELECT DISTINCT account_id FROM vestibule.mails WHERE id = ANY(%(ids)s)"
 
 ACTIVATE: Final = """
 WITH done AS (
@@ -119,17 +86,25 @@ class PostgresMailAdmin:
         return [MailEntry(*row) for row in rows]
 
     async def replay(self, mail_ids: Sequence[UUID], *, dry_run: bool) -> list[UUID]:
-        """Owe again those of the mails that somebody may still wait for, under fresh codes; return which they are."""
-        ids = list(dict.fromkeys(mail_ids))
-        wanted = {
-            "ids": ids,
-            "new_ids": [uuid7() for _ in ids],
-            "attempts": self._policy.attempts,
-            "max_age": self._policy.max_age_seconds,
-            "key": self._key_id,
-            "dry_run": dry_run,
-        }
-        return [mail_id for (mail_id,) in await self._postgres.run(REPLAY, wanted, repeatable=False)]
+        """Owe again those of the mails that somebody may still wait for, under fresh codes; return which they are.
+
+        These are the newest code mails of pending accounts, with guesses left. A fresh code takes the old one's place
+        once its mail is accepted; it inherits the guesses and uses up no budget.
+        """
+        owners = await self._postgres.run(OWNERS, {"ids": list(mail_ids)}, reading=True)
+        issues: dict[UUID, Issue] = {}
+        for account in await self._accounts.find_by_id([account_id for (account_id,) in owners]):
+            newest = account.newest_mail() if account is not None and not account.is_activated else None
+            if account is not None and newest is not None and newest.id in mail_ids and self._is_replayed(newest):
+                mail = NewMail(uuid7(), MailKind.CODE, self._key_id, guesses=newest.guesses, counted=False)
+                issues[newest.id] = Issue(account.id, account.version, mail)
+        if dry_run or not issues:
+            return list(issues)
+        issued = await self._accounts.issue(list(issues.values()))
+        return [mail_id for mail_id, registered in zip(issues, issued, strict=True) if registered is not None]
+
+    def _is_replayed(self, mail: CodeMail) -> bool:
+        return mail.state in {MailState.DEAD, MailState.ACCEPTED} and mail.guesses < self._policy.attempts
 
     async def show(self, email_key: str) -> Account | None:
         """Return the account of an address."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from actors.domain.mail import OWED_HOURS, ClaimedMail, MailKind
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from uuid import UUID
 
+    from actors.domain.mail import Result
     from actors.domain.user import CodePolicy
     from actors.ports import NewMail
     from service.postgres.pool import Postgres
@@ -72,14 +73,15 @@ FROM claimed WHERE state = 'sending' ORDER BY was_due, number
 # read by the UPDATE under the account's lock; a plain read would lose those that were counted meanwhile.
 REISSUE: Final = """
 WITH locked AS MATERIALIZED (
-    SELECT id, registration FROM vestibule.accounts WHERE id = %(account)s AND activated_at IS NULL FOR NO KEY UPDATE
+    SELECT id, registration, activated_at FROM vestibule.accounts WHERE id = %(account)s FOR NO KEY UPDATE
 ), old AS (
     UPDATE vestibule.mails m SET state = 'superseded' FROM locked l
     WHERE m.id = %(id)s AND m.fence = %(fence)s AND m.state = 'sending' AND m.account_id = l.id
-      AND m.registration = l.registration AND m.guesses < %(attempts)s
-    RETURNING m.account_id, m.registration, m.tries, m.deaths, m.owed_since, m.guesses, m.traceparent
+    RETURNING m.account_id, m.registration, m.tries, m.deaths, m.owed_since, m.guesses, m.traceparent,
+        l.activated_at IS NULL AND m.registration = l.registration AND m.guesses < %(attempts)s AS needed
 ), account AS (
-    UPDATE vestibule.accounts a SET version = a.version + 1 FROM old WHERE a.id = old.account_id RETURNING a.version
+    UPDATE vestibule.accounts a SET version = a.version + 1 FROM old WHERE a.id = old.account_id AND old.needed
+    RETURNING a.version
 ), new AS (
     INSERT INTO vestibule.mails (id, account_id, registration, number, kind, state, due_at, tries, deaths, fence,
                                  owed_since, expires_at, guesses, counted, key_id, traceparent)
@@ -87,14 +89,9 @@ WITH locked AS MATERIALIZED (
            now() + make_interval(secs => %(lease)s), old.tries, old.deaths, 1, old.owed_since,
            now() + make_interval(secs => %(max_age)s), old.guesses, false, %(key)s, old.traceparent
     FROM old, account
-    RETURNING fence, created_at
+    RETURNING fence
 )
-SELECT fence, created_at FROM new
-UNION ALL SELECT fence, created_at FROM vestibule.mails WHERE id = %(new)s AND state = 'sending'
-"""
-# A mail that nobody needs any more is no dead mail of the metrics.
-WITHDRAW: Final = """
-UPDATE vestibule.mails SET state = 'superseded' WHERE id = %(id)s AND fence = %(fence)s AND state = 'sending'
+SELECT fence FROM new UNION ALL SELECT fence FROM vestibule.mails WHERE id = %(new)s AND state = 'sending'
 """
 
 EXTEND: Final = (
@@ -137,34 +134,23 @@ WITH locked AS MATERIALIZED (
 SELECT id FROM held WHERE state IN ('sending', 'accepted', 'delivered')
 """
 
-DEFERRED: Final = (
-    HELD
-    + """
-UPDATE vestibule.mails m SET
-    state = 'queued', due_at = now() + make_interval(secs => outcome.pause), reason = outcome.reason, deaths = 0
-FROM held JOIN unnest(%(ids)s::uuid[], %(reasons)s::text[], %(pauses)s::double precision[])
-    AS outcome (id, reason, pause) USING (id)
-WHERE m.id = held.id AND m.id = ANY(%(ids)s) AND held.state = 'sending'
-"""
-)
-DEAD: Final = (
+SETTLE: Final = (
     HELD  # noqa: S608 - both are constants
-    + """, dead AS (
-    UPDATE vestibule.mails m SET state = 'dead', reason = outcome.reason
-    FROM held JOIN unnest(%(ids)s::uuid[], %(reasons)s::text[]) AS outcome (id, reason) USING (id)
+    + """, settled AS (
+    UPDATE vestibule.mails m SET
+        state = CASE o.outcome WHEN 'dead' THEN 'dead' ELSE 'queued' END,
+        reason = CASE o.outcome WHEN 'put back' THEN m.reason ELSE o.reason END,
+        due_at = CASE o.outcome WHEN 'put back' THEN m.created_at ELSE now() + make_interval(secs => o.pause) END,
+        tries = m.tries - (o.outcome = 'put back')::integer,
+        deaths = CASE o.outcome WHEN 'put back' THEN m.deaths ELSE 0 END
+    FROM held JOIN unnest(%(ids)s::uuid[], %(outcomes)s::text[], %(reasons)s::text[], %(pauses)s::double precision[])
+        AS o (id, outcome, reason, pause) USING (id)
     WHERE m.id = held.id AND m.id = ANY(%(ids)s) AND held.state = 'sending'
-    RETURNING m.id
+    RETURNING m.state
 )
 INSERT INTO vestibule.business_counts AS b (day, worker, mails_dead)
-SELECT (now() AT TIME ZONE 'UTC')::date, %(worker)s, count(*) FROM dead HAVING count(*) > 0
+SELECT (now() AT TIME ZONE 'UTC')::date, %(worker)s, count(*) FROM settled WHERE state = 'dead' HAVING count(*) > 0
 ON CONFLICT (day, worker) DO UPDATE SET mails_dead = b.mails_dead + EXCLUDED.mails_dead
-"""
-)
-PUT_BACK: Final = (
-    HELD
-    + """
-UPDATE vestibule.mails m SET state = 'queued', due_at = m.created_at, tries = m.tries - 1
-FROM held WHERE m.id = held.id AND m.id = ANY(%(ids)s) AND held.state = 'sending'
 """
 )
 
@@ -202,7 +188,8 @@ class PostgresMailQueue:
             "lease": LEASE_SECONDS,
             "worker": self._worker,
         }
-        return [_claimed(row) for row in await self._postgres.run(CLAIM, parameters)]
+        rows = await self._postgres.run(CLAIM, parameters)
+        return [ClaimedMail(mail, fence, tries, MailKind(kind), *facts) for mail, fence, tries, kind, *facts in rows]
 
     async def reissue(self, mail: ClaimedMail, new: NewMail) -> ClaimedMail | None:
         """Replace a mail that is too old to leave by a new one, which is claimed instead; None when nobody needs it."""
@@ -216,13 +203,10 @@ class PostgresMailQueue:
             "max_age": self._policy.max_age_seconds,
             "lease": LEASE_SECONDS,
         }
-        rows = await self._postgres.run(REISSUE, parameters)
-        if not rows:
-            await self._postgres.run(WITHDRAW, {"id": mail.id, "fence": mail.fence})
-            return None
-        [(fence, _)] = rows
         life_left = float(self._policy.max_age_seconds)
-        return replace(mail, id=new.id, fence=fence, key_id=new.key_id, life_left=life_left)
+        for (fence,) in await self._postgres.run(REISSUE, parameters):
+            return replace(mail, id=new.id, fence=fence, key_id=new.key_id, life_left=life_left)
+        return None
 
     async def extend(self, mails: Sequence[ClaimedMail]) -> set[UUID]:
         """Renew the leases; return the ids that are still claimed by their fences."""
@@ -234,23 +218,17 @@ class PostgresMailQueue:
         parameters = {**_held(mails), "ttl": self._policy.ttl_seconds, "worker": self._worker}
         return {mail for (mail,) in await self._postgres.run(ACCEPTED, parameters)}
 
-    async def deferred(self, mails: Sequence[tuple[ClaimedMail, str, float]]) -> None:
-        """Queue each mail again, with a reason, to be due in so many seconds."""
+    async def settle(self, outcomes: Sequence[tuple[ClaimedMail, Result]]) -> None:
+        """Write what became of mails that were not accepted: deferred, dead or put back, with the reasons."""
+        results = [result for _, result in outcomes]
         parameters = {
-            **_held([mail for mail, _, _ in mails]),
-            "reasons": [reason for _, reason, _ in mails],
-            "pauses": [seconds for _, _, seconds in mails],
+            **_held([mail for mail, _ in outcomes]),
+            "outcomes": [result.outcome.value for result in results],
+            "reasons": [result.reason for result in results],
+            "pauses": [result.retry_seconds for result in results],
+            "worker": self._worker,
         }
-        await self._postgres.run(DEFERRED, parameters)
-
-    async def dead(self, mails: Sequence[tuple[ClaimedMail, str]]) -> None:
-        """Mark each mail as dead, with a reason."""
-        parameters = {**_held([mail for mail, _ in mails]), "reasons": [reason for _, reason in mails]}
-        await self._postgres.run(DEAD, {**parameters, "worker": self._worker})
-
-    async def put_back(self, mails: Sequence[ClaimedMail]) -> None:
-        """Queue each mail again as it was before its claim: due at once, and the claim costs it no try."""
-        await self._postgres.run(PUT_BACK, _held(mails))
+        await self._postgres.run(SETTLE, parameters)
 
 
 async def purge(postgres: Postgres, before: UUID) -> None:
@@ -262,21 +240,3 @@ async def purge(postgres: Postgres, before: UUID) -> None:
 
 def _held(mails: Sequence[ClaimedMail]) -> dict[str, object]:
     return {"ids": [mail.id for mail in mails], "fences": [mail.fence for mail in mails]}
-
-
-def _claimed(row: tuple[Any, ...]) -> ClaimedMail:
-    mail, fence, tries, kind, account, key_id, email, locale, life_left, created_at, alone, traceparent = row
-    return ClaimedMail(
-        id=mail,
-        fence=fence,
-        tries=tries,
-        kind=MailKind(kind),
-        account=account,
-        key_id=key_id,
-        recipient=email,
-        locale=locale,
-        life_left=life_left,
-        created_at=created_at,
-        alone=alone,
-        traceparent=traceparent,
-    )

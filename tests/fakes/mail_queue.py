@@ -9,11 +9,12 @@ from uuid import UUID, uuid4
 
 import anyio
 
-from actors.domain.mail import ClaimedMail, MailKind, MailState
+from actors.domain.mail import ClaimedMail, MailKind, MailState, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
+    from actors.domain.mail import Result
     from actors.kit.mailbox import MachineError
     from actors.ports import NewMail
 
@@ -103,36 +104,27 @@ class MemoryMailQueue:
         """Write that the mail server accepted them; return those still claimed."""
         await self._called("accepted", mails)
         assert len({mail.account for mail in mails}) == len(mails)
-        return self._settle((mail, MailState.ACCEPTED, None, 0.0) for mail in mails)
+        held = [row for row in map(self._held, mails) if row is not None]
+        for row in held:
+            row.state, row.reason = MailState.ACCEPTED, None
+        return {row.id for row in held}
 
-    async def deferred(self, mails: Sequence[tuple[ClaimedMail, str, float]]) -> None:
-        """Queue each mail again, with a reason, to be due in so many seconds."""
-        await self._called("deferred", mails)
-        self._settle((mail, MailState.QUEUED, reason, seconds) for mail, reason, seconds in mails)
-
-    async def dead(self, mails: Sequence[tuple[ClaimedMail, str]]) -> None:
-        """Mark each mail as dead, with a reason."""
-        await self._called("dead", mails)
-        self._settle((mail, MailState.DEAD, reason, 0.0) for mail, reason in mails)
-
-    async def put_back(self, mails: Sequence[ClaimedMail]) -> None:
-        """Queue each mail again before all others; the claim costs it no try."""
-        await self._called("put_back", mails)
-        for row in filter(None, map(self._held, mails)):
-            row.state, row.due_at, row.tries = MailState.QUEUED, 0.0, row.tries - 1
+    async def settle(self, outcomes: Sequence[tuple[ClaimedMail, Result]]) -> None:
+        """Defer, mark as dead, or put back before all others; then the claim costs it no try."""
+        await self._called("settle", outcomes)
+        for mail, result in outcomes:
+            row = self._held(mail)
+            if row is None:
+                continue
+            row.state = MailState.DEAD if result.outcome is Outcome.DEAD else MailState.QUEUED
+            if result.outcome is Outcome.PUT_BACK:
+                row.due_at, row.tries = 0.0, row.tries - 1
+            else:
+                row.reason, row.due_at = result.reason, anyio.current_time() + result.retry_seconds
 
     def states(self) -> set[MailState]:
         """Return the states that the mails are in."""
         return {row.state for row in self.rows.values()}
-
-    def _settle(self, outcomes: Iterable[tuple[ClaimedMail, MailState, str | None, float]]) -> set[UUID]:
-        settled = set()
-        for mail, state, reason, seconds in outcomes:
-            row = self._held(mail)
-            if row is not None:
-                row.state, row.reason, row.due_at = state, reason, anyio.current_time() + seconds
-                settled.add(row.id)
-        return settled
 
     def _held(self, mail: ClaimedMail) -> Row | None:
         row = self.rows.get(mail.id)

@@ -14,7 +14,7 @@ import trio
 
 from actors.code_issuer import CodeIssuer
 from actors.domain.errors import EmailTaken
-from actors.domain.mail import MailKind, MailState
+from actors.domain.mail import MailKind, MailState, Outcome, Result
 from actors.kit.supervisor import Supervisor
 from actors.ports import Missed, Redeemed
 from actors.user_registry import UserRegistry
@@ -150,7 +150,7 @@ async def test_of_many_take_overs_one_wins(stores: Stores, other: Stores) -> Non
         for number in range(ROUNDS):
             email = f"user{number}@example.com"
             await stores.registered(email)
-            await stores.queue.dead([(mail, "550") for mail in await stores.queue.claim(10)])
+            await stores.queue.settle([(mail, Result(Outcome.DEAD, "550")) for mail in await stores.queue.claim(10)])
             asks = [partial((registry, registry2)[i % 2].ask, new_account(email)) for i in range(WAYS)]
             outcomes = await at_once(asks)
             assert sum(isinstance(outcome, EmailTaken) for outcome in outcomes) == WAYS - 1
@@ -290,7 +290,7 @@ class Crossing:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stores.queue.extend, mails)
             nursery.start_soon(stores.queue.accepted, list(accepted.values())[::-1])
-            nursery.start_soon(stores.queue.deferred, [(mail, "450", 0.0) for mail in mails[:2]])
+            nursery.start_soon(stores.queue.settle, [(mail, Result(Outcome.DEFERRED, "450")) for mail in mails[:2]])
             for mail in mails[2:4]:
                 if mail.kind is MailKind.CODE:
                     nursery.start_soon(stores.queue.reissue, mail, new_mail())

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from actors.domain.mail import MailKind, MailState
+from actors.domain.mail import MailKind, MailState, Outcome, Result
 from actors.domain.user import State
 from actors.ports import Answer, KeyUse, Missed, Redeemed
 from tests.fakes.accounts import POLICY
@@ -210,7 +210,7 @@ async def test_a_redeem_needs_the_account_and_the_code_as_they_were_read(stores:
     elif change == "expired":
         await stores.passed(POLICY.max_age_seconds + 1)
     elif change == "dead":
-        await stores.queue.dead([(await stores.claimed(), "550 5.1.1")])
+        await stores.queue.settle([(await stores.claimed(), Result(Outcome.DEAD, "550 5.1.1"))])
     else:
         await stores.accounts.issue([resend(account)])
     code = account.mails[0].id

@@ -11,6 +11,8 @@ from uuid import uuid4
 
 import trio
 
+from actors.domain.mail import Outcome, Result
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -36,7 +38,7 @@ async def test_mails_are_listed_shown_and_replayed(stores: Stores, database: str
     """For people and as JSON, and never with a code; a replay can be tried first."""
     await stores.registered(KEY)
     mail = await stores.claimed()
-    await stores.queue.dead([(mail, "550 5.1.1 no such mailbox at RCPT")])
+    await stores.queue.settle([(mail, Result(Outcome.DEAD, "550 5.1.1 no such mailbox at RCPT"))])
 
     async def run(*words: str) -> tuple[int, str]:
         return await vestibule(data_dir, database, "mail", *words)

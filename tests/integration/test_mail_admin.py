@@ -10,7 +10,7 @@ import psycopg
 import pytest
 import trio
 
-from actors.domain.mail import MailState
+from actors.domain.mail import MailState, Outcome, Result
 from actors.ports import Missed
 from service.postgres.mail_admin import PostgresMailAdmin
 from tests.fakes.accounts import POLICY
@@ -44,7 +44,7 @@ async def refused(stores: Stores) -> UUID:
     """Register an account whose mail the server refuses for good; return the mail's id."""
     await stores.registered()
     mail = await stores.claimed()
-    await stores.queue.dead([(mail, "550 5.1.1 no such mailbox at RCPT")])
+    await stores.queue.settle([(mail, Result(Outcome.DEAD, "550 5.1.1 no such mailbox at RCPT"))])
     return mail.id
 
 
@@ -74,7 +74,7 @@ async def test_a_dead_mail_is_owed_again_under_a_fresh_code(stores: Stores, admi
     account = await stores.registered()
     assert await stores.accounts.redeem([redemption(account)]) == [Missed(4)]
     dead = account.mails[0].id
-    await stores.queue.dead([(await stores.claimed(), "550")])
+    await stores.queue.settle([(await stores.claimed(), Result(Outcome.DEAD, "550"))])
     assert await admin.replay([dead], dry_run=True) == [dead]
     assert await stores.queue.claim(10) == []
     assert await admin.replay([dead, dead], dry_run=False) == [dead]

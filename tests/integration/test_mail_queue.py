@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from actors.domain.mail import MailKind, MailState
+from actors.domain.mail import MailKind, MailState, Outcome, Result
 from actors.domain.user import State
 from service.postgres.mails import KILLS, LEASE_SECONDS, PURGED_ROWS, purge
 from tests.fakes.accounts import POLICY
@@ -41,7 +41,7 @@ async def test_a_claim_takes_one_code_mail_an_account(stores: Stores) -> None:
     """The newest; the older one waits for the next claim, and a notice beside it does not matter."""
     account = await stores.registered()
     older = await stores.claimed()
-    await stores.queue.deferred([(older, "450 4.2.0", 0.0)])
+    await stores.queue.settle([(older, Result(Outcome.DEFERRED, "450 4.2.0", 0.0))])
     await stores.accounts.issue([resend(account)])
     account = await stores.account()
     await stores.accounts.issue([resend(account, MailKind.NOTICE)])
@@ -87,15 +87,15 @@ async def test_a_claim_that_was_lost_changes_nothing(stores: Stores, outcome: st
         case "accepted":
             assert await stores.queue.accepted([lost]) == set()
         case "deferred":
-            await stores.queue.deferred([(lost, "late", 0.0)])
+            await stores.queue.settle([(lost, Result(Outcome.DEFERRED, "late", 0.0))])
         case "dead":
-            await stores.queue.dead([(lost, "late")])
+            await stores.queue.settle([(lost, Result(Outcome.DEAD, "late"))])
         case "extend":
             assert await stores.queue.extend([lost]) == set()
         case "reissue":
             assert await stores.queue.reissue(lost, new_mail()) is None
         case _:
-            await stores.queue.put_back([lost])
+            await stores.queue.settle([(lost, Result(Outcome.PUT_BACK))])
     assert [mail.state for mail in (await stores.account()).mails] == [MailState.SENDING]
     assert await stores.queue.accepted([held]) == {held.id}
 
@@ -116,7 +116,7 @@ async def test_a_deferred_mail_waits_as_long_as_told(stores: Stores) -> None:
     await stores.claimed()
     await stores.passed(LEASE_SECONDS)
     mail = await stores.claimed()
-    await stores.queue.deferred([(mail, "450 4.2.0 greylisted", 30.0)])
+    await stores.queue.settle([(mail, Result(Outcome.DEFERRED, "450 4.2.0 greylisted", 30.0))])
     assert await stores.rows("SELECT state, reason, deaths FROM vestibule.mails") == [
         ("queued", "450 4.2.0 greylisted", 0)
     ]
@@ -133,7 +133,7 @@ async def test_a_mail_that_is_put_back_is_as_it_was(stores: Stores) -> None:
     await stores.registered()
     mail = await stores.claimed()
     await stores.registered("later@example.com")
-    await stores.queue.put_back([mail])
+    await stores.queue.settle([(mail, Result(Outcome.PUT_BACK))])
     first, _ = await stores.queue.claim(10)
     assert (first.id, first.tries, first.fence) == (mail.id, 1, 2)
 
@@ -141,7 +141,7 @@ async def test_a_mail_that_is_put_back_is_as_it_was(stores: Stores) -> None:
 async def test_a_dead_mail_says_why(stores: Stores) -> None:
     """It is counted, and the address is free again."""
     await stores.registered()
-    await stores.queue.dead([(await stores.claimed(), "550 5.1.1")])
+    await stores.queue.settle([(await stores.claimed(), Result(Outcome.DEAD, "550 5.1.1"))])
     account = await stores.account()
     assert (account.state(POLICY), account.is_held(POLICY)) == (State.UNDELIVERABLE, False)
     assert await stores.rows("SELECT state, reason FROM vestibule.mails") == [("dead", "550 5.1.1")]
@@ -166,7 +166,7 @@ async def test_a_mail_is_given_up_after_a_day(stores: Stores) -> None:
     mail = await stores.claimed()
     reissued = await stores.queue.reissue(mail, new_mail())
     assert reissued is not None
-    await stores.queue.deferred([(reissued, "421 try later", 0.0)])
+    await stores.queue.settle([(reissued, Result(Outcome.DEFERRED, "421 try later", 0.0))])
     await stores.passed(60)
     assert await stores.queue.claim(10) == []
     assert await stores.rows("SELECT reason FROM vestibule.mails WHERE state = 'dead'") == [
@@ -178,7 +178,7 @@ async def test_a_mail_is_given_up_after_a_day(stores: Stores) -> None:
 async def test_a_mail_that_nobody_needs_is_never_sent(stores: Stores, why: str) -> None:
     """It is superseded when it is claimed, and is no dead mail."""
     account = await stores.registered()
-    await stores.queue.deferred([(await stores.claimed(), "450", 0.0)])
+    await stores.queue.settle([(await stores.claimed(), Result(Outcome.DEFERRED, "450", 0.0))])
     if why == "activated":
         await stores.accounts.redeem([redemption(account, account.mails[0].id)])
     elif why == "exhausted":
@@ -251,14 +251,14 @@ async def test_what_is_settled_stays_settled(stores: Stores, outcome: str) -> No
     if outcome == "accepted":
         await stores.queue.accepted([mail])
     elif outcome == "dead":
-        await stores.queue.dead([(mail, "550")])
+        await stores.queue.settle([(mail, Result(Outcome.DEAD, "550"))])
     else:
         await stores.accounts.issue([resend(account)])
         await stores.queue.accepted(await stores.queue.claim(10))
     counted = await stores.rows("SELECT * FROM vestibule.business_counts")
-    await stores.queue.dead([(mail, "late")])
-    await stores.queue.deferred([(mail, "late", 0.0)])
-    await stores.queue.put_back([mail])
+    await stores.queue.settle([(mail, Result(Outcome.DEAD, "late"))])
+    await stores.queue.settle([(mail, Result(Outcome.DEFERRED, "late", 0.0))])
+    await stores.queue.settle([(mail, Result(Outcome.PUT_BACK))])
     assert await stores.queue.accepted([mail]) == ({mail.id} if outcome == "accepted" else set())
     assert await stores.queue.extend([mail]) == set()
     assert (await stores.account()).mails[-1].state == outcome

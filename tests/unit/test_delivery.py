@@ -8,9 +8,9 @@ from uuid import UUID, uuid4
 import anyio
 import pytest
 
-from actors.delivery import IN_HAND, SENDS, WARNING_SECONDS, Delivery, Outcome, Result
+from actors.delivery import IN_HAND, SENDS, WARNING_SECONDS, Delivery
 from actors.domain.code import Keyring
-from actors.domain.mail import Deferred, MailKind, MailState, Rejected, ServerUnavailable
+from actors.domain.mail import Deferred, MailKind, MailState, Outcome, Rejected, Result, ServerUnavailable
 from actors.kit.mailbox import AnswerLost
 from actors.ports import StoreUnavailable
 from tests.fakes.mail_queue import MemoryMailQueue, ScriptedTransport
