@@ -15,7 +15,7 @@ from service.mail.transport import open_transport
 from service.postgres.migrations import MigrationError, first_line, migrate, pending
 from service.postgres.pool import PROBE, Transaction, configure
 from service.processes.listener import CannotStart
-from service.processes.planning import VERSION
+from service.processes.supervisor import VERSION
 from service.redis import client as redis_client
 
 if TYPE_CHECKING:

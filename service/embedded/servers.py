@@ -11,7 +11,7 @@ from service.embedded.data_dir import BadEnvironment, kept_keys, one_line
 from service.embedded.mail_catcher import MailCatcher
 from service.embedded.postgres import EmbeddedPostgres
 from service.embedded.redis import EmbeddedRedis
-from service.processes.pid_file import holder
+from service.processes.listener import pid_file_holder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -97,7 +97,7 @@ def plain(url: SecretStr | None) -> str | None:
 def _announced(data_dir: Path) -> dict[str, str] | None:
     try:
         announced = json.loads((data_dir / FILE).read_text(encoding="utf-8"))
-        if announced["supervisor"] != holder(data_dir):  # it is gone, and its servers with it
+        if announced["supervisor"] != pid_file_holder(data_dir):  # it is gone, and its servers with it
             return None
         return {name: str(announced[name]) for name in URLS}
     except (OSError, ValueError, KeyError, TypeError):

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import re
 import resource
-import socket
-import struct
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import uuid4
 
@@ -20,7 +17,6 @@ import h11
 import hypercorn.asyncio.run
 import hypercorn.protocol
 import hypercorn.trio.run
-import trio
 from hypercorn.asyncio.tcp_server import TCPServer as AsyncioConnection
 from hypercorn.config import Config
 from hypercorn.events import Closed, RawData, Updated
@@ -35,12 +31,15 @@ from service.processes.listener import BACKLOG
 
 if TYPE_CHECKING:
     from hypercorn.events import Event
-    from hypercorn.typing import ConnectionState, H11SendableEvent
+    from hypercorn.typing import H11SendableEvent
 
 HEAD_END = re.compile(rb"\n\r?\n")
 BARE_LF = re.compile(rb"(?<!\r)\n")
 MOST_HEAD_BYTES = MOST_HEADER_BYTES + 4096  # with the separators, which the edge does not count
 TOO_LARGE = 431
+HEAD_SECONDS = 5.0  # for a request's head, from the first byte to the last
+MOST_CONNECTIONS = 2000  # of one worker, at about 20 KB each
+SPARE_FILES = 200  # of those that a process may open, for all that is no connection
 
 
 class StrictConnection(h11.Connection):
@@ -52,43 +51,43 @@ class StrictConnection(h11.Connection):
 
     over = False  # the peer is gone
 
-    @property
     def wants_more(self) -> bool:
-        """Whether what comes can still be a request."""
+        """Return whether what comes can still be a request."""
         return not self.over and self.their_state is not h11.MUST_CLOSE
+
+    def in_a_head(self) -> bool:
+        """Return whether a part of a request's head has come."""
+        return self.wants_more() and self.their_state is h11.IDLE and bool(self.trailing_data[0])
 
     def receive_data(self, data: bytes) -> None:
         """Take what came, unless nothing more is wanted."""
-        if self.wants_more:
+        if self.wants_more():
             super().receive_data(data)
 
     def next_event(self) -> Any:  # noqa: ANN401 - as h11 has it
         """Return the next event; raises RemoteProtocolError for a head with a bare LF, or too large a one."""
-        if not self.wants_more:
+        if not self.wants_more():
             return h11.NEED_DATA
-        if self.their_state is h11.IDLE:
-            self._check_head()
+        if self.in_a_head():
+            waiting = self.trailing_data[0][: MOST_HEAD_BYTES + 4]
+            end = HEAD_END.search(waiting)
+            head = waiting if end is None else waiting[: end.end()]
+            if len(head) > MOST_HEAD_BYTES:
+                raise h11.RemoteProtocolError("the head is too large", error_status_hint=TOO_LARGE)
+            if BARE_LF.search(head):
+                raise h11.RemoteProtocolError("a line ends without CR")
         return super().next_event()
-
-    def _check_head(self) -> None:
-        waiting, _ = self.trailing_data
-        waiting = waiting[: MOST_HEAD_BYTES + 4]
-        end = HEAD_END.search(waiting)
-        head = waiting if end is None else waiting[: end.end()]
-        if len(head) > MOST_HEAD_BYTES:
-            raise h11.RemoteProtocolError("the head is too large", error_status_hint=TOO_LARGE)
-        if BARE_LF.search(head):
-            raise h11.RemoteProtocolError("a line ends without CR")
 
 
 class OneProtocol(H11Protocol):
     """HTTP/1.1 that never becomes anything else: no offer to upgrade is taken (RFC 9110, 7.8), not WebSocket either."""
 
+    config: WorkerConfig
+
     def __init__(self, *arguments: Any, **named: Any) -> None:  # noqa: ANN401 - Hypercorn's own
         super().__init__(*arguments, **named)
         self.connection: StrictConnection = StrictConnection(h11.SERVER, self.config.h11_max_incomplete_size)
-        self._head = b""
-        self._head_begun = False
+        self._head = b""  # of an answer, until its content comes
 
     async def handle(self, event: Event) -> None:
         """Take what came; with the peer's end nothing waits any longer for its next request's turn."""
@@ -97,10 +96,10 @@ class OneProtocol(H11Protocol):
         await super().handle(event)
         if self.connection.over:
             await self.can_read.set()
-        waiting = self.connection.their_state is h11.IDLE and bool(self.connection.trailing_data[0])
-        if waiting != self._head_begun:
-            self._head_begun = waiting
-            await self.send(Head(begun=waiting))  # type: ignore[arg-type]  # an event of ours, for our own connection
+        if self.connection.in_a_head():
+            self.config.heads.setdefault(self, anyio.current_time() + HEAD_SECONDS)
+        else:
+            self.config.heads.pop(self, None)
 
     async def _check_protocol(self, event: h11.Request) -> None:
         pass
@@ -145,36 +144,21 @@ class OneProtocol(H11Protocol):
         logger.info("request", request_id=request_id, route=UNKNOWN, status=answer.status, ms=0.0)
 
 
-HEAD_SECONDS = 5.0  # for a request's head, from the first byte to the last
-WRITE_SECONDS = 5.0  # for one piece of an answer: the kernel takes most of them at once, whoever reads
-MOST_CONNECTIONS = 2000  # of one worker, at about 20 KB each
-SPARE_FILES = 200  # of those that a process may open, for all that is no connection
-
-
 class Log:
-    """Takes what Hypercorn says; only faults are worth a line, requests are logged by the app."""
+    """Takes what Hypercorn says; only faults are worth a line: its own could be forged, and the app logs requests."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    async def critical(self, message: str, *_: object, **__: object) -> None:
-        """Log a fault."""
-        logger.opt(exception=True).critical("hypercorn", text=message)
-
-    async def exception(self, message: str, *_: object, **__: object) -> None:
+    async def fault(self, message: str, *_: object, **__: object) -> None:
         """Log a fault and the exception that is being handled."""
         logger.opt(exception=True).error("hypercorn", text=message)
 
-    error = exception
-
-    async def warning(self, message: str, *_: object, **__: object) -> None:
-        """Log a warning."""
-        logger.warning("hypercorn", text=message)
-
     async def quiet(self, *_: object, **__: object) -> None:
-        """Say nothing: decoded paths could forge lines, and the app logs its requests itself."""
+        """Say nothing."""
 
-    info = debug = log = access = quiet
+    critical = error = exception = fault
+    warning = info = debug = log = access = quiet
 
 
 class WorkerConfig(Config):
@@ -188,26 +172,26 @@ class WorkerConfig(Config):
     logger_class = Log  # type: ignore[assignment]  # it is called for these methods only
     backlog = BACKLOG  # Hypercorn calls listen() once more on the shared socket
 
-    def __init__(self, listener: int, *, grace: float, keep_alive: float, most: int | None = None) -> None:
+    def __init__(self, listener: int, *, grace: float, keep_alive: float) -> None:
         super().__init__()
         self.keep_alive_timeout = keep_alive
         self.bind = [f"fd://{listener}"]
         self.graceful_timeout = grace
         self.closing = False
-        self._most = most_connections() if most is None else most
+        self.heads: dict[OneProtocol, float] = {}  # when each head that has begun must be complete
+        self._most = most_connections()
         self._connections = 0
         self._idle: dict[Guard, None] = {}  # the longest idle first
-        self._heads: dict[Guard, float] = {}  # when each head that has begun must be complete
         self._empty = anyio.Event()
 
-    def opened(self, connection: Guard) -> None:
+    async def opened(self, connection: Guard) -> None:
         """Count a connection in; where there are too many, the one that has been idle for the longest makes room."""
         self._connections += 1
         self._idle[connection] = None
         if self._connections > self._most:
             oldest = next(iter(self._idle))
             del self._idle[oldest]
-            oldest.hang_up()
+            await oldest.protocol_send(Closed())
 
     def used(self, connection: Guard, *, idle: bool) -> None:
         """Note that a connection has begun to serve a request, or waits for the next one."""
@@ -218,27 +202,18 @@ class WorkerConfig(Config):
     def closed(self, connection: Guard) -> None:
         """Count a connection out."""
         self._idle.pop(connection, None)
-        self._heads.pop(connection, None)
         self._connections -= 1
         if not self._connections:
             self._empty.set()
             self._empty = anyio.Event()
-
-    def head(self, connection: Guard, *, begun: bool) -> None:
-        """Note that a part of a request's head has come, or all of it."""
-        if begun:
-            self._heads.setdefault(connection, anyio.current_time() + HEAD_SECONDS)
-        else:
-            self._heads.pop(connection, None)
 
     async def cut_slow_heads(self) -> NoReturn:
         """End connections whose head takes too long, until cancelled."""
         while True:
             await anyio.sleep(1)
             now = anyio.current_time()
-            for connection in [slow for slow, until in self._heads.items() if until <= now]:
-                del self._heads[connection]
-                connection.hang_up()
+            for slow in [one for one, until in self.heads.items() if until <= now]:
+                await slow.send(Closed())
 
     async def until_empty(self) -> None:
         """Wait until no connection is open."""
@@ -253,108 +228,49 @@ class WorkerConfig(Config):
         return headers
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
-    """Whether a request's head has begun and is not complete; sent by the protocol to its connection."""
-
-    begun: bool
-
-
 class Guard:
-    """Ends a connection that failed, that does not take its answer, or that is idle when its place is needed."""
+    """A connection of either loop whose failure is its own: under trio it would end the process."""
 
     config: Any
+    protocol: Any
     idle_task: Any
 
     async def run(self) -> None:
         """Serve the connection to its end, which is never an exception but for a cancellation."""
-        self.config.opened(self)
         try:
+            await self.config.opened(self)
             await super().run()  # type: ignore[misc]  # mixed into Hypercorn's connection classes
         except Exception as error:  # noqa: BLE001 - whatever one peer provokes must not reach the others
-            logger.warning("connection failed", error=_innermost(error))
+            while isinstance(error, ExceptionGroup):
+                error = error.exceptions[0]
+            logger.warning("connection failed", error=type(error).__name__)
         finally:
             self.config.closed(self)
 
     async def protocol_send(self, event: Event) -> None:
         """Do what the protocol wants done, and note whether a request is being served."""
-        if isinstance(event, Head):
-            self.config.head(self, begun=event.begun)
-            return
         if isinstance(event, Updated):
             self.config.used(self, idle=event.idle)
-        await super().protocol_send(event)  # type: ignore[misc]  # as above
+        try:
+            await super().protocol_send(event)  # type: ignore[misc]  # as above
+        except TimeoutError:  # of the kernel: the peer takes nothing of its answer
+            await self.protocol.handle(Closed())
 
     async def _read_data(self) -> None:
         await super()._read_data()  # type: ignore[misc]  # as above
         await self.idle_task.stop()  # the peer has left, and its next request is not waited for
 
-    if TYPE_CHECKING:
-
-        def hang_up(self) -> None:
-            """End the connection at once."""
+    async def _close(self) -> None:
+        with suppress(TimeoutError):  # as above
+            await super()._close()  # type: ignore[misc]  # as above
 
 
 class GuardedAsyncio(Guard, AsyncioConnection):
     """A connection under asyncio or uvloop."""
 
-    async def protocol_send(self, event: Event) -> None:
-        """Do what the protocol wants done; a peer that takes nothing for too long is cut off."""
-        if not isinstance(event, RawData):
-            await super().protocol_send(event)
-            return
-        with anyio.move_on_after(WRITE_SECONDS, shield=True) as patience:
-            await super().protocol_send(event)
-        if patience.cancel_called:
-            _forget(self.writer.get_extra_info("socket"))
-            self.hang_up()
-            await self.protocol.handle(Closed())
-
-    async def _close(self) -> None:
-        with anyio.move_on_after(WRITE_SECONDS, shield=True):  # what was written may wait for a peer that never reads
-            await super()._close()
-        self.hang_up()
-
-    async def _initiate_server_close(self) -> None:
-        await super()._initiate_server_close()
-        self.hang_up()  # it was idle for long enough to take its last answer
-
-    def hang_up(self) -> None:
-        """End the connection, and forget what was written and not taken."""
-        self.writer.transport.abort()
-
 
 class GuardedTrio(Guard, TrioConnection):
-    """A connection under trio; unguarded its failure would end the nursery, and the process with it."""
-
-    if TYPE_CHECKING:
-        state: ConnectionState
-
-    async def protocol_send(self, event: Event) -> None:
-        """Do what the protocol wants done; a peer that takes nothing for too long is cut off."""
-        if not isinstance(event, RawData):
-            await super().protocol_send(event)
-            return
-        async with self.send_lock:
-            with anyio.move_on_after(WRITE_SECONDS, shield=True) as patience:
-                try:
-                    await self.stream.send_all(event.data)
-                except (trio.BrokenResourceError, trio.ClosedResourceError):
-                    patience.cancel()
-        if patience.cancel_called:
-            _forget(self.stream.socket)
-            self.hang_up()
-            await self.protocol.handle(Closed())
-
-    def hang_up(self) -> None:
-        """End the connection."""
-        self.stream.socket.close()
-
-
-def _forget(connection: Any) -> None:  # noqa: ANN401 - a socket, of one of two loops
-    """Let the kernel forget what it could not deliver once the connection is closed, not try for minutes."""
-    with suppress(OSError):
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    """A connection under trio."""
 
 
 def most_connections() -> int:
@@ -368,9 +284,3 @@ def harden() -> None:
     vars(hypercorn.protocol)["H11Protocol"] = OneProtocol
     vars(hypercorn.asyncio.run)["TCPServer"] = GuardedAsyncio
     vars(hypercorn.trio.run)["TCPServer"] = GuardedTrio
-
-
-def _innermost(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return type(error).__name__

@@ -1,15 +1,17 @@
-"""Opens the one listening socket that every API worker shares."""
+"""What one supervisor holds for as long as it lives: the listening socket of all API workers, and the pid file."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
-import stat
 from pathlib import Path
 
 BACKLOG = 4096  # the kernel cuts it to net.core.somaxconn; a burst waits here while a worker is replaced
 PROBE_SECONDS = 1.0  # a Unix socket's owner on the same machine answers at once or is gone
+UNREAD_SECONDS = 5.0  # a peer that takes nothing of its answer for so long is cut off
+PID_FILE = "vestibule.pid"
 
 
 class CannotStart(Exception):
@@ -25,9 +27,12 @@ def open_listener(bind: str) -> socket.socket:
     """
     try:
         listener = _unix(Path(bind.removeprefix("unix:"))) if bind.startswith("unix:") else _tcp(bind)
-    except (OSError, UnicodeError) as error:
-        raise CannotStart(_explain(bind, error)) from None
-    listener.listen(BACKLOG)
+    except (OSError, UnicodeError) as error:  # the latter for a label of a name that is empty or too long
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            why = "it is taken: stop the program that listens there, or choose another"
+        else:
+            why = str(getattr(error, "strerror", None) or error)
+        raise CannotStart(f"VESTIBULE_BIND={bind}: {why}") from None
     listener.settimeout(0)
     return listener
 
@@ -41,61 +46,60 @@ def address_of(listener: socket.socket) -> str:
     return f"http://{host}:{name[1]}"
 
 
-def forget(listener: socket.socket) -> None:
-    """Close the socket; a Unix socket's path goes with it."""
-    if listener.family == socket.AF_UNIX:
-        Path(listener.getsockname()).unlink(missing_ok=True)
-    listener.close()
-
-
 def _tcp(bind: str) -> socket.socket:
     host, _, port = bind.rpartition(":")
-    family, kind, protocol, _, address = socket.getaddrinfo(
+    family, *_, address = socket.getaddrinfo(
         host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener.bind(address)
-    except BaseException:
-        listener.close()
-        raise
+    six = family == socket.AF_INET6
+    listener = socket.create_server(address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=six)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_SECONDS * 1000))  # tcp(7); inherited
     return listener
 
 
 def _unix(path: Path) -> socket.socket:
+    if path.is_socket() and not _answers(path):  # the owner was killed
+        path.unlink()
     listener = socket.socket(socket.AF_UNIX)
-    try:
-        if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
-            _remove_if_dead(path)
-        listener.bind(os.fspath(path))
-        path.chmod(0o666)
-    except BaseException:
-        listener.close()
-        raise
+    listener.bind(os.fspath(path))
+    path.chmod(0o666)
+    listener.listen(BACKLOG)
     return listener
 
 
-def _remove_if_dead(path: Path) -> None:
+def _answers(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(PROBE_SECONDS)
-        try:
-            probe.connect(os.fspath(path))
-        except ConnectionRefusedError:
-            path.unlink()
+        return probe.connect_ex(os.fspath(path)) != errno.ECONNREFUSED
 
 
-def _explain(bind: str, error: OSError | UnicodeError) -> str:
-    if isinstance(error, socket.gaierror | UnicodeError):  # the latter for a label that is empty or too long
-        return f"VESTIBULE_BIND={bind}: this host name is not known; use an address of this machine"
-    if error.errno == errno.EADDRINUSE:
-        port = bind.rpartition(":")[2]
-        return f"port {port} is taken ({bind}): stop the program that listens there, or set VESTIBULE_BIND to another"
-    if error.errno == errno.EADDRNOTAVAIL:
-        return f"VESTIBULE_BIND={bind} is no address of this machine"
-    if error.errno in {errno.EACCES, errno.EPERM}:
-        return (
-            f"VESTIBULE_BIND={bind} is not allowed to this user; use a port from 1024 or a folder that can be written"
-        )
-    return f"VESTIBULE_BIND={bind}: {error.strerror or error}"
+def take_pid_file(data_dir: Path) -> int:
+    """Write our pid to it and return the descriptor, locked as long as it is open: the file alone means nothing.
+
+    Raises CannotStart when another supervisor has it, or it cannot be written.
+    """
+    path = data_dir / PID_FILE
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+    except BlockingIOError:
+        raise CannotStart(f"{data_dir} is in use by another supervisor") from None
+    except OSError as error:
+        raise CannotStart(f"{path} cannot be written: {error.strerror}") from None
+    return descriptor
+
+
+def pid_file_holder(data_dir: Path) -> int | None:
+    """Return the pid of the supervisor that holds the pid file; None if there is none."""
+    try:
+        with (data_dir / PID_FILE).open("r+", encoding="ascii") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(file.read())
+    except (OSError, ValueError):
+        return None
+    return None

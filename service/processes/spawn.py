@@ -7,20 +7,20 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 CANNOT_START = 127  # the shell's code for a program that it could not run
 LIBC = ctypes.CDLL(None, use_errno=True)
+PYTHON = (sys.executable, "-P", "-m")  # -P: no module of the current folder is taken for ours
 
 
 def die_with(parent: int, death_signal: int = signal.SIGKILL) -> None:
     """Have this process signalled when its parent has died, which must be `parent` (in a container it may be 1)."""
-    if sys.platform == "linux" and LIBC.prctl(PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0) != 0:
+    if LIBC.prctl(PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     if os.getppid() != parent:  # it died before we asked
@@ -34,16 +34,13 @@ def fork(body: Callable[[], int]) -> int:
     sends the death signal when the *thread* that forked ends.
     """
     parent = os.getpid()
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # no handler of ours may run in the child
-    pid = os.fork()
-    if pid:
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+    if pid := os.fork():
         return pid
     code = 1
     try:
         os.setsid()
         die_with(parent)
-        _default_signals()
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
         code = body()
     except BaseException as error:  # noqa: BLE001 - a child must never return into the parent's code
         sys.stderr.write(f"vestibule: a process ended with {type(error).__name__}\n")
@@ -54,42 +51,22 @@ def fork(body: Callable[[], int]) -> int:
         os._exit(code)
 
 
-def program(
-    argv: Sequence[str],
-    environment: Mapping[str, str],
-    *,
-    descriptors: Sequence[int] = (),
-    output: int | None = None,
-    errors: int | None = None,
-) -> int:
-    """Fork and execute a program, with these descriptors open under the same numbers; return its pid."""
-
-    def become() -> NoReturn:
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        for descriptor, number in ((output, 1), (errors, 2)):
-            if descriptor is not None:
-                os.dup2(descriptor, number)
-        for descriptor in descriptors:
-            os.set_inheritable(descriptor, True)  # noqa: FBT003 - the library's signature
-        os.execve(argv[0], list(argv), dict(environment))  # noqa: S606 - no shell is the point
-
-    return fork(become)
+def execute(argv: Sequence[str], *descriptors: int) -> NoReturn:
+    """Turn this process into a program that reads nothing, with these descriptors open under the same numbers."""
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, True)  # noqa: FBT003 - the library's signature
+    os.execv(argv[0], list(argv))  # noqa: S606 - no shell is the point
 
 
 def command(*arguments: str) -> list[str]:
     """Return the command line that runs our own console command with this interpreter."""
-    script = Path(sys.executable).with_name("vestibule")
-    if script.is_file():
-        return [sys.executable, os.fspath(script), *arguments]
-    return [sys.executable, "-m", "service.cli", *arguments]
+    return [*PYTHON, "service.cli", *arguments]
 
 
 def supervise(mode: str) -> NoReturn:
     """Become the supervisor: a fresh program, without the memory of the command line's libraries."""
-    installed = Path(sys.executable).with_name("vestibule").is_file()
-    safe = ["-P"] if installed else []  # no module of the current folder is taken for ours
-    arguments = [sys.executable, *safe, "-m", "service.processes.supervisor", mode]
-    os.execv(sys.executable, arguments)  # noqa: S606 - no shell is the point
+    os.execv(sys.executable, [*PYTHON, "service.processes.supervisor", mode])  # noqa: S606 - no shell is the point
 
 
 def set_title(title: str) -> None:
@@ -98,11 +75,3 @@ def set_title(title: str) -> None:
         from setproctitle import setproctitle  # noqa: PLC0415 - a build without it still serves
 
         setproctitle(f"vestibule {title}")
-
-
-def _default_signals() -> None:
-    signal.set_wakeup_fd(-1)
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        if signal.getsignal(number) not in {None, signal.SIG_IGN}:
-            signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])

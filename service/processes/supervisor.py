@@ -7,22 +7,21 @@ ready; there is nothing to hand over.
 
 from __future__ import annotations
 
-import math
+import json
 import os
+import select
 import signal
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from service.processes import pid_file, spawn
-from service.processes.console import Log, Terminal
-from service.processes.listener import CannotStart, address_of, forget, open_listener
-from service.processes.planning import Plan, Planning
-from service.processes.spawn import program, set_title
-from service.processes.watch import Backoff, Child, Watch
+from service.processes import spawn
+from service.processes.children import STOP, Child, Processes, Service
+from service.processes.listener import CannotStart, address_of, open_listener, pid_file_holder, take_pid_file
+from service.processes.spawn import execute, set_title
 
 if TYPE_CHECKING:
     import socket
@@ -30,203 +29,257 @@ if TYPE_CHECKING:
 
     Command = Callable[..., list[str]]  # the command line for some words of ours
 
+VERSION = 2  # of the plan, of the command lines of children, and of what they report
+PLAN_SECONDS = 120.0  # a migration may wait a minute for another one
 API = "api"  # the service whose child is a generation
 API_TIER, MAIL_TIER, FIRST_SERVER = 0, 1, 2  # the order of the stop
 SERVER_SECONDS = 10.0  # for an embedded server to end in order
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
-class Stopped(Exception):
-    """A signal to stop has come before everything was started."""
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to run, as plain values; the JSON that the child prints has these names and `version`.
 
+    `servers` are embedded servers in the order of their start, each a name and a stop signal.
+    """
 
-@dataclass(slots=True, eq=False)
-class Service:
-    """One process to keep running. Services of a lower tier stop first; `reloads` are replaced by SIGHUP."""
-
-    name: str
-    words: tuple[str, ...]
-    tier: int
+    bind: str | None  # None: no API workers
+    data_dir: str
     grace: float
-    stop_signal: int = signal.SIGTERM
-    reloads: bool = True
-    child: Child | None = None
-    successor: Child | None = None  # of a reload that is under way
-    backoff: Backoff = field(default_factory=Backoff)
-    due: float = 0.0
+    drain: float
+    mail_workers: int
+    servers: list[tuple[str, int]]
+    log_level: str
+    log_format: str
+    guide: list[str]  # lines for a person, once everything runs; {address} stands for where it listens
 
-    def children(self) -> list[Child]:
-        """Return the running ones."""
-        return [child for child in (self.child, self.successor) if child is not None]
+    @classmethod
+    def read(cls, text: str) -> Plan:
+        """Read the child's line; raises CannotStart for one of another version."""
+        try:
+            values: dict[str, Any] = json.loads(text)
+            if values.pop("version") == VERSION:
+                return cls(**values)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            pass
+        raise CannotStart("the code on disk is of another version: restart the supervisor")
 
 
-class Supervisor:
+class Log:
+    """Writes the supervisor's own lines, in the format that every process writes; silent until the plan is known."""
+
+    def __init__(self, form: str = "json", level: str = "") -> None:
+        self._json = form == "json"
+        self._levels = LEVELS[LEVELS.index(level) :] if level else ()
+
+    def write(self, level: str, message: str, **extras: object) -> None:
+        """Write one line to stdout; a reader that does not take it loses it."""
+        if level not in self._levels:
+            return
+        now = time.time()
+        clock = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03}Z"
+        if self._json:
+            line = json.dumps({"time": clock, "level": level, "message": message, "worker": "supervisor", **extras})
+        else:
+            shown = "".join(f"  {name}={json.dumps(value)}" for name, value in extras.items())
+            line = f"{clock[11:23]} {level:<8}supervisor {message}{shown}"
+        _, writable, _ = select.select((), (1,), (), 0)
+        if writable:
+            with suppress(OSError):
+                os.write(1, line.encode() + b"\n")
+
+
+class Supervisor(Processes):
     """Runs `vestibule up`, `serve` or `worker` until SIGTERM or SIGINT; `command` makes command lines for children."""
 
     def __init__(self, mode: str, command: Command = spawn.command) -> None:
+        super().__init__()
         self._mode = mode
         self._command = command
+        self._on_terminal = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN and has_terminal()  # not under nohup
+        self._log = Log()
+        self._plan: Plan
+        self._step = ""  # of the plan, which a child of its own does
+        self._planning: Child | None = None
         self._generation = 0
-        self._services: list[Service] = []
-        self._old: list[Child] = []  # replaced children that finish what was begun
-        self._planning: Planning | None = None
         self._listener: socket.socket | None = None
+        self._pid_file: int | None = None
         self._announced = self._reloading = self._again = False
-        self._holds_pid_file = False
-        self._stopping_since: float | None = None
-        self._stopping_tier: int | None = None
+        self._refusal: CannotStart | None = None
 
     def run(self) -> int:
         """Start everything, keep it running, stop it in order; return the exit code. Raises CannotStart."""
         set_title("supervisor")
-        self._terminal = Terminal()
-        self._watch = Watch(signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
-        refused: CannotStart | None = None
+        self._ask("start")
         try:
-            self._start_all()
-        except (Stopped, CannotStart) as reason:
-            refused = reason if isinstance(reason, CannotStart) else None
-            self._stopping_since = time.monotonic()
-        try:
-            self._keep()
+            while not self.stopping or self.children():
+                self.turn()
+                if self.stopping:
+                    self._stop_next()
+                else:
+                    self._go_on()
         finally:
-            for child in self._children():  # none, unless we have failed
+            for child in self.children():  # none, unless we have failed
                 child.kill()
-            if self._listener is not None:
-                forget(self._listener)
-            if self._holds_pid_file:
-                with suppress(OSError):
-                    (Path(self._plan.data_dir) / pid_file.NAME).unlink()
-        if refused is not None:
-            raise refused
+            if self._listener is not None and (self._plan.bind or "").startswith("unix:"):
+                Path((self._plan.bind or "").removeprefix("unix:")).unlink(missing_ok=True)
+            if self._pid_file is not None:
+                os.ftruncate(self._pid_file, 0)
+        if self._refusal is not None:
+            raise self._refusal
         return 0
 
-    # -- start --------------------------------------------------------------------------------------------------------
+    def log(self, level: str, message: str, **extras: object) -> None:
+        """Write a line."""
+        self._log.write(level, message, **extras)
 
-    def _start_all(self) -> None:
-        """Start the embedded servers, wait until they serve, prepare the database, and start the workers."""
-        self._plan = Plan.read(self._planned("start"))
-        self._log = Log(self._plan.log_format, self._plan.log_level)
-        if self._mode != "worker":
-            self._take_pid_file()
+    def told(self, signalled: signal.struct_siginfo) -> None:
+        """Reload or stop; while stopping nothing changes that."""
+        number = signalled.si_signo
+        if number == signal.SIGHUP and not self._hung_up(signalled):
+            self._again = True
+        elif number != STOP and not self.stopping:
+            self._stop(signal.Signals(number).name)
+
+    def _hung_up(self, signalled: signal.struct_siginfo) -> bool:
+        """Return whether a SIGHUP says that the terminal is closed: it comes from the kernel, or from the shell."""
+        passed_on = signalled.si_code > 0 or signalled.si_pid == os.getsid(0)
+        return self._on_terminal and passed_on and not has_terminal()
+
+    # -- the plan -----------------------------------------------------------------------------------------------------
+
+    def _ask(self, step: str, *arguments: str) -> None:
+        """Have a child do a step of the plan; the last line that it prints is the plan, or why there is none."""
+        argv = self._command("plan", self._mode, step, *arguments)
+
+        def work(pipe: int) -> int:
+            os.dup2(pipe, 1)
+            os.dup2(pipe, 2)
+            execute(argv)
+
+        self._step = step
+        self._planning = self.launch("plan", work, reports=False)
+        self._planning.patience = PLAN_SECONDS
+        self.others.append(self._planning)
+
+    def _planned(self, said: str, code: int) -> None:
+        """Take what a step has printed; what cannot be started ends the supervisor, or only the reload."""
+        self._planning = None
+        last = (said.strip().splitlines() or [f"the settings could not be read: their reader ended with {code}"])[-1]
+        try:
+            if code != 0:
+                refusal = CannotStart(last.removeprefix("vestibule: "))
+                refusal.code = max(code, 1)
+                raise refusal
+            self._start_step(last)
+        except CannotStart as refusal:
+            if self._step == "reload":
+                self._refuse_reload(str(refusal))
+            else:
+                self._refusal = refusal
+                self._stop("none")
+
+    def _start_step(self, said: str) -> None:
+        """Start what a step of the plan was waited for."""
+        if self._step != "prepare":
+            self._plan = Plan.read(said)
+        match self._step:
+            case "start":
+                self._log = Log(self._plan.log_format, self._plan.log_level)
+                self._start_servers()
+                if self._mode == "up":
+                    self._ask("prepare", *(f"{one.name}={one.child.pid}" for one in self.services if one.child))
+                else:
+                    self._add_workers()
+            case "prepare":
+                self._add_workers()
+            case "reload":
+                self._reloading = True
+                for service in self.services:
+                    if service.tier < FIRST_SERVER:
+                        service.successor = self.start(service)
+
+    def _start_servers(self) -> None:
+        try:
+            if self._mode != "worker":
+                self._pid_file = take_pid_file(Path(self._plan.data_dir))
+        except CannotStart as refusal:
+            if self._mode == "up":
+                raise
+            self.log("WARNING", "`vestibule reload` will not find this supervisor", reason=str(refusal))
         if self._plan.bind is not None:
             self._listener = open_listener(self._plan.bind)
         for tier, (name, stop_signal) in enumerate(reversed(self._plan.servers), FIRST_SERVER):
-            service = Service(name, ("server", name), tier, SERVER_SECONDS, stop_signal, reloads=False)
-            self._services.insert(0, service)
-        for service in self._services:
-            service.child = self._start(service)
-        if self._mode == "up":
-            self._planned("prepare", *(f"{one.name}={one.child.pid}" for one in self._services if one.child))
+            self.services.insert(0, Service(name, SERVER_SECONDS, ("server", name), tier, stop_signal))
+        self.fill()
+
+    def _add_workers(self) -> None:
         grace = self._plan.grace
         if self._listener is not None:
-            self._services.append(Service(API, ("generation",), API_TIER, grace, signal.SIGUSR2))
+            self.services.append(Service(API, grace, ("generation",), API_TIER, STOP))
         for number in range(1, self._plan.mail_workers + 1):
-            self._services.append(Service(f"mail-{number}", ("worker", "--supervised"), MAIL_TIER, grace))
+            self.services.append(Service(f"mail-{number}", grace, ("worker", "--supervised"), MAIL_TIER))
 
-    def _take_pid_file(self) -> None:
-        try:
-            self._holder = pid_file.take(Path(self._plan.data_dir))  # open for as long as we live
-            self._holds_pid_file = self._holder is not None
-            refusal = "" if self._holds_pid_file else f"{self._plan.data_dir} is in use by another supervisor"
-        except CannotStart as reason:
-            refusal = str(reason)
-        if refusal and self._mode == "up":
-            raise CannotStart(refusal)
-        if refusal:
-            self._log.write("WARNING", "`vestibule reload` will not find this supervisor", reason=refusal)
-
-    def _planned(self, step: str, *arguments: str) -> str:
-        """Return what a step of the plan prints; raises CannotStart with its line of error, Stopped after a signal."""
-        self._planning = planning = Planning(self._command("plan", self._mode, step, *arguments))
-        while planning.code is None and self._stopping_since is None:
-            self._turn()
-        if self._stopping_since is not None:
-            raise Stopped
-        self._planning = None
-        return planning.result()
-
-    def _start(self, service: Service) -> Child:
-        """Start a service's process; what reports gets a pipe, the generation the listening socket too."""
-        words, descriptors, reading = list(service.words), [], None
+    def start(self, service: Service) -> Child:
+        """Execute a service's program; what reports gets a pipe, the generation the listening socket too."""
+        server, words, descriptors = service.tier >= FIRST_SERVER, [*service.words], []
         if service.name == API and self._listener is not None:
             self._generation += 1
-            words += ["--number", str(self._generation), "--listener", str(self._listener.fileno())]
             descriptors.append(self._listener.fileno())
-        if service.reloads:
-            reading, writing = os.pipe2(os.O_CLOEXEC)
-            words += ["--pipe", str(writing)]
-            descriptors.append(writing)
-        pid = program(self._command(*words), os.environ, descriptors=descriptors)
-        if service.reloads:
-            os.close(writing)
-        child = Child(service.name, pid, reading, ready=reading is None)
-        self._watch.add(child)
+            words += ["--number", str(self._generation), "--listener", str(descriptors[0])]
+
+        def work(pipe: int) -> int:
+            if server:
+                execute(self._command(*words))
+            execute(self._command(*words, "--pipe", str(pipe)), pipe, *descriptors)
+
+        child = self.launch(service.name, work, reports=not server)
+        child.ready = server
         return child
 
     # -- while it runs ------------------------------------------------------------------------------------------------
 
-    def _keep(self) -> None:
-        while not self._stopped():
-            for service in self._services:
-                if service.child is None and self._stopping_since is None and time.monotonic() >= service.due:
-                    service.child = self._start(service)
-            self._turn()
-            self._continue_reload()
-            if not self._announced and all(one.child is not None and one.child.ready for one in self._services):
-                self._announced = True
-                self._announce()
+    def _go_on(self) -> None:
+        """Take the next step of a start or a reload."""
+        if self._planning is None or self._step == "reload":  # a server that ends before is a start that failed
+            self.fill()
+        ready = bool(self.services) and all(service.ready() for service in self.services)
+        if self._reloading and ready:
+            self._reloading = False
+            for service in self.services:
+                self.replace(service)
+            self.log("INFO", "reloaded", generation=self._generation)
+        if not self._announced and ready and self._planning is None:
+            self._announced = True
+            self._announce()
+        if self._again and self._planning is None and not self._reloading:
+            self._again = False
+            self.log("INFO", "reload asked for")
+            self._ask("reload")
 
-    def _turn(self) -> None:
-        """Wait for a moment at most, and take note of what has happened."""
-        self._terminal.lost()
-        for number in self._watch.wait():
-            self._signalled(number)
-        for pid, code in self._watch.ended():
-            self._ended(pid, code)
-        for child in self._children():
-            if why := child.overdue(time.monotonic()):
-                self._log.write("ERROR", "killed", child=child.name, pid=child.pid, reason=why)
-                child.kill()
-        if self._planning is not None:
-            self._planning.kill_overdue()
-
-    def _signalled(self, number: int) -> None:
-        if number == signal.SIGHUP and not self._terminal.lost():
-            self._again = True
-        elif self._stopping_since is None:
-            self._stopping_since = time.monotonic()
-            if self._planning is not None:
-                self._planning.kill()
-            if self._services:
-                name, drain = signal.Signals(number).name, self._drain_seconds()
-                self._log.write("INFO", "stopping", signal=name, drain_seconds=drain)
-
-    def _ended(self, pid: int, code: int) -> None:
-        """Take note of a child that has ended; one that nobody has asked to is started again."""
-        if self._planning is not None and pid == self._planning.pid:
-            self._planning.code = code
-        child = next((child for child in self._children() if child.pid == pid), None)
-        if child is None:
+    def ended(self, child: Child, code: int) -> None:
+        """Take note of it; a plan is read, and a new process that ends before it was ready fails the reload."""
+        if child is self._planning:
+            said = child.read().decode(errors="replace")
+            os.close(child.pipe)
+            self.others.remove(child)
+            if not self.stopping:
+                self._planned(said, code)
             return
-        child.sweep()
-        self._watch.remove(child)
-        self._log.write("INFO" if child.leaving else "WARNING", "ended", child=child.name, pid=pid, code=code)
-        if child in self._old:
-            self._old.remove(child)
-            return
-        service = next(one for one in self._services if child in one.children())
-        if child is service.successor:
-            service.successor = None
-            if not child.leaving:
-                self._refuse_reload(f"{service.name} ended with {code} before it was ready")
-        else:
-            service.child = None
-            delay = service.backoff.delay(time.monotonic() - child.started)
-            successor = service.successor is not None  # it takes over
-            service.due = math.inf if successor else time.monotonic() + delay
+        new = any(child is service.successor for service in self.services)
+        super().ended(child, code)
+        if new and not child.leaving:
+            self._refuse_reload(f"{child.name} ended with {code} before it was ready")
 
-    def _children(self) -> list[Child]:
-        return [*(child for service in self._services for child in service.children()), *self._old]
+    def _refuse_reload(self, reason: str) -> None:
+        """Say why a reload changes nothing, and let go what it has started, which may have taken requests."""
+        self.log("ERROR", "reload refused, what runs goes on", reason=reason)
+        self._reloading = False
+        for service in self.services:
+            if service.successor is not None:
+                self.let_go(service.successor, service.grace)
+                service.successor = None
 
     def _announce(self) -> None:
         if self._listener is None:
@@ -237,79 +290,43 @@ class Supervisor:
                 sys.stdout.write("\n".join(line.format(address=address) for line in self._plan.guide) + "\n")
                 sys.stdout.flush()
         else:
-            self._log.write("INFO", f"Vestibule runs on {address}", address=address)
-
-    # -- reload -------------------------------------------------------------------------------------------------------
-
-    def _continue_reload(self) -> None:
-        """Take the next step of a reload: a plan of its own checks the new settings, then what is new gets ready."""
-        if self._stopping_since is not None:
-            return
-        if self._planning is not None and self._planning.code is not None:
-            planning, self._planning = self._planning, None
-            try:
-                self._plan = Plan.read(planning.result())
-            except CannotStart as reason:
-                self._refuse_reload(str(reason))
-            else:
-                self._reloading = True
-                for service in filter(lambda one: one.reloads, self._services):
-                    service.successor = self._start(service)
-        if self._reloading and all(one.successor and one.successor.ready for one in self._services if one.reloads):
-            self._replace()
-        if self._again and self._planning is None and not self._reloading:
-            self._again = False
-            self._log.write("INFO", "reload asked for")
-            self._planning = Planning(self._command("plan", self._mode, "reload"))
-
-    def _replace(self) -> None:
-        """Let the old children go, now that the new ones are ready."""
-        self._reloading = False
-        for service in self._services:
-            if service.child is not None and service.successor is not None:
-                self._let_go(service.child, service.grace)
-            service.child, service.successor = service.successor or service.child, None
-        self._log.write("INFO", "reloaded", generation=self._generation)
-
-    def _refuse_reload(self, reason: str) -> None:
-        """Say why a reload changes nothing, and let go what it has started, which may have taken requests."""
-        self._log.write("ERROR", "reload refused, what runs goes on", reason=reason)
-        self._reloading = False
-        for service in self._services:
-            if service.successor is not None:
-                self._let_go(service.successor, service.grace)
-                service.successor = None
-            if service.due == math.inf:
-                service.due = time.monotonic()
-
-    def _let_go(self, child: Child, grace: float) -> None:
-        child.stop(signal.SIGTERM, grace)
-        self._old.append(child)
+            self.log("INFO", f"Vestibule runs on {address}", address=address)
 
     # -- stop ---------------------------------------------------------------------------------------------------------
 
-    def _stopped(self) -> bool:
-        """Take the next step of an orderly stop; True when nothing is left."""
-        if self._stopping_since is None:
-            return False
-        if self._listener is not None and time.monotonic() >= self._stopping_since + self._drain_seconds():
-            forget(self._listener)
-            self._listener = None
-        tier = min((service.tier for service in self._services if service.children()), default=None)
-        if tier is None or (tier >= FIRST_SERVER and self._old):  # the old ones use the servers too
-            return tier is None and not self._old
-        if self._stopping_tier is None:
-            for child in self._old:
-                child.signal(signal.SIGUSR2 if child.name == API else signal.SIGTERM)
-        if tier != self._stopping_tier:
-            self._stopping_tier = tier
-            for service in self._services:
-                for child in service.children() if service.tier == tier else ():
-                    child.stop(service.stop_signal, service.grace + (self._drain_seconds() if tier == API_TIER else 0))
-        return False
+    def _stop(self, why: str) -> None:
+        """Begin to stop: the workers drain with their own copies of the listening socket."""
+        self.stopping = True
+        self.log("INFO", "stopping", signal=why, drain_seconds=self._drain())
+        if self._listener is not None:
+            self._listener.close()
+        for child in self.others:
+            if child is self._planning:
+                child.stop(signal.SIGKILL, 0)
+            elif child.name == API:
+                child.signal(STOP)  # it waits for idle connections no longer
 
-    def _drain_seconds(self) -> float:
+    def _stop_next(self) -> None:
+        """Ask the lowest tier that still runs to end; the old ones use the servers too."""
+        running = [service for service in self.services if service.children()]
+        tier = min((service.tier for service in running), default=FIRST_SERVER)
+        for service in running:
+            for child in service.children():
+                waits = service.tier > tier or (tier >= FIRST_SERVER and self.others)
+                if not waits and not child.leaving:
+                    child.stop(service.stop_signal, service.grace + (self._drain() if tier == API_TIER else 0))
+
+    def _drain(self) -> float:
         return self._plan.drain if self._announced else 0.0
+
+
+def has_terminal() -> bool:
+    """Return whether this session has a terminal that is not closed."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def run(mode: str) -> int:
@@ -323,7 +340,7 @@ def run(mode: str) -> int:
 
 def reload(data_dir: Path) -> int:
     """Ask the supervisor of DATA_DIR to reload; raises CannotStart when there is none."""
-    pid = pid_file.holder(data_dir)
+    pid = pid_file_holder(data_dir)
     if pid is None:
         raise CannotStart(f"no `vestibule up` or `vestibule serve` runs in {data_dir}")
     os.kill(pid, signal.SIGHUP)

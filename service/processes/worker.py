@@ -16,8 +16,8 @@ from loguru import logger
 
 from service import logging
 from service.http.middleware import ENDING
+from service.processes.children import BEAT, BEAT_SECONDS, READY, RECYCLE, report
 from service.processes.hypercorn_fixes import WorkerConfig, harden
-from service.processes.watch import BEAT, BEAT_SECONDS, READY, RECYCLE, report
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

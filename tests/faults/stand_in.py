@@ -14,11 +14,10 @@ import signal
 import sys
 from pathlib import Path
 
+from service.processes.children import BEAT, BEAT_SECONDS, READY, report
 from service.processes.listener import CannotStart
-from service.processes.planning import VERSION
 from service.processes.spawn import set_title
-from service.processes.supervisor import Supervisor
-from service.processes.watch import BEAT, BEAT_SECONDS, READY, report
+from service.processes.supervisor import VERSION, Supervisor
 
 
 def version() -> str:

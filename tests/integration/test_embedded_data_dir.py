@@ -18,7 +18,7 @@ from service.embedded.data_dir import (
     sockets,
 )
 from service.embedded.servers import Servers, ServersMissing, announce, code_keys, embedded, gather, resolve
-from service.processes import pid_file
+from service.processes.listener import take_pid_file
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -93,8 +93,7 @@ def test_what_is_missing_comes_from_a_running_up(data_dir: Path) -> None:
         resolve(settings)
     names = "VESTIBULE_DATABASE_URL, VESTIBULE_MAIL_URL"
     assert str(caught.value) == f"no {names} and no running `vestibule up` in {data_dir}"
-    held = pid_file.take(data_dir)
-    assert held is not None
+    held = take_pid_file(data_dir)
     assert resolve(settings) == Servers(HERE.database_url, "redis://mine", HERE.mail_url, KEYS)
     announce(settings, HERE, os.getpid() + 1)
     with pytest.raises(ServersMissing):
