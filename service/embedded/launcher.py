@@ -73,7 +73,6 @@ def inside(folder: Path) -> dict[int, str]:
 
 
 LOG_BYTES = 1_000_000  # a log that has grown past it is begun anew at the next start
-LOCK_PATIENCE = 5.0  # seconds for what a killed server left behind to end
 LOOK_SECONDS = 0.01
 ERROR_MARKS = ("FATAL", "PANIC", "error", "Error", "failed", "Failed")
 FREE_BYTES = 1_000_000  # with less than that on the disk no server starts
@@ -90,6 +89,7 @@ class ServerProcess(ABC):
     name: ClassVar[str]
     setting: ClassVar[str]  # that names such a server which runs elsewhere
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
+    lock_patience: ClassVar[float] = 5.0  # seconds for what a killed server left behind to end
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir.resolve()
@@ -127,7 +127,7 @@ class ServerProcess(ABC):
         What a killed server has left is ended, and waited for some seconds. The lock stays with the server's processes.
         """
         self.data_dir = folders.ensure(self.data_dir)
-        lock = self._lock(LOCK_PATIENCE)
+        lock = self._lock()
         with one_line(self.data_dir):
             output = self._open_log()
         os.dup2(output, 1)
@@ -159,10 +159,10 @@ class ServerProcess(ABC):
             os.ftruncate(descriptor, 0)
         return descriptor
 
-    def _lock(self, patience: float) -> int:
+    def _lock(self) -> int:
         with one_line(self.data_dir):
             lock = os.open(self.data_dir / f"{self.name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + self.lock_patience
         while not folders.locked(lock):
             if time.monotonic() > deadline:
                 os.close(lock)

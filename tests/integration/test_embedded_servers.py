@@ -44,38 +44,68 @@ def run(server: EmbeddedPostgres, statement: str) -> list[tuple[object, ...]]:
         return cursor.fetchall() if cursor.description else []
 
 
-def test_postgres_keeps_what_it_committed_through_kill_9(data_dir: Path) -> None:
+class Impatient(EmbeddedPostgres):
+    """Gives up at once where another one runs."""
+
+    lock_patience = 0.1
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> EmbeddedPostgres:
+    """Give a PostgreSQL with a database, which does not run."""
+    server = EmbeddedPostgres(tmp_path_factory.mktemp("d"))
+    with served(server):
+        run(server, "CREATE TABLE people (email text PRIMARY KEY)")
+    return server
+
+
+def test_postgres_keeps_what_it_committed_through_kill_9(postgres: EmbeddedPostgres) -> None:
     """In UTF-8 and C, with fsync on and no TCP port, also while a connection's process outlives the postmaster."""
-    server = EmbeddedPostgres(data_dir)
-    with served(server) as pid:
+    with served(postgres) as pid:
         assert run(
-            server,
+            postgres,
             "SELECT current_database(), current_setting('fsync'), current_setting('listen_addresses'),"
             " pg_encoding_to_char(encoding), datcollate FROM pg_database WHERE datname = current_database()",
         ) == [("vestibule", "on", "", "UTF8", "C")]
-        run(server, "CREATE TABLE kept AS SELECT 42 AS answer")
-        busy = psycopg.connect(server.url, autocommit=True)
+        run(postgres, "CREATE TABLE kept AS SELECT 42 AS answer")
+        busy = psycopg.connect(postgres.url, autocommit=True)
         busy.pgconn.send_query(b"SELECT count(*) FROM generate_series(1, 1000000000000)")
         kill(pid)
-        assert inside(server.folder), "the busy process has ended already"
-        with served(server):
-            assert run(server, "SELECT answer FROM kept") == [(42,)]
+        assert inside(postgres.folder), "the busy process has ended already"
+        with served(postgres):
+            assert run(postgres, "SELECT answer FROM kept") == [(42,)]
         busy.close()
 
 
-def test_postgres_is_closed_to_others_and_its_log_names_no_address(data_dir: Path) -> None:
-    """Every connection is trusted, so the folder of the socket admits its owner alone."""
-    server = EmbeddedPostgres(data_dir)
-    with served(server):
-        (socket,) = (data_dir / "run" / "pg").glob(".s.PGSQL.*[0-9]")
-        assert socket.parent.stat().st_mode & 0o077 == 0
-        assert socket.parent.parent.stat().st_mode & 0o077 == 0
-        run(server, "CREATE TABLE people (email text PRIMARY KEY)")
+def test_postgres_is_closed_to_others_and_to_a_second_launcher(postgres: EmbeddedPostgres) -> None:
+    """The folder of the socket admits its owner alone; the log names no address; a second start is one line."""
+    with served(postgres) as pid:
+        (socket,) = (postgres.data_dir / "run" / "pg").glob(".s.PGSQL.*[0-9]")
+        assert (socket.parent.stat().st_mode | socket.parent.parent.stat().st_mode) & 0o077 == 0
         with pytest.raises(psycopg.errors.UniqueViolation):
-            run(server, "INSERT INTO people VALUES ('ann@example.com'), ('ann@example.com')")
-    said = server.log.read_text(encoding="utf-8")
+            run(postgres, "INSERT INTO people VALUES ('ann@example.com'), ('ann@example.com')")
+        with pytest.raises(BadEnvironment, match="already running"):
+            Impatient(postgres.data_dir).become(os.getpid())
+        assert run(postgres, "SELECT 1") == [(1,)]
+        assert not ended(pid)
+    said = postgres.log.read_text(encoding="utf-8")
     assert "duplicate key" in said
     assert "ann@example.com" not in said
+
+
+def test_postgres_dies_with_the_process_that_started_it(postgres: EmbeddedPostgres) -> None:
+    """When a forked parent is killed, no process of the server is left five seconds later."""
+    read, write = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        postgres.wait_ready(start(postgres))
+        os.write(write, b"ready")
+        signal.pause()
+    assert os.read(read, 5) == b"ready"
+    found = inside(postgres.folder)
+    assert found
+    kill(parent)
+    assert still_there(found, 5) == []
 
 
 def test_postgres_starts_over_what_others_left(data_dir: Path) -> None:
@@ -98,32 +128,6 @@ def test_postgres_starts_over_what_others_left(data_dir: Path) -> None:
     assert sockets.stat().st_mode & 0o077 == 0
     (sockets / "pg").rmdir()
     sockets.rmdir()
-
-
-def test_a_second_launcher_is_refused_and_harms_nothing(data_dir: Path) -> None:
-    """The second start ends with one line that says so, and the first server goes on."""
-    server = EmbeddedPostgres(data_dir)
-    with served(server) as pid:
-        with pytest.raises(BadEnvironment, match="already running"):
-            EmbeddedPostgres(data_dir).become(os.getpid())
-        assert run(server, "SELECT 1") == [(1,)]
-        assert not ended(pid)
-
-
-def test_postgres_dies_with_the_process_that_started_it(data_dir: Path) -> None:
-    """When a forked parent is killed, no process of the server is left five seconds later."""
-    server = EmbeddedPostgres(data_dir)
-    read, write = os.pipe()
-    parent = os.fork()
-    if parent == 0:
-        server.wait_ready(start(server))
-        os.write(write, b"ready")
-        signal.pause()
-    assert os.read(read, 5) == b"ready"
-    found = inside(server.folder)
-    assert found
-    kill(parent)
-    assert still_there(found, 5) == []
 
 
 @AS_ROOT

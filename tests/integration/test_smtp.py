@@ -4,26 +4,21 @@ import os
 import ssl
 import subprocess
 import sys
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import anyio
 import pytest
-from aiosmtpd.controller import Controller
-from aiosmtpd.handlers import Sink
-from aiosmtpd.smtp import SMTP
 
 from actors.domain.mail import ClaimedMail, Deferred, Rejected, ServerUnavailable
 from service.mail.smtp import CONNECTIONS
 from service.mail.transport import open_transport
 from service.settings import Settings
 from tests.fakes.mails import claimed
-from tests.servers.ports import free_ports
 from tests.servers.smtp import SmtpServer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from service.mail.transport import MailTransport
@@ -74,28 +69,19 @@ def reason(outcome: Exception | None) -> str:
     return f"{type(outcome).__name__}: {outcome}"
 
 
-def test_mails_leave_one_after_the_other_over_one_connection(smtp: SmtpServer) -> None:
-    """A connection, with its hand-shakes, serves more than one mail."""
-    assert send(smtp.url, mail(), mail(), mail()) == [None] * 3
+def test_mails_leave_over_one_connection_to_recipients_as_servers_know_them(smtp: SmtpServer) -> None:
+    """A connection serves more than one mail; apostrophes, plus tags, umlauts and quotes reach RCPT whole."""
+    recipients = {
+        "o'neil+tag@example.com": "o'neil+tag@example.com",
+        "ada@bücher.example": "ada@xn--bcher-kva.example",
+        '"ada lovelace"@example.com': '"ada lovelace"@example.com',
+    }
+    assert send(smtp.url, *map(mail, recipients)) == [None] * 3
     received = smtp.wait_for(3)
     assert smtp.connections == 1
-    assert {(one.sender, one.recipients) for one in received} == {("shop@example.com", ("ada@example.com",))}
+    assert [one.recipients for one in received] == [(mailed,) for mailed in recipients.values()]
+    assert {one.sender for one in received} == {"shop@example.com"}
     assert all(CODE in one.text.splitlines() for one in received)
-
-
-@pytest.mark.parametrize(
-    ("typed", "mailed"),
-    [
-        ("o'neil+tag@example.com", "o'neil+tag@example.com"),
-        ("ada@bücher.example", "ada@xn--bcher-kva.example"),
-        ('"ada lovelace"@example.com', '"ada lovelace"@example.com'),
-    ],
-)
-def test_the_envelope_names_the_recipient_as_servers_know_it(smtp: SmtpServer, typed: str, mailed: str) -> None:
-    """Apostrophes, plus tags, umlauts and quotes reach RCPT whole."""
-    assert send(smtp.url, mail(typed)) == [None]
-    [received] = smtp.wait_for(1)
-    assert received.recipients == (mailed,)
 
 
 def test_a_line_break_in_an_address_never_reaches_the_server(smtp: SmtpServer) -> None:
@@ -185,24 +171,10 @@ def test_a_connection_that_ended_before_the_content_is_replaced_at_once(
     assert (len(smtp.wait_for(2)), smtp.connections) == (2, 2)
 
 
-@pytest.mark.parametrize(
-    ("stage", "words"),
-    [
-        ("MAIL", "ServerUnavailable: connection closed by the server at MAIL"),
-        ("RCPT", "Deferred: connection closed by the server at RCPT"),
-    ],
-)
-def test_a_new_connection_that_ends_defers(smtp: SmtpServer, stage: Stage, words: str) -> None:
-    """Before the recipient is named it is the server that fails."""
-    smtp.hang_up(at=stage)
-    [outcome] = send(smtp.url, mail())
-    assert reason(outcome) == words
-
-
 @pytest.mark.parametrize("backend", ["asyncio", "uvloop"])
 def test_why_no_mail_can_be_sent_is_said_in_words(smtp: SmtpServer, backend: str) -> None:
     """Nothing of the URL is in the reason: no host, no password."""
-    with SmtpServer(login=("user", "right")) as server:
+    with SmtpServer(login=("user", "right")) as server, SmtpServer() as open_to_all:
         wrong = server.url.replace("right", "wrong-secret")
         smtp.refuse()
         port = smtp.url.rpartition(":")[2]
@@ -213,14 +185,12 @@ def test_why_no_mail_can_be_sent_is_said_in_words(smtp: SmtpServer, backend: str
             smtp.url: "connection refused at connect",
             f"smtp://localhost:{port}": "connection refused at connect",
             "smtp://nowhere.invalid": "host name not found at connect",
+            open_to_all.url.replace("smtp://", "smtp://user:secret@"): "no AUTH offered that we know",
         }
         for url, words in urls.items():
             [outcome] = send(url, mail(), backend=backend)
             assert reason(outcome) == f"ServerUnavailable: {words}"
         assert send(server.url, mail(), backend=backend) == [None]
-    with controlled() as no_login:
-        [outcome] = send(f"smtp://user:secret@127.0.0.1:{no_login.port}", mail(), backend=backend)
-        assert reason(outcome) == "ServerUnavailable: no AUTH offered that we know"
 
 
 def test_a_check_connects_and_logs_in_and_the_next_mail_uses_that_connection(smtp: SmtpServer) -> None:
@@ -240,112 +210,67 @@ def test_a_check_connects_and_logs_in_and_the_next_mail_uses_that_connection(smt
     assert (smtp.connections, received.recipients) == (1, ("ops@example.org",))
 
 
+async def thirty_at_once(transport: MailTransport) -> None:
+    """Send mails that share the connections."""
+    async with anyio.create_task_group() as group:
+        for _ in range(30):
+            group.start_soon(transport.send, mail(), CODE)
+
+
 def test_no_more_connections_are_opened_than_agreed(smtp: SmtpServer) -> None:
     """Thirty mails at once share them."""
-
-    async def body(transport: MailTransport) -> None:
-        async with anyio.create_task_group() as group:
-            for _ in range(30):
-                group.start_soon(transport.send, mail(), CODE)
-
-    with_transport(smtp.url, body)
+    with_transport(smtp.url, thirty_at_once)
     assert len(smtp.wait_for(30)) == 30
     assert smtp.connections <= CONNECTIONS
 
 
-class Controlled(Controller):
-    """An aiosmtpd server with its options, which greets no more than so many connections at once."""
-
-    def __init__(self, port: int, most: int = 100, **options: object) -> None:
-        self.most, self.open, self.names = most, 0, set[str]()
-        self.options = options
-        context = options.pop("ssl_context", None)
-        super().__init__(Sink(), hostname="127.0.0.1", port=port, ssl_context=context)
-
-    def factory(self) -> SMTP:
-        """Build one connection."""
-        control = self
-
-        class Connection(SMTP):
-            async def _handle_client(self) -> None:
-                control.open += 1
-                try:
-                    if control.open > control.most:
-                        await self.push("421 4.7.0 too many connections")
-                    else:
-                        await super()._handle_client()
-                finally:
-                    control.open -= 1
-                    control.names.add(str(self.session.host_name if self.session else ""))
-
-        return Connection(self.handler, hostname="localhost", **self.options)  # type: ignore[arg-type]  # of many types
-
-
-@contextmanager
-def controlled(**options: object) -> Iterator[Controlled]:
-    """Run a server of the test's own."""
-    server = Controlled(free_ports(), **options)  # type: ignore[arg-type]  # as above
-    server.start()
-    try:
-        yield server
-    finally:
-        server.stop()
-
-
 def test_a_server_that_serves_fewer_connections_is_no_failing_server() -> None:
     """Mails wait for a connection that it serves; our name is the configured one."""
-    with controlled(most=2) as server:
-
-        async def body(transport: MailTransport) -> None:
-            async with anyio.create_task_group() as group:
-                for _ in range(20):
-                    group.start_soon(transport.send, mail(), CODE)
-
-        with_transport(f"smtp://127.0.0.1:{server.port}", body)
-        assert server.names - {"None"} == {"mx.example.org"}
-    with controlled(most=0) as server:
-        [outcome] = send(f"smtp://127.0.0.1:{server.port}", mail())
+    with SmtpServer(most=2) as server:
+        with_transport(server.url, thirty_at_once)
+        assert len(server.mails) == 30
+        assert server.names == {"mx.example.org"}
+    with SmtpServer(most=0) as server:
+        [outcome] = send(server.url, mail())
         assert reason(outcome).endswith(": 421 4.7.0 service not available at connect")
 
 
-def certificate(folder: Path) -> Path:
-    """Make a certificate for localhost that vouches for itself."""
-    path = folder / "server.pem"
+def certificate(folder: Path) -> ssl.SSLContext:
+    """Make a certificate for localhost that vouches for itself, and return it as a server shows it."""
+    key, pem = folder / "key.pem", folder / "cert.pem"
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
     make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
-    subprocess.run([*make, "-keyout", str(path), "-out", str(folder / "cert.pem")], check=True, capture_output=True)
-    path.write_text(path.read_text() + (folder / "cert.pem").read_text())
-    return path
+    subprocess.run([*make, "-keyout", str(key), "-out", str(pem)], check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(pem, key)
+    return context
 
 
 SENDING = """
 import sys
 from tests.integration.test_smtp import mail, reason, send
-for backend in ("asyncio", "uvloop"):
-    print(*map(reason, send(sys.argv[1], mail(), backend=backend)))
+for url in sys.argv[1:]:
+    for backend in ("asyncio", "uvloop"):
+        print(*map(reason, send(url, mail(), backend=backend)))
 """
 
 
-def sent_elsewhere(url: str, **environment: str) -> set[str]:
-    """Send in a process of its own, since OpenSSL reads SSL_CERT_FILE from the real environment."""
-    command = [sys.executable, "-c", SENDING, url]
+def sent_elsewhere(*urls: str, **environment: str) -> list[str]:
+    """Send to each twice, in a process of its own: OpenSSL reads SSL_CERT_FILE from the real environment."""
+    command = [sys.executable, "-c", SENDING, *urls]
     result = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
-    return set(result.stdout.splitlines())
+    return result.stdout.splitlines()
 
 
-@pytest.mark.parametrize("scheme", ["smtp+starttls", "smtps"])
-def test_an_encrypted_way_is_taken_only_to_a_server_that_is_trusted(tmp_path: Path, scheme: str) -> None:
+def test_an_encrypted_way_is_taken_only_to_a_server_that_is_trusted(tmp_path: Path) -> None:
     """Trust comes from the system or SSL_CERT_FILE; without it the mail is deferred, never sent in the clear."""
-    pem = certificate(tmp_path)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(pem)
-    options = {"ssl_context": context} if scheme == "smtps" else {"tls_context": context, "require_starttls": True}
-    with controlled(**options) as server:
-        trusted = {"SSL_CERT_FILE": str(tmp_path / "cert.pem")}
-        url = f"{scheme}://localhost:{server.port}"
-        assert sent_elsewhere(url, **trusted) == {"NoneType: None"}
+    context = certificate(tmp_path)
+    with SmtpServer(tls=context) as smtps, SmtpServer(starttls=context) as starttls:
+        urls = [f"smtps://localhost:{smtps.port}", f"smtp+starttls://localhost:{starttls.port}"]
+        others = [url.replace("localhost", "0") for url in urls]  # another name for this machine
         words = "ServerUnavailable: certificate not trusted"
-        stage = "connect" if scheme == "smtps" else "STARTTLS"
-        assert sent_elsewhere(url) == {f"{words}: self-signed at {stage}"}
-        other_name = url.replace("localhost", "0")  # another name for this machine
-        assert sent_elsewhere(other_name, **trusted) == {f"{words}: wrong host name at {stage}"}
+        stages = ["connect", "connect", "STARTTLS", "STARTTLS"]
+        said = sent_elsewhere(*urls, *others, SSL_CERT_FILE=str(tmp_path / "cert.pem"))
+        assert said == ["NoneType: None"] * 4 + [f"{words}: wrong host name at {stage}" for stage in stages]
+        assert sent_elsewhere(*urls) == [f"{words}: self-signed at {stage}" for stage in stages]
+        assert (len(smtps.mails), len(starttls.mails)) == (2, 2)

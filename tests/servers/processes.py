@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import subprocess
 import time
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import psutil
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+from tests.servers.waiting import LOOK_SECONDS, alive, wait_for
 
-LOOK_SECONDS = 0.01
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
 ENVIRONMENT = {"LC_ALL": "C", "TZ": "UTC", "PATH": os.defpath}
 
 
@@ -28,29 +28,62 @@ def wheel(module: str, pattern: str) -> Path:
     return next(found for place in spec.submodule_search_locations or () for found in Path(place).glob(pattern))
 
 
-def start(argv: Sequence[str], log: Path, before: Sequence[str] = (), death: str = "KILL") -> subprocess.Popen[bytes]:
-    """Start a program in a session of its own; `before` is a command around it, `death` the signal of our death.
+class Server:
+    """A program with a folder of its own; the context ends it, in whatever state it is."""
 
-    Call it from the main thread: the kernel sends the signal when the thread that forked ends.
-    """
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            [*before, "setpriv", "--pdeathsig", death, "--", *argv],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=ENVIRONMENT,
-            start_new_session=True,
-        )
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
 
+    def __enter__(self) -> Self:
+        """Start it."""
+        self.start()
+        return self
 
-def wait_ready(process: subprocess.Popen[bytes], ready: Callable[[], bool], log: Path, timeout: float = 30.0) -> None:
-    """Return once the program is ready; fails the test when it ends, or not in time."""
-    until = time.monotonic() + timeout
-    while not ready():
+    def __exit__(self, *_: object) -> None:
+        """Kill it."""
+        self.kill()
+
+    def start(self) -> None:
+        """Start it and wait until it is ready."""
+        raise NotImplementedError
+
+    def ready(self) -> bool:
+        """Return whether it answers."""
+        raise NotImplementedError
+
+    def run(self, argv: Sequence[str], before: Sequence[str] = (), death: str = "KILL") -> None:
+        """Run it in a session of its own, until ready; `before` is a command around it, `death` the signal at ours.
+
+        Call it from the main thread: the kernel sends the signal when the thread that forked ends.
+        """
+        log = self._folder / "log"
+        with log.open("ab") as output:
+            self._process = process = subprocess.Popen(
+                [*before, "setpriv", "--pdeathsig", death, "--", *argv],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=ENVIRONMENT,
+                start_new_session=True,
+            )
+        wait_for(lambda: process.poll() is not None or self.ready(), f"{argv[0]} is ready", 30.0)
         assert process.poll() is None, log.read_text(errors="replace")[-2000:]
-        assert time.monotonic() < until, log.read_text(errors="replace")[-2000:]
-        time.sleep(LOOK_SECONDS)  # another process, which tells no event
+
+    def kill(self) -> None:
+        """Kill it and its processes with -9."""
+        if self._process is not None:
+            kill(self._process)
+
+    def stall(self) -> None:
+        """Stop all its processes: connections stay open, new ones open too, and nothing is answered."""
+        assert self._process is not None
+        send_all(self._process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let them go on, with what they were sent meanwhile."""
+        assert self._process is not None
+        send_all(self._process.pid, signal.SIGCONT)
 
 
 def send(pid: int, number: int) -> None:
@@ -59,15 +92,10 @@ def send(pid: int, number: int) -> None:
     os.kill(pid, number)
 
 
-def family(pid: int) -> list[psutil.Process]:
-    """Return a process and all below it, itself first: it would start others for those that end."""
-    parent = psutil.Process(pid)
-    return [parent, *parent.children(recursive=True)]
-
-
 def send_all(pid: int, number: signal.Signals) -> None:
-    """Signal a process and all below it."""
-    for process in family(pid):
+    """Signal a process and all below it, itself first: it would start others for those that end."""
+    parent = psutil.Process(pid)
+    for process in (parent, *parent.children(recursive=True)):
         with suppress(psutil.NoSuchProcess):
             process.send_signal(number)
 
@@ -81,22 +109,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 def still_there(pids: Iterable[int], timeout: float) -> list[int]:
     """Wait for processes to end, ours or not, and return those that have not ended in time."""
-    poll = select.poll()
-    watched: dict[int, int] = {}
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            descriptor = os.pidfd_open(pid)
-            watched[descriptor] = pid
-            poll.register(descriptor, select.POLLIN)
-    until = time.monotonic() + timeout
-    while watched:
-        events = poll.poll(max(0.0, until - time.monotonic()) * 1000)
-        if not events:
-            break
-        for descriptor, _ in events:
-            poll.unregister(descriptor)
-            os.close(descriptor)
-            del watched[descriptor]
-    for descriptor in watched:
-        os.close(descriptor)
-    return list(watched.values())
+    left, until = list(pids), time.monotonic() + timeout
+    while (left := [pid for pid in left if alive(pid)]) and time.monotonic() < until:
+        time.sleep(LOOK_SECONDS)  # other processes, which tell no event
+    return left

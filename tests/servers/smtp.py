@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import random
-import socket
 import threading
 from collections import deque
 from dataclasses import dataclass, field
 from email import message_from_bytes
 from email.policy import SMTPUTF8
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
 from aiosmtpd.smtp import SMTP, AuthResult, LoginPassword
 
+from tests.servers.listener import HOST, PATIENCE, Listener
+
 if TYPE_CHECKING:
+    import socket
+    import ssl
     from email.message import EmailMessage
 
     from aiosmtpd.smtp import Envelope, Session
 
-HOST = "127.0.0.1"
-PATIENCE = 10.0
 Stage = Literal["MAIL", "RCPT", "DATA"]
 
 
@@ -53,39 +53,31 @@ class _Trick:
     hang_up: bool = False
 
 
-class SmtpServer:
-    """Listens from `start` to `stop`, on a port that stays its own; used from the test's thread.
+class SmtpServer(Listener):
+    """Takes mails around the context, at `url`.
 
     Tricks are played in the order in which they were asked for, each once, at the first mail that reaches its stage.
-    `login` makes it ask for that user and password.
+    `login` makes it ask for that user and password, `tls` speak TLS from the start and `starttls` insist on it, and no
+    more than `most` connections are served at once.
     """
 
-    def __init__(self, login: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        login: tuple[str, str] | None = None,
+        *,
+        tls: ssl.SSLContext | None = None,
+        starttls: ssl.SSLContext | None = None,
+        most: int = 1000,
+    ) -> None:
+        super().__init__()
         self.mails: list[Received] = []
-        self.connections = 0
-        self._login = login
+        self.names: set[str] = set()  # by which clients have called themselves
+        self._login, self._tls, self._starttls, self._most = login, tls, starttls, most
+        self._served = 0
         self._tricks: deque[_Trick] = deque()
         self._unknown: set[str] = set()
         self._news = threading.Condition()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="smtp", daemon=True)
         self._go_on = asyncio.Event()
-        self._server: asyncio.Server | None = None
-        self._open: set[asyncio.Transport] = set()
-        self.port = 0
-
-    def __enter__(self) -> Self:
-        """Start it."""
-        self._thread.start()
-        self.accept()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop it and end every connection."""
-        self.refuse()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(PATIENCE)
-        self._loop.close()
 
     @property
     def url(self) -> str:
@@ -116,11 +108,8 @@ class SmtpServer:
 
     def refuse(self) -> None:
         """Close the port and every connection, until `accept`."""
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(PATIENCE)
-
-    def accept(self) -> None:
-        """Listen again, on the same port."""
-        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(PATIENCE)
+        self.go_on()
+        super().refuse()
 
     def wait_for(self, number: int, timeout: float = PATIENCE) -> list[Received]:
         """Return all mails once there are so many; fails the test after the time-out. Blocks: not on a loop."""
@@ -128,7 +117,21 @@ class SmtpServer:
             assert self._news.wait_for(lambda: len(self.mails) >= number, timeout), f"{len(self.mails)} of {number}"
             return list(self.mails)
 
-    async def handle_MAIL(  # noqa: N802 - aiosmtpd's name and signature
+    def take(self, mail: Received) -> None:
+        """Keep a mail."""
+        with self._news:
+            self.mails.append(mail)
+            self._news.notify_all()
+
+    async def handle_EHLO(  # noqa: N802 - aiosmtpd's name and signature
+        self, _server: SMTP, session: Session, _envelope: Envelope, name: str, responses: list[str]
+    ) -> list[str]:
+        """Note who comes."""
+        session.host_name = name
+        self.names.add(name)
+        return responses
+
+    async def handle_MAIL(  # noqa: N802 - as above
         self, server: SMTP, _session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
         """Take the sender."""
@@ -151,9 +154,7 @@ class SmtpServer:
         if reply is not None:
             return reply
         content = envelope.content if isinstance(envelope.content, bytes) else b""
-        with self._news:
-            self.mails.append(Received(envelope.mail_from or "", tuple(map(str, envelope.rcpt_tos)), content))
-            self._news.notify_all()
+        self.take(Received(envelope.mail_from or "", tuple(map(str, envelope.rcpt_tos)), content))
         return "250 2.0.0 taken"
 
     async def _play(self, stage: Stage, server: SMTP) -> str | None:
@@ -167,19 +168,8 @@ class SmtpServer:
             server.transport.abort()
         return trick.reply
 
-    async def _listen(self) -> None:
-        listener = _bind(self.port)
-        self.port = listener.getsockname()[1]
-        self._server = await self._loop.create_server(self._connection, sock=listener)
-
-    async def _close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
-        self._go_on.set()
-        for transport in list(self._open):
-            transport.abort()
-        await asyncio.sleep(0)  # one turn of the loop: the transports close in it
+    async def _serve(self, listener: socket.socket) -> asyncio.Server:
+        return await self._loop.create_server(self._connection, sock=listener, ssl=self._tls)
 
     def _connection(self) -> SMTP:
         smtp = self
@@ -189,7 +179,6 @@ class SmtpServer:
             """Tells the server about its transport, so that it can be cut."""
 
             def connection_made(self, transport: asyncio.BaseTransport) -> None:
-                assert isinstance(transport, asyncio.Transport)
                 smtp._open.add(transport)
                 super().connection_made(transport)
 
@@ -197,12 +186,24 @@ class SmtpServer:
                 smtp._open.discard(self.transport)
                 super().connection_lost(error)
 
+            async def _handle_client(self) -> None:
+                smtp._served += 1
+                try:
+                    if smtp._served > smtp._most:
+                        await self.push("421 4.7.0 too many connections")
+                    else:
+                        await super()._handle_client()
+                finally:
+                    smtp._served -= 1
+
         return Connection(
             self,
             hostname="localhost",
             enable_SMTPUTF8=True,
+            tls_context=self._starttls,
+            require_starttls=self._starttls is not None,
             auth_required=self._login is not None,
-            auth_require_tls=False,
+            auth_require_tls=self._login is None,  # nobody is asked to log in then
             authenticator=self._authenticate,
             loop=self._loop,
         )
@@ -212,19 +213,3 @@ class SmtpServer:
         assert isinstance(given, LoginPassword)
         right = (given.login.decode(), given.password.decode()) == self._login
         return AuthResult(success=right, handled=right)  # unhandled: aiosmtpd answers 535 itself
-
-
-def _bind(port: int) -> socket.socket:
-    """Bind a port below those that the kernel gives to clients, so that it can be had again after `refuse`."""
-    while True:
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((HOST, port or random.randrange(21000, 32000)))  # noqa: S311 - any will do
-            listener.listen(128)
-        except OSError:
-            listener.close()
-            if port:
-                raise
-        else:
-            return listener

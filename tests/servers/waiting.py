@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import anyio
 import psutil
 
 if TYPE_CHECKING:
@@ -26,6 +27,13 @@ def wait_for(true: Callable[[], object], what: str, promised: float = 20.0) -> f
         assert passed < seconds, f"not within {seconds:.1f} s: {what}"
         pause.wait(LOOK_SECONDS)
     return time.monotonic() - began
+
+
+async def until(true: Callable[[], object], promised: float = 20.0) -> None:
+    """Wait on a loop until it is true: for what tells no event."""
+    with anyio.fail_after(patience(promised)):
+        while not true():  # noqa: ASYNC110 - processes and threads tell no event
+            await anyio.sleep(LOOK_SECONDS / 2)
 
 
 def alive(pid: int) -> bool:
