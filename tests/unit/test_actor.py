@@ -64,8 +64,14 @@ class Worker(Actor[Any]):
                 envelope.answer(order)
 
 
-async def outcomes(envelopes: Sequence[Envelope[Any]]) -> list[object]:
-    """Return each envelope's answer, or the type of its error."""
+async def work(*messages: Do | Hear) -> tuple[list[object], list[list[str]], bool]:
+    """Have a worker handle one batch; return what each asker heard, the batches of it, and whether it crashed."""
+    worker, crashed = Worker(), False
+    envelopes = [Envelope(message) for message in messages]
+    try:
+        await worker.work(envelopes)
+    except Broken:
+        crashed = True
     heard: list[object] = []
     for envelope in envelopes:
         assert envelope.settled
@@ -73,71 +79,46 @@ async def outcomes(envelopes: Sequence[Envelope[Any]]) -> list[object]:
             heard.append(await envelope.outcome())
         except (Refused, AnswerLost, NotAccepted) as error:
             heard.append(type(error))
-    return heard
+    return heard, worker.batches, crashed
 
 
-async def test_a_batch_is_handled_in_one_call() -> None:
-    """Group commit: one call settles all that waited."""
-    worker, envelopes = Worker(), [Envelope(Do("a")), Envelope(Do("b"))]
-    await worker.work(envelopes)
-    assert worker.batches == [["a", "b"]]
-    assert await outcomes(envelopes) == ["a", "b"]
+CASES = {
+    # the orders of a batch, what their askers hear, and what is tried alone after a crash
+    "a batch is handled in one call": (["a", "b"], ["a", "b"], []),
+    "a refusal of the batch goes to all that are unsettled": (
+        ["answer first", "Refused", "b"],
+        ["answered", Refused, Refused],
+        [],
+    ),
+    "a machine error is no crash": (["NotAccepted", "b"], [NotAccepted, NotAccepted], []),
+    "a poisonous ask takes only itself": (
+        ["a", "Broken", "answer first", "b"],
+        ["a", AnswerLost, "answered", "b"],
+        [["a"], ["Broken"], ["b"]],
+    ),
+    "a lone crash is not tried again": (["Broken"], [AnswerLost], []),
+    "what the actor forgot hears that its answer is lost": (["forget", "b"], [AnswerLost, "b"], []),
+}
 
 
-async def test_a_declared_refusal_goes_to_all_that_are_unsettled() -> None:
-    """A batch refused as a whole is no crash, and what was answered stays answered."""
-    worker, envelopes = Worker(), [Envelope(Do("answer first")), Envelope(Do("Refused")), Envelope(Do("b"))]
-    await worker.work(envelopes)
-    assert await outcomes(envelopes) == ["answered", Refused, Refused]
-
-
-async def test_a_machine_error_goes_to_the_askers_without_a_crash() -> None:
-    """A store that is away is no reason to build a new actor."""
-    worker, envelopes = Worker(), [Envelope(Do("NotAccepted")), Envelope(Do("b"))]
-    await worker.work(envelopes)
-    assert worker.batches == [["NotAccepted", "b"]]
-    assert await outcomes(envelopes) == [NotAccepted, NotAccepted]
-
-
-async def test_a_poisonous_ask_takes_only_itself() -> None:
-    """After a crash the asks of the batch are tried alone; the crash is raised all the same."""
-    worker = Worker()
-    envelopes = [Envelope(Do("a")), Envelope(Do("Broken")), Envelope(Do("answer first")), Envelope(Do("b"))]
-    with pytest.raises(Broken):
-        await worker.work(envelopes)
-    assert await outcomes(envelopes) == ["a", AnswerLost, "answered", "b"]
-    assert worker.batches[1:] == [["a"], ["Broken"], ["b"]]
+@pytest.mark.parametrize(("orders", "heard", "alone"), CASES.values(), ids=CASES)
+async def test_every_asker_gets_an_outcome(orders: list[str], heard: list[object], alone: list[list[str]]) -> None:
+    """Each its own; a crash is raised after that."""
+    assert await work(*map(Do, orders)) == (heard, [orders, *alone], "Broken" in orders)
 
 
 async def test_an_offer_in_a_crashed_batch_is_not_tried_again() -> None:
     """What an offer did may not be safe to repeat, and nobody waits for it."""
-    worker = Worker()
-    with pytest.raises(Broken):
-        await worker.work([Envelope(Hear("counted")), Envelope(Do("Broken")), Envelope(Do("a"))])
-    assert worker.batches[1:] == [["Broken"], ["a"]]
-
-
-async def test_a_lone_crash_is_not_tried_again() -> None:
-    """A batch of one has no neighbours to save."""
-    worker, envelopes = Worker(), [Envelope(Do("Broken"))]
-    with pytest.raises(Broken):
-        await worker.work(envelopes)
-    assert worker.batches == [["Broken"]]
-    assert await outcomes(envelopes) == [AnswerLost]
-
-
-async def test_a_envelope_that_the_actor_forgot_hears_that_its_answer_is_lost() -> None:
-    """No asker waits for ever."""
-    worker, envelopes = Worker(), [Envelope(Do("forget")), Envelope(Do("b"))]
-    await worker.work(envelopes)
-    assert await outcomes(envelopes) == [AnswerLost, "b"]
+    _, batches, _ = await work(Hear("counted"), Do("Broken"), Do("a"))
+    assert batches[1:] == [["Broken"], ["a"]]
 
 
 async def test_a_cancelled_batch_loses_its_answers() -> None:
     """Cancelled in the middle of a batch, the actor cannot know what was done."""
-    worker, envelopes = Worker(), [Envelope(Do("hang"))]
+    envelope = Envelope(Do("hang"))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(worker.work, envelopes)
+        nursery.start_soon(Worker().work, [envelope])
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
-    assert await outcomes(envelopes) == [AnswerLost]
+    with pytest.raises(AnswerLost):
+        await envelope.outcome()

@@ -2,18 +2,91 @@
 
 from __future__ import annotations
 
+import traceback
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 import trio.testing
 
-from actors.kit.mailbox import AnswerLost, NotAccepted
+from actors.kit.actor import Actor
+from actors.kit.mailbox import AnswerLost, Ask, NotAccepted
 from actors.kit.supervisor import RESTART_BUDGET, RESTART_SECONDS, Supervisor, TooManyCrashes
-from tests.fakes.actors import Do, Stage
+from tests.fakes.callers import callers
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from trio.testing import MockClock
+
+    from actors.kit.mailbox import Address, Envelope
+
+
+class Broken(Exception):
+    """What makes an actor crash."""
+
+
+@dataclass(frozen=True, slots=True)
+class Do(Ask[str]):
+    """An order."""
+
+    what: str = "work"
+
+
+class Stage:
+    """What the actors of a test share: their supervisor, a log, and a gate to hold them at."""
+
+    def __init__(self) -> None:
+        self.supervisor = Supervisor(lambda name, error: self.crashes.append(f"{name}: {type(error).__name__}"))
+        self.log: list[str] = []
+        self.gate = trio.Event()
+        self.built = 0
+        self.crashes: list[str] = []
+        self.closed = False
+
+    def start(self, title: str = "a", *, copies: int = 1, downstream: Address | None = None) -> Address:
+        """Start a member of this name."""
+
+        class Titled(Member):
+            name = title
+
+        return self.supervisor.start(lambda: Titled(self, downstream), copies=copies)
+
+
+class Member(Actor[Do]):
+    """Does one order at a time, and answers with the order and its own number."""
+
+    batch_limit = 1
+
+    def __init__(self, stage: Stage, downstream: Address | None) -> None:
+        stage.built += 1
+        self._stage = stage
+        self._number = stage.built
+        self._downstream = downstream
+
+    async def stopped(self) -> None:
+        """Note the end."""
+        self._stage.log.append(f"{self.name} stopped")
+
+    def admit(self, ahead: int) -> None:
+        """Refuse every order on a closed stage, naming the actor that did."""
+        if self._stage.closed:
+            assert ahead == 0
+            raise NotAccepted(retry_after=self._number)
+
+    async def handle(self, envelopes: Sequence[Envelope[Do]]) -> None:
+        """Follow the order."""
+        for envelope in envelopes:
+            what = envelope.message.what
+            if what.startswith("wait"):
+                await self._stage.gate.wait()
+            if what.endswith("crash"):
+                raise Broken
+            if what == "pass on" and self._downstream is not None:
+                await self._downstream.ask(Do())
+            self._stage.log.append(f"{self.name} {what}")
+            envelope.answer(f"{what} by {self._number}")
 
 
 @pytest.fixture
@@ -22,196 +95,94 @@ def stage() -> Stage:
     return Stage()
 
 
+async def crash(address: Address) -> None:
+    """Crash an actor; the asker gets AnswerLost."""
+    with pytest.raises(AnswerLost):
+        await address.ask(Do("crash"))
+
+
 async def test_a_crash_is_reported_and_a_new_actor_takes_the_same_mailbox(stage: Stage) -> None:
-    """The asker of the crash hears AnswerLost, and the next message finds a new actor."""
-    supervisor = Supervisor(stage.report)
-    address = supervisor.start(stage.actor("a"))
-    async with supervisor.running():
-        with pytest.raises(AnswerLost):
-            await address.ask(Do("crash"))
-        assert await address.ask(Do()) == "work by 2"
+    """The asker of the crash hears AnswerLost; what waits behind it, and what comes next, finds a new actor."""
+    address = stage.start()
+    async with stage.supervisor.running(), callers() as others:
+        await others.call_in_turn(address.ask, Do("wait and crash"))
+        await others.call_in_turn(address.ask, Do())
+        stage.gate.set()
+    assert others.heard == [AnswerLost, "work by 2"]
     assert stage.crashes == ["a: Broken"]
-    (service,) = supervisor.services()
+    (service,) = stage.supervisor.services()
     assert (service.name, service.restarts) == ("a", 1)
 
 
-async def test_what_waits_behind_a_crash_is_handled_by_the_next_actor(stage: Stage) -> None:
-    """The mailbox outlives the actor."""
-    supervisor = Supervisor(stage.report)
-    address = supervisor.start(stage.actor("a"))
-    answers: list[str] = []
-
-    async def ask(what: str) -> None:
-        answers.append(await address.ask(Do(what)))
-
-    async def crash() -> None:
-        with pytest.raises(AnswerLost):
-            await address.ask(Do("wait and crash"))
-
-    async with supervisor.running(), trio.open_nursery() as nursery:
-        nursery.start_soon(crash)
-        await trio.testing.wait_all_tasks_blocked()
-        nursery.start_soon(ask, "work")
-        await trio.testing.wait_all_tasks_blocked()
-        stage.gate.set()
-    assert answers == ["work by 2"]
-
-
-async def test_one_crash_more_than_the_budget_ends_everything(stage: Stage) -> None:
-    """A crash loop is the process' end; the asker of the last crash and all who wait hear of it."""
-    supervisor = Supervisor(stage.report)
-    address = supervisor.start(stage.actor("a"))
-    other = supervisor.start(stage.actor("b"))
-    heard: list[type] = []
-
-    async def wait(what: str) -> None:
-        try:
-            await other.ask(Do(what))
-        except (AnswerLost, NotAccepted) as error:
-            heard.append(type(error))
-
-    async with trio.open_nursery() as outside:
-        with pytest.RaisesGroup(TooManyCrashes, flatten_subgroups=True, allow_unwrapped=True) as caught:
-            async with supervisor.running():
-                outside.start_soon(wait, "wait")
-                await trio.testing.wait_all_tasks_blocked()
-                outside.start_soon(wait, "behind")
-                await trio.testing.wait_all_tasks_blocked()
-                for _ in range(RESTART_BUDGET + 1):
-                    with pytest.raises(AnswerLost):
-                        await address.ask(Do("crash"))
-                await trio.sleep_forever()
-    assert sorted(heard, key=str) == sorted([AnswerLost, NotAccepted], key=str)
-    assert len(stage.crashes) == RESTART_BUDGET + 1
-    assert "the actor a crashed more than 5 times in 30 s" in str(caught.value.exceptions) + str(caught.value)
+@pytest.mark.parametrize("end", ["cancelled", "crashed"])
+async def test_an_end_leaves_no_asker_waiting(stage: Stage, end: str) -> None:
+    """Cancelled, or with one crash more than the budget: who is handled hears AnswerLost, who waits NotAccepted."""
+    address, other = stage.start(), stage.start("b")
+    ends = ""
+    async with callers() as others:
+        with trio.CancelScope() as scope:
+            try:
+                async with stage.supervisor.running():
+                    await others.call_in_turn(other.ask, Do("wait"))
+                    await others.call_in_turn(other.ask, Do("behind"))
+                    for _ in range(RESTART_BUDGET + 1 if end == "crashed" else 1):
+                        await crash(address)
+                    if end == "cancelled":
+                        scope.cancel()
+                    await trio.sleep_forever()
+            except* TooManyCrashes as group:
+                ends = "".join(traceback.format_exception(group))
+    assert set(others.heard) == {AnswerLost, NotAccepted}
+    assert ("the actor a crashed more than 5 times in 30 s" in ends) == (end == "crashed")
+    assert len(stage.crashes) == (RESTART_BUDGET + 1 if end == "crashed" else 1)
 
 
 async def test_crashes_far_apart_never_spend_the_budget(stage: Stage, autojump_clock: MockClock) -> None:
     """The budget is for a while, not for a life."""
-    supervisor = Supervisor(stage.report)
-    address = supervisor.start(stage.actor("a"))
-    async with supervisor.running():
+    address = stage.start()
+    async with stage.supervisor.running():
         for _ in range(3 * RESTART_BUDGET):
-            with pytest.raises(AnswerLost):
-                await address.ask(Do("crash"))
+            await crash(address)
             await trio.sleep(RESTART_SECONDS / (RESTART_BUDGET - 1))
         assert autojump_clock.current_time() > RESTART_SECONDS
         assert await address.ask(Do()) == f"work by {3 * RESTART_BUDGET + 1}"
+    assert stage.supervisor.services()[0].restarts == 3 * RESTART_BUDGET
 
 
-async def test_copies_share_the_mailbox_and_work_at_once(stage: Stage) -> None:
-    """Two copies handle two messages at the same time; a third waits."""
-    supervisor = Supervisor(stage.report)
-    address = supervisor.start(stage.actor("a"), copies=2)
-    async with supervisor.running(), trio.open_nursery() as nursery:
-        for _ in range(3):
-            nursery.start_soon(address.ask, Do("wait"))
-        await trio.testing.wait_all_tasks_blocked()
-        assert len(address.mailbox) == 1
-        stage.gate.set()
-
-
-async def test_copies_that_crash_over_one_actor_get_one_new_actor(stage: Stage) -> None:
-    """All copies go over to the same new actor, so that what it measures is whole."""
-    supervisor = Supervisor(stage.report)
-    address = supervisor.start(stage.actor("a"), copies=3)
-
-    async def crash() -> None:
-        with pytest.raises(AnswerLost):
-            await address.ask(Do("wait and crash"))
-
-    answers: set[str] = set()
-
-    async def ask() -> None:
-        answers.add(await address.ask(Do()))
-
-    async with supervisor.running():
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(crash)
-            nursery.start_soon(crash)
-            await trio.testing.wait_all_tasks_blocked()
+async def test_copies_share_the_mailbox_and_one_new_actor(stage: Stage) -> None:
+    """They work at once, and after crashes over one actor go over to the same new one: what it measures is whole."""
+    address = stage.start(copies=3)
+    async with stage.supervisor.running():
+        async with callers() as others:
+            for _ in range(4):
+                await others.call_in_turn(address.ask, Do("wait and crash"))
+            assert len(address.mailbox) == 1
             stage.gate.set()
-        async with trio.open_nursery() as nursery:
+        async with callers() as others:
             for _ in range(6):
-                nursery.start_soon(ask)
+                others.call(address.ask, Do())
         stage.closed = True
         with pytest.raises(NotAccepted) as caught:
             await address.ask(Do())
-    assert answers == {"work by 2"}
-    assert caught.value.retry_after == 2
-    assert stage.built == 2
+    assert set(others.heard) == {"work by 3"}  # the fourth crash was the second actor's
+    assert caught.value.retry_after == stage.built == 3
 
 
 async def test_services_drain_in_the_reverse_order_of_their_start(stage: Stage) -> None:
-    """A later actor can ask an earlier one until its own last message is settled."""
-    supervisor = Supervisor(stage.report)
-    store = supervisor.start(stage.actor("store"))
-    flow = supervisor.start(stage.actor("flow", downstream=store))
-    async with trio.open_nursery() as outside, supervisor.running():
-        outside.start_soon(flow.ask, Do("wait"))
-        outside.start_soon(flow.ask, Do("pass on"))
-        await trio.testing.wait_all_tasks_blocked()
-        stage.gate.set()
-    assert [line for line in stage.log if "store" in line] == ["store work", "store stopped"]
-    assert stage.log[-2:] == ["flow stopped", "store stopped"]
-
-
-async def test_after_the_drain_nothing_is_accepted(stage: Stage) -> None:
-    """A message that comes too late is refused as never handled."""
-    supervisor = Supervisor(stage.report)
-    address = supervisor.start(stage.actor("a"))
-    async with supervisor.running():
-        assert await address.ask(Do()) == "work by 1"
+    """A later actor can ask an earlier one until its last message is settled, by a new actor after a crash."""
+    store = stage.start("store")
+    flow = stage.start("flow", downstream=store)
+    async with callers() as others, stage.supervisor.running():
+        for what in ("wait and crash", "wait", "pass on"):
+            await others.call_in_turn(flow.ask, Do(what))
+        others.call(open_when_blocked, stage)
+    assert others.heard == [None, AnswerLost, "wait by 3", "pass on by 3"]
+    assert stage.log == ["flow wait", "store work", "flow pass on", "flow stopped", "store stopped"]
     with pytest.raises(NotAccepted):
-        await address.ask(Do())
+        await flow.ask(Do())
 
 
-async def test_cancelling_the_stage_leaves_no_asker_waiting(stage: Stage) -> None:
-    """Whoever is handled hears AnswerLost, whoever waits hears NotAccepted."""
-    supervisor = Supervisor(stage.report)
-    address = supervisor.start(stage.actor("a"))
-    heard: list[type] = []
-
-    async def ask(what: str) -> None:
-        try:
-            await address.ask(Do(what))
-        except (AnswerLost, NotAccepted) as error:
-            heard.append(type(error))
-
-    async with trio.open_nursery() as outside:
-        with trio.CancelScope() as scope:
-            async with supervisor.running():
-                outside.start_soon(ask, "wait")
-                await trio.testing.wait_all_tasks_blocked()
-                outside.start_soon(ask, "behind")
-                await trio.testing.wait_all_tasks_blocked()
-                scope.cancel()
-                await trio.sleep_forever()
-    assert sorted(heard, key=str) == sorted([AnswerLost, NotAccepted], key=str)
-
-
-async def test_a_crash_during_the_drain_still_drains(stage: Stage) -> None:
-    """A new actor finishes what the crashed one left in a closed mailbox."""
-    supervisor = Supervisor(stage.report)
-    address = supervisor.start(stage.actor("a"))
-    answers: list[str] = []
-
-    async def crash() -> None:
-        with pytest.raises(AnswerLost):
-            await address.ask(Do("wait and crash"))
-
-    async def ask() -> None:
-        answers.append(await address.ask(Do()))
-
-    async with trio.open_nursery() as outside, supervisor.running():
-        outside.start_soon(crash)
-        await trio.testing.wait_all_tasks_blocked()
-        outside.start_soon(ask)
-        await trio.testing.wait_all_tasks_blocked()
-        outside.start_soon(_open_when_blocked, stage)
-    assert answers == ["work by 2"]
-
-
-async def _open_when_blocked(stage: Stage) -> None:
+async def open_when_blocked(stage: Stage) -> None:
+    """Open the gate when everything waits, the drain too."""
     await trio.testing.wait_all_tasks_blocked()
     stage.gate.set()
