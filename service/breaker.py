@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 import anyio
@@ -20,47 +19,27 @@ class BreakerOpen(Exception):
     """The server is known to be away and was not asked: nothing happened."""
 
 
-@dataclass(frozen=True, slots=True)
-class BreakerStatistics:
-    """Whether calls are stopped now, how often they have been since the start, and the kind of the last failure."""
-
-    is_open: bool
-    opened: int
-    reason: str
-
-
 class Breaker:
     """Stops calls to a server that is away and lets them through again after a good probe.
 
     Opens at the first error of a type in `stalls`, which cost their caller a time-out or leave nothing to hope
-    for, and after `patience` errors in a row of a type in `refusals`. Errors of other types mean that the server
+    for, and after PATIENCE errors in a row of a type in `refusals`. Errors of other types mean that the server
     answered. Only a probe closes it, so no request ever pays to find out. Runs on any loop; not for use from threads,
-    except `is_open`.
+    except `is_open`. `opened` is how often calls were stopped, `reason` the type of the error that was the last reason.
     """
 
-    def __init__(
-        self,
-        *,
-        stalls: tuple[type[Exception], ...],
-        refusals: tuple[type[Exception], ...],
-        patience: int = PATIENCE,
-    ) -> None:
+    def __init__(self, *, stalls: tuple[type[Exception], ...], refusals: tuple[type[Exception], ...]) -> None:
+        self.opened = 0
+        self.reason = ""
         self._stalls = stalls
         self._refusals = refusals
-        self._patience = patience
         self._refused = 0
-        self._opened = 0
-        self._reason = ""
         self._open = anyio.Event()
 
     @property
     def is_open(self) -> bool:
         """Whether calls are stopped."""
         return self._open.is_set()
-
-    def statistics(self) -> BreakerStatistics:
-        """Return the state of this moment; `reason` is the name of an error's type, never its text."""
-        return BreakerStatistics(self.is_open, self._opened, self._reason)
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -70,63 +49,42 @@ class Breaker:
         """
         if self.is_open:
             raise BreakerOpen
-        outage = self._opened
+        outage = self.opened
         try:
             yield
         except BreakerOpen:
             raise
         except Exception as error:
-            if outage == self._opened:
+            if outage == self.opened:
                 self._failed(error)
             raise
         else:
-            self._succeeded()
+            self._refused = 0
 
-    async def probing(
-        self, probe: Callable[[], Awaitable[object]], changed: Callable[[BreakerStatistics], object] | None = None
-    ) -> NoReturn:
+    async def probing(self, probe: Callable[[], Awaitable[object]], changed: Callable[[], object]) -> NoReturn:
         """Run until cancelled, in a task of the owner: while open, probe with growing pauses until one is good.
 
         A good probe returns; a bad one raises one of the types that the breaker knows. Any other error is raised.
-        `changed` is told after each opening and each closing.
+        `changed` is called after each opening and each closing.
         """
         while True:
             await self._open.wait()
-            if changed is not None:
-                changed(self.statistics())
-            await self._until_good(probe)
-            self._refused = 0
-            self._open = anyio.Event()
-            if changed is not None:
-                changed(self.statistics())
-
-    async def _until_good(self, probe: Callable[[], Awaitable[object]]) -> None:
-        pause = FIRST_PAUSE_SECONDS
-        while True:
-            await anyio.sleep(pause)
-            try:
-                await probe()
-            except (*self._stalls, *self._refusals):
-                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-            else:
-                return
+            changed()
+            pause = FIRST_PAUSE_SECONDS
+            while self.is_open:
+                await anyio.sleep(pause)
+                try:
+                    await probe()
+                except (*self._stalls, *self._refusals):
+                    pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                else:
+                    self._refused = 0
+                    self._open = anyio.Event()
+            changed()
 
     def _failed(self, error: Exception) -> None:
-        if isinstance(error, self._stalls):
-            self._trip(error)
-        elif isinstance(error, self._refusals):
-            self._refused += 1
-            if self._refused >= self._patience:
-                self._trip(error)
-        else:
-            self._succeeded()
-
-    def _succeeded(self) -> None:
-        if not self.is_open:
-            self._refused = 0
-
-    def _trip(self, error: Exception) -> None:
-        if not self.is_open:
-            self._opened += 1
-            self._reason = type(error).__name__
+        self._refused = self._refused + 1 if isinstance(error, self._refusals) else 0
+        if isinstance(error, self._stalls) or self._refused >= PATIENCE:
+            self.opened += 1
+            self.reason = type(error).__name__
             self._open.set()

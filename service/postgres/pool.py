@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     from typing import TypeAlias
 
-    from service.breaker import BreakerStatistics
-
     Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
     Rows: TypeAlias = list[tuple[Any, ...]]
     Step: TypeAlias = tuple[LiteralString, Mapping[str, object] | None]
@@ -290,7 +288,7 @@ class Postgres:
             anyio.create_task_group() as group,
         ):
             postgres = cls(connections, threads, aside)
-            group.start_soon(postgres.breaker.probing, postgres._probe, _log)
+            group.start_soon(postgres.breaker.probing, postgres._probe, postgres._log)
             yield postgres
             group.cancel_scope.cancel()
 
@@ -390,9 +388,9 @@ class Postgres:
         if usable is not True:
             raise Unusable
 
-
-def _log(state: BreakerStatistics) -> None:
-    if state.is_open:
-        logger.warning("the database does not answer: requests are refused until it does", reason=state.reason)
-    else:
-        logger.info("the database answers again")
+    def _log(self) -> None:
+        if self.breaker.is_open:
+            reason = self.breaker.reason
+            logger.warning("the database does not answer: requests are refused until it does", reason=reason)
+        else:
+            logger.info("the database answers again")

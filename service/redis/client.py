@@ -16,7 +16,6 @@ from redis.exceptions import (
     AuthenticationError,
     InvalidResponse,
     NoPermissionError,
-    NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     ResponseError,
@@ -24,7 +23,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from actors.kit.mailbox import NotAccepted
-from service.breaker import Breaker, BreakerOpen, BreakerStatistics
+from service.breaker import Breaker, BreakerOpen
 from service.threads import DeadlinePassed, Threads
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ class Redis:
         self._client = client
         self._threads = threads
         self._aside_threads = aside
-        self._breaker = Breaker(stalls=STALLS, refusals=REFUSALS)
+        self.breaker = Breaker(stalls=STALLS, refusals=REFUSALS)
         self._refusal = ""
 
     @classmethod
@@ -102,7 +101,7 @@ class Redis:
                 anyio.create_task_group() as group,
             ):
                 redis_ = cls(client, threads, aside)
-                group.start_soon(redis_._breaker.probing, redis_._probe, redis_._log)
+                group.start_soon(redis_.breaker.probing, redis_._probe, redis_._log)
                 yield redis_
                 group.cancel_scope.cancel()
         finally:
@@ -114,7 +113,7 @@ class Redis:
         A caller that is cancelled leaves the work running to its own end. While Redis is away the work is not run.
         """
         try:
-            with self._breaker.guard():
+            with self.breaker.guard():
                 return await self._threads.run(partial(self._work, work))
         except (BreakerOpen, NotAccepted):
             raise RedisUnavailable(asked=False) from None
@@ -122,12 +121,8 @@ class Redis:
             self._refusal = refusal(error)
             raise RedisUnavailable(asked=True) from None  # the texts of errors can hold keys and arguments
 
-    def statistics(self) -> BreakerStatistics:
-        """Return whether Redis is away, and how often it has been."""
-        return self._breaker.statistics()
-
     def _work(self, work: Callable[[redis.Redis], ResultT]) -> ResultT:
-        if self._breaker.is_open:  # it opened while this call waited for a thread
+        if self.breaker.is_open:  # it opened while this call waited for a thread
             raise BreakerOpen
         return work(self._client)
 
@@ -141,16 +136,16 @@ class Redis:
     @property
     def refusal(self) -> str:
         """What Redis says while it is away for us although it answers, in its own words; else empty."""
-        return self._refusal if self._breaker.is_open else ""
+        return self._refusal if self.breaker.is_open else ""
 
-    def _log(self, statistics: BreakerStatistics) -> None:
-        log = logger.bind(outage=statistics.opened)
-        if not statistics.is_open:
+    def _log(self) -> None:
+        log = logger.bind(outage=self.breaker.opened)
+        if not self.breaker.is_open:
             log.info("Redis is back")
         elif self._refusal:
             log.warning("Redis refuses to work for us; going on without it", reply=self._refusal)
         else:
-            log.warning("Redis is away; going on without it", reason=statistics.reason)
+            log.warning("Redis is away; going on without it", reason=self.breaker.reason)
 
 
 def refusal(error: Exception) -> str:
@@ -174,7 +169,7 @@ def probe(client: redis.Redis) -> None:
         for command in PROBE.split(";"):
             pipeline.execute_command(*command.split())  # type: ignore[no-untyped-call]  # redis-py's
         pipeline.execute()
-    TIME.run(client, [([], [])])
+    TIME.run(client, [([], []), ([], [])])
 
 
 def check(url: str) -> None:
@@ -192,41 +187,20 @@ def check(url: str) -> None:
 
 
 class Script:
-    """A Lua script that is sent by its digest, and with its text only to a server that does not know it."""
+    """A Lua script: its text travels once in each round trip, since any server may have forgotten it."""
 
     def __init__(self, text: str) -> None:
         self._text = text
         self._sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
     def run(self, client: redis.Redis, calls: Sequence[tuple[Sequence[str], Sequence[str | int]]]) -> list[Any]:
-        """Return the result of each call, given as keys and arguments, in one round trip; raises the first error.
-
-        A server that was wiped or restarted costs one more round trip: calls that it refused for not knowing the
-        script did nothing, and are sent again behind the script.
-        """
-        results = self._send(client, calls, load=False)
-        unknown = [index for index, result in enumerate(results) if isinstance(result, NoScriptError)]
-        if unknown:
-            again = self._send(client, [calls[index] for index in unknown], load=True)
-            for index, result in zip(unknown, again, strict=True):
-                results[index] = result
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
-        return results
-
-    def _send(
-        self, client: redis.Redis, calls: Sequence[tuple[Sequence[str], Sequence[str | int]]], *, load: bool
-    ) -> list[Any]:
+        """Return the result of each call, given as keys and arguments, in one round trip; raises the first error."""
+        (keys, arguments), *others = calls
         with client.pipeline(transaction=False) as pipeline:
-            if load:
-                pipeline.script_load(self._text)
-            for keys, arguments in calls:
+            pipeline.eval(self._text, len(keys), *keys, *arguments)
+            for keys, arguments in others:
                 pipeline.evalsha(self._sha, len(keys), *keys, *arguments)
-            results: list[Any] = pipeline.execute(raise_on_error=False)
-        if load and isinstance(loaded := results.pop(0), Exception):
-            raise loaded
-        return results
+            return pipeline.execute()
 
 
 TIME = Script("return redis.call('TIME')")

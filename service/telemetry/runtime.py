@@ -22,12 +22,12 @@ COUNTED = ("forwarded_untrusted", "limits_given_back", "limits_give_backs_lost",
 def runtime(supervisor: Supervisor, postgres: Postgres, redis: Redis, counted: Mapping[str, int]) -> RuntimeStatistics:
     """Return the current levels and the counters since the start; `counted` are those that no part here keeps."""
     levels: dict[str, float] = {
-        "breaker_open|postgres": float(postgres.breaker.statistics().is_open),
-        "breaker_open|redis": float(redis.statistics().is_open),
+        "breaker_open|postgres": float(postgres.breaker.is_open),
+        "breaker_open|redis": float(redis.breaker.is_open),
     }
     counters: dict[str, float] = {
-        "breaker_opened|postgres": postgres.breaker.statistics().opened,
-        "breaker_opened|redis": redis.statistics().opened,
+        "breaker_opened|postgres": postgres.breaker.opened,
+        "breaker_opened|redis": redis.breaker.opened,
         **dict.fromkeys(COUNTED, 0),
         **counted,
     }

@@ -109,7 +109,7 @@ async def test_connections_that_end_fail_no_statement(
             async with anyio.create_task_group() as group:
                 for _ in range(8):
                     group.start_soon(partial(postgres.run, WRITE, repeatable=repeatable))
-        assert postgres.breaker.statistics().opened == 0
+        assert postgres.breaker.opened == 0
 
 
 async def test_statistics_count_connections(proxy: Proxy) -> None:
@@ -138,7 +138,7 @@ async def test_a_statement_that_may_have_been_done_is_repeated_only_if_that_is_h
             group.start_soon(cut_it)
             with pytest.raises(AnswerLost):
                 await postgres.run(f"{WRITE} RETURNING (SELECT pg_sleep(0.3))", repeatable=False)
-        assert postgres.breaker.statistics().opened == 0
+        assert postgres.breaker.opened == 0
         with anyio.fail_after(BACK_SECONDS):
             while server.query(WRITTEN) == [(before,)]:  # noqa: ASYNC110 - the server ends it unheard
                 await anyio.sleep(0.01)
@@ -220,7 +220,7 @@ async def test_a_mistake_in_a_statement_is_raised_as_it_is(proxy: Proxy) -> None
     async with opened(proxy) as postgres:
         with pytest.raises(psycopg.errors.DivisionByZero):
             await postgres.run("SELECT 1 / 0")
-        assert postgres.breaker.statistics().opened == 0
+        assert postgres.breaker.opened == 0
 
 
 async def test_a_row_that_is_locked_is_no_outage(server: PostgresServer, proxy: Proxy) -> None:
@@ -231,7 +231,7 @@ async def test_a_row_that_is_locked_is_no_outage(server: PostgresServer, proxy: 
             with pytest.raises(StoreUnavailable):
                 await postgres.run(TOUCH)
             await postgres.run(ANSWER)
-        assert postgres.breaker.statistics().opened == 0
+        assert postgres.breaker.opened == 0
 
 
 async def test_a_deadlock_fails_no_transaction(proxy: Proxy) -> None:
@@ -339,4 +339,4 @@ async def test_a_pooler_is_noticed_and_needs_no_setting(server: PostgresServer, 
             for _ in range(8):
                 group.start_soon(one.run, WRITE)
         await other.run(WRITE)
-        assert one.breaker.statistics().opened == 0
+        assert one.breaker.opened == 0

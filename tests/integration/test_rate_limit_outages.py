@@ -52,7 +52,7 @@ class Worker:
 
     async def back(self) -> None:
         """Wait until Redis is back for this worker and counts what it has missed, though nobody asks."""
-        await until(lambda: not self.redis.statistics().is_open and not self.limits._behind.is_set())  # noqa: SLF001 - what no call shows
+        await until(lambda: not self.redis.breaker.is_open and not self.limits._behind.is_set())  # noqa: SLF001 - what no call shows
 
 
 @asynccontextmanager
@@ -92,7 +92,7 @@ async def test_a_window_starts_over_once_in_an_outage(own_valkey: ValkeyServer, 
         refused = await w.ask()
         assert not refused.admitted
         assert 3500 < refused.retry_after <= 3600
-        assert w.redis.statistics().opened == 1
+        assert w.redis.breaker.opened == 1
 
 
 async def test_a_wipe_starts_the_windows_over_and_nothing_else(own_valkey: ValkeyServer, database: str) -> None:
@@ -101,7 +101,7 @@ async def test_a_wipe_starts_the_windows_over_and_nothing_else(own_valkey: Valke
         assert await w.admitted(6) == 5
         await w.redis.call(lambda r: (r.flushall(), r.script_flush()))
         assert await w.admitted(6) == 5
-        assert w.redis.statistics().opened == 0
+        assert w.redis.breaker.opened == 0
 
 
 async def test_workers_share_the_windows_of_an_outage(own_valkey: ValkeyServer, database: str) -> None:

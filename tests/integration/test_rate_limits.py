@@ -256,13 +256,6 @@ async def test_a_changed_limit_goes_on_with_what_was_counted(store: Store) -> No
     assert (await store.decide(Bucket(Rule("short", 9, 1), subject))).admitted
 
 
-async def test_no_buckets_admit(store: Store) -> None:
-    """With every limit off a request is admitted; an empty batch has no answers."""
-    assert (await store.decide()).admitted
-    assert await store.windows.decide([]) == []
-    await store.windows.give_back([])
-
-
 async def test_sixteen_at_once_share_one_window(store: Store) -> None:
     """Of sixteen callers at once exactly the limit is admitted."""
     mine = bucket()

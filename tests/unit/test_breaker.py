@@ -31,6 +31,10 @@ def breaker() -> Breaker:
     return Breaker(stalls=(Stalled,), refusals=(Refused,))
 
 
+def unheard() -> None:
+    """Be told of a change."""
+
+
 def fail(breaker: Breaker, error: Exception) -> None:
     """Let one call fail under the breaker."""
     with pytest.raises(type(error)), breaker.guard():
@@ -43,8 +47,8 @@ def test_one_stall_stops_all_calls() -> None:
     fail(b, Stalled())
     with pytest.raises(BreakerOpen), b.guard():
         pytest.fail("the body ran")
-    assert b.statistics().is_open
-    assert b.statistics().reason == "Stalled"
+    assert b.is_open
+    assert b.reason == "Stalled"
 
 
 def test_three_refusals_in_a_row_stop_all_calls() -> None:
@@ -83,7 +87,7 @@ async def test_a_good_probe_closes_it(autojump_clock: MockClock) -> None:
             raise Refused if len(probes) % 2 else Stalled
 
     async with anyio.create_task_group() as aside:
-        aside.start_soon(b.probing, probe, lambda statistics: reported.append(statistics.is_open))
+        aside.start_soon(b.probing, probe, lambda: reported.append(b.is_open))
         await anyio.sleep(5)
         assert probes == [], "a closed breaker is not probed"
         start = anyio.current_time()
@@ -105,7 +109,7 @@ async def test_it_opens_again_after_it_closed(autojump_clock: MockClock) -> None
         """Succeed."""
 
     async with anyio.create_task_group() as aside:
-        aside.start_soon(b.probing, probe)
+        aside.start_soon(b.probing, probe, unheard)
         for _ in range(3):
             fail(b, Refused())
         await anyio.sleep(1)
@@ -113,7 +117,7 @@ async def test_it_opens_again_after_it_closed(autojump_clock: MockClock) -> None
         fail(b, Refused())
         assert not b.is_open
         fail(b, Stalled())
-        assert b.statistics().opened == 2
+        assert b.opened == 2
         await anyio.sleep(1)
         assert not b.is_open
         aside.cancel_scope.cancel()
@@ -136,7 +140,7 @@ async def test_a_call_from_before_an_outage_opens_nothing_after_it(autojump_cloc
             await slow()
 
     async with anyio.create_task_group() as aside:
-        aside.start_soon(b.probing, probe)
+        aside.start_soon(b.probing, probe, unheard)
         async with anyio.create_task_group() as calls:
             calls.start_soon(caller)
             await anyio.sleep(1)
@@ -154,7 +158,7 @@ async def test_a_probe_that_breaks_is_a_bug(autojump_clock: MockClock) -> None:
 
     fail(b, Stalled())
     with pytest.raises(Odd):
-        await b.probing(probe)
+        await b.probing(probe, unheard)
 
 
 async def test_a_cancelled_call_says_nothing_about_the_server() -> None:
