@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from actors.domain.mail import OWED, MailKind, MailState
 from actors.domain.rate_limit import Rule
 from actors.domain.user import Account, CodeMail, CodePolicy
-from actors.ports import Answer, KeyUse, Missed, NewMail, Redeemed, Registered
+from actors.ports import Answer, Missed, Redeemed, Registered
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Sequence
     from uuid import UUID
 
-    from actors.ports import Issue, Redeem, Register
+    from actors.ports import Issue, KeyUse, NewMail, Redeem, Register
     from tests.fakes.clock import FakeClock
 
 POLICY = CodePolicy(
@@ -30,7 +30,7 @@ POLICY = CodePolicy(
 class FakeAccounts:
     """Decides as the database does; `away` makes every call raise it, `changed` counts down refused writes.
 
-    `mails` lists the ids of all mails in the order of issue, `notices` those that carry no code.
+    `mails` lists all code mails in the order of issue, `notices` the others. `after_add` is awaited behind each `add`.
     """
 
     def __init__(self, clock: FakeClock, policy: CodePolicy = POLICY) -> None:
@@ -38,44 +38,43 @@ class FakeAccounts:
         self._policy = policy
         self._accounts: dict[str, Account] = {}
         self._answers: dict[bytes, Answer] = {}
-        self.mails: list[UUID] = []
-        self.notices: list[UUID] = []
+        self.mails: list[NewMail] = []
+        self.notices: list[NewMail] = []
         self.away: Exception | None = None
         self.changed = 0
-        self.calls: list[str] = []
-        self.before_add: Callable[[], None] | None = None
+        self.after_add: Callable[[], Awaitable[None]] | None = None
 
-    def _call(self, name: str) -> None:
-        self.calls.append(name)
+    def _reach(self) -> None:
         if self.away is not None:
             raise self.away
 
     async def find(self, email_keys: Sequence[str]) -> list[Account | None]:
         """Return what is there, as of now."""
-        self._call("find")
+        self._reach()
         found = [self._accounts.get(key) for key in email_keys]
         return [account and replace(account, read_at=self._clock.now) for account in found]
 
     async def find_by_id(self, accounts: Sequence[UUID]) -> list[Account | None]:
         """Return what is there, as of now."""
-        self._call("find_by_id")
+        self._reach()
         by_id = {account.id: account for account in self._accounts.values()}
         found = [by_id.get(account) for account in accounts]
         return [account and replace(account, read_at=self._clock.now) for account in found]
 
     async def find_answers(self, digests: Collection[bytes]) -> dict[bytes, Answer]:
         """Return the bound keys."""
-        self._call("find_answers")
+        self._reach()
         return {digest: self._answers[digest] for digest in digests if digest in self._answers}
 
     async def add(self, accounts: Sequence[Register]) -> list[Registered | None]:
         """Add each new address."""
-        self._call("add")
-        if self.before_add is not None:
-            self.before_add()
+        self._reach()
         keys = [new.email.key for new in accounts]
         assert len(set(keys)) == len(keys), "a batch names an address once"
-        return [self._add(new) for new in accounts]
+        added = [self._add(new) for new in accounts]
+        if self.after_add is not None:
+            await self.after_add()
+        return added
 
     def _add(self, new: Register) -> Registered | None:
         if new.email.key in self._accounts:
@@ -101,7 +100,7 @@ class FakeAccounts:
 
     async def issue(self, issues: Sequence[Issue]) -> list[Registered | None]:
         """Issue where the account is still at its version."""
-        self._call("issue")
+        self._reach()
         named = [issue.account for issue in issues]
         assert len(set(named)) == len(named), "a batch names an account once"
         return [self._issue(issue) for issue in issues]
@@ -114,7 +113,7 @@ class FakeAccounts:
             self.changed = max(0, self.changed - 1)
             return None
         if notice:
-            self.notices.append(issue.mail.id)
+            self.notices.append(issue.mail)
             self._store(replace(account, version=account.version + 1, noticed_at=self._clock.now))
             return self._registered(account.email_key, None)
         if issue.take_over is not None:
@@ -131,13 +130,13 @@ class FakeAccounts:
 
     async def bind_taken(self, keys: Sequence[KeyUse]) -> None:
         """Bind keys to no registration."""
-        self._call("bind_taken")
+        self._reach()
         for key in keys:
             self._answers.setdefault(key.digest, Answer(key.body_digest, None))
 
     async def redeem(self, tries: Sequence[Redeem]) -> list[Redeemed | Missed | None]:
         """Decide each try."""
-        self._call("redeem")
+        self._reach()
         named = [one.account for one in tries]
         assert len(set(named)) == len(named), "a batch names an account once"
         return [self._redeem(one) for one in tries]
@@ -187,7 +186,7 @@ class FakeAccounts:
 
     def _with_mail(self, account: Account, mail: NewMail) -> Account:
         now = self._clock.now
-        self.mails.append(mail.id)
+        self.mails.append(mail)
         new = CodeMail(
             id=mail.id,
             registration=account.registration,

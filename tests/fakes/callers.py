@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import pytest
 import trio
 import trio.testing
 
@@ -13,6 +14,8 @@ from actors.kit.mailbox import MachineError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+
+ErrorT = TypeVar("ErrorT", bound=Exception)
 
 
 class Callers:
@@ -36,6 +39,13 @@ class Callers:
             self.heard.append(await function(*arguments))
         except (Refusal, MachineError) as error:
             self.heard.append(type(error))
+
+
+async def refused(kind: type[ErrorT], call: Awaitable[object]) -> ErrorT:
+    """Await a call that must be refused in this way, and return the refusal."""
+    with pytest.raises(kind) as caught:
+        await call
+    return caught.value
 
 
 @asynccontextmanager

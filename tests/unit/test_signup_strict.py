@@ -2,219 +2,195 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 
-from actors.domain.errors import ActivationFailed, CodesExhausted, IdempotencyKeyReused, InvalidCredentials, RateLimited
-from actors.domain.mail import MailState
+from actors.domain import errors
+from actors.domain.mail import MailKind, MailState
 from actors.ports import StoreUnavailable
 from actors.signup import UNIFORM_SECONDS
-from tests.fakes.flows import LIMITS, NO_LIMITS, PASSWORD, Flows, client, credentials, form
+from tests.fakes.callers import callers, refused
+from tests.fakes.flows import LIMITS, NO_LIMITS, PASSWORD, Flows, client
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
-    from trio.testing import MockClock
-
-TAKEN, FREE = "Ada@Example.com", "bob@example.com"
+TAKEN, FREE, OTHER = "Ada@Example.com", "bob@example.com", "another horse"
 
 
 @pytest.fixture
 async def flows() -> AsyncIterator[Flows]:
     """Return strict flows in which Ada is pending."""
     async with Flows.running(strict=True) as flows:
-        await flows.signup.register(client("198.51.100.1"), form())
+        await flows.register(by=client("198.51.100.1"))
         yield flows
 
 
 @pytest.fixture
 async def active(flows: Flows) -> Flows:
     """Return strict flows in which Ada is active."""
-    await flows.signup.activate(client("198.51.100.1"), credentials(), await flows.code())
+    await flows.call("activate", await flows.code(), by=client("198.51.100.1"))
     return flows
+
+
+@contextmanager
+def taking(seconds: float) -> Iterator[None]:
+    """Hold the body to the time that it takes."""
+    begun = trio.current_time()
+    yield
+    assert trio.current_time() - begun == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("state", [MailState.QUEUED, MailState.ACCEPTED, MailState.DEAD, None])
 async def test_register_answers_alike_whatever_the_address_is(
-    autojump_clock: MockClock, flows: Flows, state: MailState | None
+    autojump_clock: object, flows: Flows, state: MailState | None
 ) -> None:
     """Pending, accepted, dead, active or free: the same answer, after one hash, at the same step of time."""
     if state is None:
-        await flows.signup.activate(client("198.51.100.1"), credentials(), await flows.code())
+        await flows.call("activate", await flows.code(), by=client("198.51.100.1"))
     else:
         flows.mail_is(state)
     flows.hashing.seconds = 0.25
-    took = []
     for email in (TAKEN, FREE):
-        begun, hashes = trio.current_time(), flows.hashing.hashes
-        assert await flows.signup.register(client(), form(email)) is None
-        took.append(trio.current_time() - begun)
+        hashes = flows.hashing.hashes
+        with taking(0.25 + UNIFORM_SECONDS):
+            assert await flows.register(email) is None
         assert flows.hashing.hashes == hashes + 1
-    assert took == pytest.approx([0.25 + UNIFORM_SECONDS] * 2)
 
 
-async def test_late_work_answers_at_the_next_step(autojump_clock: MockClock, flows: Flows) -> None:
+async def test_late_work_answers_at_the_next_step(autojump_clock: object, flows: Flows) -> None:
     """An answer that is not ready leaves at the next step of the grid, never in between."""
-    original = flows.accounts.add
-
-    async def slow(accounts: object) -> object:
-        await trio.sleep(1.5 * UNIFORM_SECONDS)
-        return await original(accounts)  # type: ignore[arg-type]  # only handed on
-
-    flows.accounts.add = slow  # type: ignore[assignment,method-assign]  # a slow database
-    begun = trio.current_time()
-    await flows.signup.register(client(), form(FREE))
-    assert trio.current_time() - begun == pytest.approx(2 * UNIFORM_SECONDS)
+    flows.accounts.after_add = partial(trio.sleep, 1.5 * UNIFORM_SECONDS)
+    with taking(2 * UNIFORM_SECONDS):
+        await flows.register(FREE)
 
 
-async def test_the_owner_of_an_active_address_gets_one_notice_a_day(autojump_clock: MockClock, active: Flows) -> None:
+async def test_the_owner_of_an_active_address_gets_one_notice_a_day(autojump_clock: object, active: Flows) -> None:
     """A mail of its own kind, no code, and the account stays as it is."""
     before = await active.account()
     for _ in range(3):
-        assert await active.signup.register(client(), form(password="another horse")) is None
-    assert len(active.accounts.notices) == 1
+        assert await active.register(password=OTHER) is None
+    [notice] = active.accounts.notices
     after = await active.account()
     assert (after.password_hash, after.mails) == (before.password_hash, before.mails)
-    assert active.accounts.notices[0] in active.wakeups.woken
+    assert (notice.kind, notice.id in active.wakeups.woken) == (MailKind.NOTICE, True)
 
 
-async def test_a_pending_address_that_is_held_gets_no_mail(autojump_clock: MockClock, flows: Flows) -> None:
+async def test_a_pending_address_that_is_held_gets_no_mail(autojump_clock: object, flows: Flows) -> None:
     """Its own code is on the way."""
-    await flows.signup.register(client(), form(password="another horse"))
+    await flows.register(password=OTHER)
     assert (len(flows.accounts.mails), flows.accounts.notices) == (1, [])
     assert await flows.hashing.check(PASSWORD.encode(), (await flows.account()).password_hash)
 
 
-async def test_an_address_without_codes_gets_the_same_answer_and_no_mail(autojump_clock: MockClock) -> None:
-    """The budget per address does not show."""
+async def test_an_address_without_codes_gets_the_same_answer_and_no_mail(autojump_clock: object) -> None:
+    """The budget per address does not show, not even to registrations that race in one batch."""
     async with Flows.running(NO_LIMITS, strict=True) as flows:
-        for _ in range(7):
-            assert await flows.signup.register(client(), form()) is None
-            flows.mail_is(MailState.DEAD)
+        with taking(UNIFORM_SECONDS):
+            async with callers() as racers:
+                for number in range(8):
+                    racers.call(partial(flows.register, key=f"k-{number}", by=client(f"198.51.100.{number}")))
+        assert (racers.heard, len(flows.accounts.mails)) == ([None] * 8, 1)
+        with taking(6 * UNIFORM_SECONDS):
+            for _ in range(6):
+                flows.mail_is(MailState.DEAD)
+                assert await flows.register() is None
         assert len(flows.accounts.mails) == 5
-    assert autojump_clock.current_time() == pytest.approx(7 * UNIFORM_SECONDS)
 
 
 @pytest.mark.parametrize("email", [TAKEN, FREE])
-async def test_the_clients_codes_of_an_address_show_for_both(
-    autojump_clock: MockClock, flows: Flows, email: str
-) -> None:
+async def test_the_clients_codes_of_an_address_show_for_both(autojump_clock: object, flows: Flows, email: str) -> None:
     """Three an hour for a client and an address, taken or free, dead or alive."""
     for _ in range(3):
-        assert await flows.signup.register(client(), form(email)) is None
-    with pytest.raises(CodesExhausted):
-        await flows.signup.register(client(), form(email))
+        assert await flows.register(email) is None
+    await refused(errors.CodesExhausted, flows.register(email))
 
 
 @pytest.mark.parametrize("email", [TAKEN, FREE])
-async def test_a_key_is_bound_for_a_taken_address_too(autojump_clock: MockClock, flows: Flows, email: str) -> None:
+async def test_a_key_is_bound_for_a_taken_address_too(autojump_clock: object, flows: Flows, email: str) -> None:
     """A repeat costs no hash, another body is refused."""
-    assert await flows.signup.register(client(), form(email, key="k-1")) is None
+    assert await flows.register(email, key="k-1") is None
     hashes = flows.hashing.hashes
-    assert await flows.signup.register(client(), form(email, key="k-1")) is None
+    assert await flows.register(email, key="k-1") is None
     assert flows.hashing.hashes == hashes
-    with pytest.raises(IdempotencyKeyReused):
-        await flows.signup.register(client(), form(email, "another horse", key="k-1"))
+    await refused(errors.IdempotencyKeyReused, flows.register(email, OTHER, key="k-1"))
 
 
-async def test_of_one_batch_all_get_the_same_answer(autojump_clock: MockClock) -> None:
-    """Racing registrations of one address differ in nothing."""
-    async with Flows.running(NO_LIMITS, strict=True) as flows:
-        async with trio.open_nursery() as nursery:
-            for number in range(8):
-                nursery.start_soon(flows.signup.register, client(f"198.51.100.{number}"), form(key=f"k-{number}"))
-        assert len(flows.accounts.mails) == 1
-    assert autojump_clock.current_time() == pytest.approx(UNIFORM_SECONDS)
-
-
-async def test_every_failed_activation_is_the_same(autojump_clock: MockClock) -> None:
+async def test_every_failed_activation_is_the_same(autojump_clock: object) -> None:
     """Unknown, wrong password, wrong, expired and exhausted codes, already active: one refusal at one time."""
-    unlimited = replace(LIMITS, password=None, password_client=None)
-    async with Flows.running(unlimited, strict=True) as flows:
-        await flows.signup.register(client(), form())
-        right, wrong = await flows.code(), await flows.wrong_code()
+    async with Flows.running(replace(LIMITS, password=None, password_client=None), strict=True) as flows:
 
         async def fail(code: str, password: str = PASSWORD, email: str = TAKEN) -> None:
-            begun = trio.current_time()
-            with pytest.raises(ActivationFailed) as caught:
-                await flows.signup.activate(client(), credentials(password, email), code)
-            assert caught.value.__cause__ is None
-            assert trio.current_time() - begun == pytest.approx(UNIFORM_SECONDS)
+            with taking(UNIFORM_SECONDS):
+                call = flows.call("activate", code, password=password, email=email)
+                failed = await refused(errors.ActivationFailed, call)
+            assert failed.__cause__ is None
 
+        await flows.register()
+        right, wrong = await flows.code(), await flows.wrong_code()
         await fail(right, email=FREE)
-        await fail(right, "another horse")
-        await fail(wrong)
-        for _ in range(5):
+        await fail(right, OTHER)
+        for _ in range(6):
             await fail(wrong)
         await fail(right)
         flows.mail_is(MailState.DEAD)
-        await flows.signup.register(client(), form())
+        await flows.register()
         flows.mail_is(MailState.ACCEPTED)
         flows.clock.advance(60)
         await fail(await flows.code())
         flows.mail_is(MailState.DEAD)
-        await flows.signup.register(client(), form())
-        await flows.signup.activate(client(), credentials(), await flows.code())
+        await flows.register()
+        await flows.call("activate", await flows.code())
         await fail(await flows.code())
 
 
 @pytest.mark.parametrize("email", [TAKEN, FREE])
-async def test_failed_activations_are_counted_alike(autojump_clock: MockClock, flows: Flows, email: str) -> None:
-    """Three a minute for a client and an address, whatever was wrong; the limit says so for both."""
-    for _ in range(3):
-        with pytest.raises(ActivationFailed):
-            await flows.signup.activate(client(), credentials(email=email), "000000")
-    with pytest.raises(RateLimited):
-        await flows.signup.activate(client(), credentials(email=email), "000000")
-
-
-@pytest.mark.parametrize(("email", "password"), [(TAKEN, PASSWORD), (TAKEN, "another horse"), (FREE, PASSWORD)])
-async def test_resend_always_answers_the_same(
-    autojump_clock: MockClock, flows: Flows, email: str, password: str
+@pytest.mark.parametrize(
+    ("flow", "refusal"),
+    [
+        (["activate", "000000"], errors.ActivationFailed),
+        (["progress"], errors.InvalidCredentials),
+        (["profile"], errors.InvalidCredentials),
+    ],
+)
+async def test_a_pending_account_looks_like_an_unknown_one(
+    autojump_clock: object, flows: Flows, flow: list[str], refusal: type[errors.Refusal], email: str
 ) -> None:
+    """The same refusal at the same time, and counted: three a minute for a client and an address."""
+    for _ in range(3):
+        with taking(UNIFORM_SECONDS):
+            await refused(refusal, flows.call(*flow, email=email))
+    await refused(errors.RateLimited, flows.call(*flow, email=email))
+
+
+@pytest.mark.parametrize(("email", "password"), [(TAKEN, PASSWORD), (TAKEN, OTHER), (FREE, PASSWORD)])
+async def test_resend_always_answers_the_same(autojump_clock: object, flows: Flows, email: str, password: str) -> None:
     """A mail goes only to a pending account whose password was right; every call counts."""
     flows.clock.advance(30)
     for _ in range(3):
-        begun = trio.current_time()
-        assert await flows.signup.resend(client(), credentials(password, email)) is None
-        assert trio.current_time() - begun == pytest.approx(UNIFORM_SECONDS)
+        with taking(UNIFORM_SECONDS):
+            assert await flows.call("resend", email=email, password=password) is None
     assert len(flows.accounts.mails) == (2 if (email, password) == (TAKEN, PASSWORD) else 1)
-    with pytest.raises(RateLimited):
-        await flows.signup.resend(client(), credentials(password, email))
-
-
-@pytest.mark.parametrize("flow", ["progress", "profile"])
-@pytest.mark.parametrize("email", [TAKEN, FREE])
-async def test_a_pending_account_looks_like_an_unknown_one(
-    autojump_clock: MockClock, flows: Flows, flow: str, email: str
-) -> None:
-    """401 at the same time, and counted."""
-    for _ in range(3):
-        begun = trio.current_time()
-        with pytest.raises(InvalidCredentials):
-            await getattr(flows.signup, flow)(client(), credentials(email=email))
-        assert trio.current_time() - begun == pytest.approx(UNIFORM_SECONDS)
-    with pytest.raises(RateLimited):
-        await getattr(flows.signup, flow)(client(), credentials(email=email))
+    await refused(errors.RateLimited, flows.call("resend", email=email, password=password))
 
 
 async def test_an_active_account_is_shown_to_its_owner_within_the_limit_of_calls(
-    autojump_clock: MockClock, active: Flows
+    autojump_clock: object, active: Flows
 ) -> None:
     """A success counts as no guess; twenty a minute."""
     for _ in range(10):
-        assert (await active.signup.profile(client(), credentials())).is_activated
-        assert (await active.signup.progress(client(), credentials())).email == TAKEN
-    with pytest.raises(RateLimited):
-        await active.signup.profile(client(), credentials())
+        assert (await active.call("profile")).is_activated
+        assert (await active.call("progress")).email == TAKEN
+    await refused(errors.RateLimited, active.call("profile"))
 
 
-async def test_a_store_that_is_away_says_so(autojump_clock: MockClock, flows: Flows) -> None:
+async def test_a_store_that_is_away_says_so(autojump_clock: object, flows: Flows) -> None:
     """An outage is no secret, and is the same for everybody."""
     flows.accounts.away = StoreUnavailable()
     for email in (TAKEN, FREE):
-        with pytest.raises(StoreUnavailable):
-            await flows.signup.register(client(), form(email))
+        await refused(StoreUnavailable, flows.register(email))
