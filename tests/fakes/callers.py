@@ -41,7 +41,7 @@ class Callers:
             self.heard.append(type(error))
 
 
-async def refused(kind: type[ErrorT], call: Awaitable[object]) -> ErrorT:
+async def refused(kind: type[ErrorT], call: Awaitable[Any]) -> ErrorT:
     """Await a call that must be refused in this way, and return the refusal."""
     with pytest.raises(kind) as caught:
         await call

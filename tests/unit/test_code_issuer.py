@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID, uuid4
 
-import pytest
 import trio
-import trio.testing
+from trio.testing import wait_all_tasks_blocked
 
 from actors.code_issuer import CodeIssuer, Wake
 from actors.domain.mail import MailKind
 from actors.kit.supervisor import Supervisor
 from actors.ports import Issue, Missed, NewMail, Redeem, Redeemed, Registered, StoreUnavailable
 from tests.fakes.accounts import FakeAccounts
+from tests.fakes.callers import callers, refused
 from tests.fakes.clock import NOON, FakeClock
 from tests.fakes.flows import FakeWakeups
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from actors.kit.mailbox import Address, Ask
+
+    AskT = TypeVar("AskT", Redeem, Issue)
 
 ADA, BOB = UUID(int=1), UUID(int=2)
 
@@ -31,34 +33,30 @@ class ScriptedAccounts(FakeAccounts):
 
     def __init__(self) -> None:
         super().__init__(FakeClock())
-        self.batches: list[tuple[str, list[UUID]]] = []
+        self.batches: list[tuple[str, int]] = []
         self.gate = trio.Event()
-        self._active: set[UUID] = set()
-        self._issued: set[UUID] = set()
+        self._done: set[tuple[str, UUID]] = set()
 
     async def redeem(self, tries: Sequence[Redeem]) -> list[Redeemed | Missed | None]:
-        """Let the first hit of each account win; none of the tries may share an account."""
-        await self._begin("redeem", [one.account for one in tries])
-        outcomes: list[Redeemed | Missed | None] = []
-        for one in tries:
-            outcomes.append(None if one.account in self._active else Redeemed(NOON) if one.hit else Missed(4))
-            self._active |= {one.account} if one.hit else set()
-        return outcomes
+        """Let the first hit of each account win."""
+        first = await self._begin("redeem", tries)
+        return [Missed(4) if one.hit is None else Redeemed(NOON) if one in first else None for one in tries]
 
     async def issue(self, issues: Sequence[Issue]) -> list[Registered | None]:
-        """Issue the first code of each account; no two may share one."""
-        await self._begin("issue", [one.account for one in issues])
-        outcomes: list[Registered | None] = []
-        for one in issues:
-            outcomes.append(None if one.account in self._issued else Registered(one.account, 1, NOON))
-            self._issued.add(one.account)
-        return outcomes
+        """Issue the first code of each account."""
+        first = await self._begin("issue", issues)
+        return [Registered(one.account, 1, NOON) if one in first else None for one in issues]
 
-    async def _begin(self, call: str, accounts: list[UUID]) -> None:
-        assert len(set(accounts)) == len(accounts)
-        self.batches.append((call, accounts))
+    async def _begin(self, call: str, asked: Sequence[AskT]) -> list[AskT]:
+        """Return what is asked for the first time; no two of a batch may share an account."""
+        accounts = {(call, one.account) for one in asked}
+        assert len(accounts) == len(asked)
+        self.batches.append((call, len(asked)))
         await self.gate.wait()
-        self._call(call)
+        self._reach()
+        first = [one for one in asked if (call, one.account) not in self._done]
+        self._done |= accounts
+        return first
 
 
 def redeem(account: UUID, *, right: bool = True) -> Redeem:
@@ -85,28 +83,20 @@ async def issuer(accounts: ScriptedAccounts, wakeups: FakeWakeups) -> AsyncItera
 
 async def test_a_batch_goes_to_the_store_in_turns_of_one_per_account() -> None:
     """One statement changes a row once; redeems go first, and all wake-ups of a batch are one call."""
-    accounts, wakeups = ScriptedAccounts(), FakeWakeups()
-    answers: list[object] = []
-
-    async def ask(message: Ask[Any]) -> None:
-        answers.append(await address.ask(message))
-
-    async with issuer(accounts, wakeups) as address, trio.open_nursery() as nursery:
-        nursery.start_soon(ask, redeem(UUID(int=9), right=False))
-        await trio.testing.wait_all_tasks_blocked()
-        messages: list[Ask[Any]] = [issue(ADA), issue(BOB), issue(ADA), *[redeem(one) for one in (ADA, BOB, ADA, ADA)]]
+    accounts, wakeups, owed = ScriptedAccounts(), FakeWakeups(), [uuid4(), uuid4()]
+    messages: list[Ask[Any]] = [issue(ADA), issue(BOB), issue(ADA), *[redeem(one) for one in (ADA, BOB, ADA, ADA)]]
+    async with issuer(accounts, wakeups) as address, callers() as askers:
+        await askers.call_in_turn(address.ask, redeem(UUID(int=9), right=False))
         for message in messages:
-            nursery.start_soon(ask, message)
-        owed = [uuid4(), uuid4()]
+            askers.call(address.ask, message)
         for mail in owed:
             address.offer(Wake(mail))
-        await trio.testing.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         accounts.gate.set()
-    assert [call for call, _ in accounts.batches] == ["redeem", "redeem", "redeem", "redeem", "issue", "issue"]
-    assert [len(batch) for _, batch in accounts.batches] == [1, 2, 1, 1, 2, 1]
-    assert sum(isinstance(each, Redeemed) for each in answers) == 2
-    assert sum(isinstance(each, Registered) for each in answers) == 2
-    assert (answers.count(Missed(4)), answers.count(None)) == (1, 3)
+    assert accounts.batches == [("redeem", 1), ("redeem", 2), ("redeem", 1), ("redeem", 1), ("issue", 2), ("issue", 1)]
+    assert sum(isinstance(each, Redeemed) for each in askers.heard) == 2
+    assert sum(isinstance(each, Registered) for each in askers.heard) == 2
+    assert (askers.heard.count(Missed(4)), askers.heard.count(None)) == (1, 3)
     assert wakeups.woken == owed
 
 
@@ -115,10 +105,8 @@ async def test_a_store_that_is_away_is_no_crash() -> None:
     accounts, wakeups = ScriptedAccounts(), FakeWakeups()
     accounts.gate.set()
     accounts.away = StoreUnavailable()
-    messages: list[Ask[Any]] = [redeem(ADA), issue(ADA)]
     async with issuer(accounts, wakeups) as address:
-        for message in messages:
-            with pytest.raises(StoreUnavailable):
-                await address.ask(message)
+        await refused(StoreUnavailable, address.ask(redeem(ADA)))
+        await refused(StoreUnavailable, address.ask(issue(ADA)))
         address.offer(Wake(ADA))
     assert wakeups.woken == [ADA]
