@@ -1,7 +1,7 @@
 """The application of the stand-in service: what its generation and its API workers run.
 
-GET / answers with the worker's pid and the version, /late after a moment, /slow once the file `go` is there, /readyz
-with 503 while draining; /stuck blocks the loop and /crash fails what runs beside the app. No worker gets ready
+GET / answers with the worker's pid and the version, /large a megabyte of them, /slow once the file `go` is there,
+/readyz with 503 while draining; /stuck blocks the loop and /crash fails what runs beside the app. No worker gets ready
 while the version is `slow`, and none starts while it is `broken`.
 """
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 FOLDER = Path(os.environ["STAND_IN_FOLDER"])  # where tests leave their wishes
 LOOK_SECONDS = 0.02
-LATE_SECONDS = 0.2
 
 
 class App:
@@ -57,8 +56,6 @@ class App:
             case "/slow":
                 say(f"slow {os.getpid()}")
                 await _until(FOLDER.joinpath("go").exists)
-            case "/late":
-                await anyio.sleep(LATE_SECONDS)  # an answer that comes late is what is asked for
             case "/readyz":
                 status = 503 if self.draining else 200
             case "/stuck":
@@ -66,6 +63,8 @@ class App:
             case "/crash":
                 self.crashed.set()
         body = f"{os.getpid()} {self.version}".encode()
+        if scope["path"] == "/large":
+            body *= 100_000
         headers = [(b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})

@@ -9,7 +9,6 @@ import pytest
 
 from tests.e2e.instance import running
 from tests.faults.hostile.raw import LIVEZ, ask
-from tests.servers.waiting import titled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,24 +17,29 @@ if TYPE_CHECKING:
 
 FAULTS = ("Traceback", "unhandled error", "worker failed", "connection failed", '"level":"CRITICAL"')
 OFF = ("REGISTER_LIMIT", "ACTIVATE_LIMIT", "PASSWORD_LIMIT", "PASSWORD_CLIENT_LIMIT", "BASIC_LIMIT")
-LOOPS = [pytest.param(name, marks=pytest.mark.xdist_group(f"hostile-{name}")) for name in ("uvloop", "trio")]
+SHOP, PROXY = "https://shop.example.com", "127.0.0.9"
+SETTINGS = {
+    "CORS_ORIGINS": f"{SHOP},http://localhost:3000",
+    "TRUSTED_PROXIES": f"{PROXY}/32,10.0.0.0/8,fd00::/8",
+    "REGISTER_LIMIT": "2/hour",
+}
 
 
 @contextmanager
 def unharmed(instance: Instance) -> Iterator[None]:
     """Hold the service to the same processes, to a log without faults, and to an answer for somebody else."""
-    before, seen = titled(instance.process.pid, "api worker"), len(instance.said())
+    before, seen = instance.titled("api worker"), len(instance.said())
     yield
     assert ask(instance.port, LIVEZ).status == 200
-    assert titled(instance.process.pid, "api worker") == before
+    assert instance.titled("api worker") == before
     said = instance.said()[seen:]
     assert [fault for fault in FAULTS if fault in said] == []
 
 
-@pytest.fixture(scope="session", params=LOOPS)
+@pytest.fixture(scope="session", params=["uvloop", "trio"])
 def running_service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
-    """Run the service without limits on registrations."""
-    with running(tmp_path_factory.mktemp("h"), request.param, dict.fromkeys(OFF, "off")) as instance:
+    """Run the service behind a proxy, two registrations an hour for each client, without a token."""
+    with running(tmp_path_factory.mktemp("h"), request.param, SETTINGS) as instance:
         yield instance
 
 
