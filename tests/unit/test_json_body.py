@@ -51,11 +51,17 @@ def test_any_object_is_a_registration_or_names_its_fields(members: dict[str, obj
     assert all("\x00" not in name and len(name) < 33 for name, _ in found)
 
 
-MALFORMED = {  # beside what the service refuses in the tests at its front door
-    "a name twice": [b'{"a":{"b":1,"b":2}}', b'{"a":[{"b":1,"b":2}]}'],
+MALFORMED = {
+    "nothing": [b"", b" \n ", b"\0" * 100],
+    "not an object": [b"null", b"[]", b'"text"', b"1", b"{", b"{}{}", b"{'a':1}", b'{"a":1,}', b"a=1"],
+    "not UTF-8": [b'{"a":"\xff"}', b'{"a":"\xc0\xaf"}', b'{"a":"\xed\xa0\x80"}', '{"a":1}'.encode("utf-16")],
+    "a byte order mark": [b'\xef\xbb\xbf{"a":1}'],
+    "no number": [b'{"a":NaN}', b'{"a":-Infinity}', b'{"a":' + b"1" * 5000 + b"}"],
+    "a name twice": [b'{"a":1,"a":1}', b'{"a":1,"\\u0061":1}', b'{"a":{"b":1,"b":2}}', b'{"a":[{"b":1,"b":2}]}'],
+    "half a pair": [b'{"a":"\\ud800"}', b'{"\\udfff":1}'],
     "half a pair, deep inside": [b'{"a":[{"b":["\\ud83d"]}]}'],
     "a raw control character": [b'{"a":"\x01"}'],
-    "too many brackets": [b"[" * 16_000, b'{"a":' + b"[" * MOST_NESTING + b"]" * MOST_NESTING + b"}"],
+    "too many brackets": [b"[" * 16_000, b'{"a":' * 3000, b'{"a":' + b"[" * MOST_NESTING + b"]" * MOST_NESTING + b"}"],
 }
 
 
@@ -93,9 +99,12 @@ def test_the_dearest_body_costs_little() -> None:
 @pytest.mark.parametrize(
     ("types", "codings"),
     [
-        (["application/json, application/json"], []),
-        (["application/json; charset=\u00ff"], []),
-        (["application/json"], ["identity", "br"]),
+        ([], []),
+        (["application/json"] * 2, []),
+        *(([text], []) for text in ("", "text/plain", "application/x-www-form-urlencoded", "application/vnd.api+json")),
+        *(([text], []) for text in ("application/jsonp", "application/json, application/json")),
+        *(([f"application/json; charset={name}"], []) for name in ("latin-1", "utf-16", "nothing", "\u00ff")),
+        *((["application/json"], codings) for codings in (["gzip"], ["identity", "br"], ["gzip, identity"])),
     ],
 )
 def test_other_media_are_refused(types: list[str], codings: list[str]) -> None:
@@ -104,9 +113,12 @@ def test_other_media_are_refused(types: list[str], codings: list[str]) -> None:
         check_media(types, codings)
 
 
-def test_the_coding_that_is_none_is_taken() -> None:
-    """`identity` says that there is none."""
-    check_media(["application/json"], ["identity"])
+@pytest.mark.parametrize(
+    "media", ["Application/JSON", 'application/json; charset="UTF-8"', "application/json;charset=utf8"]
+)
+def test_json_in_utf8_is_taken(media: str) -> None:
+    """Case and quotes of the media type do not matter, and the coding `identity` is none."""
+    check_media([media], ["identity"])
 
 
 @given(st.lists(st.text(max_size=40), max_size=3), st.lists(st.text(max_size=10), max_size=2))
@@ -123,12 +135,17 @@ def test_any_media_headers_are_taken_or_refused(types: list[str], codings: list[
     ("members", "field", "message"),
     [
         ({"password": None}, "password", "must be a string"),
-        ({"email": 1}, "email", "must be a string"),
-        ({"is_admin": True}, "is_admin", "is not a field of this request"),
+        *(({"email": value}, "email", "must be a string") for value in (42, None, ["a@b.c"], {"$ne": ""})),
+        *(({name: 1}, name, "is not a field of this request") for name in ("is_admin", "is_activated")),
+        *(({name: {}}, "(unnamed)", "is not a field of this request") for name in ("", "$where", "__proto__")),
         ({"<script>": 1}, "(unnamed)", "is not a field of this request"),
         ({"email": "a\x00@b.c"}, "email", "must not hold control characters"),
-        ({"password": "x\x7f"}, "password", "must not hold control characters"),
-        ({"locale": "e n"}, "locale", "must be a language tag such as en or de-AT"),
+        *(({"password": f"x{c}"}, "password", "must not hold control characters") for c in "\0\x1b\x7f\x9b"),
+        ({"locale": 1}, "locale", "must be a string"),
+        *(
+            ({"locale": text}, "locale", "must be a language tag such as en or de-AT")
+            for text in ("e n", "../x", "en" + "-x" * 500)
+        ),
     ],
 )
 def test_wrong_fields_are_named(members: dict[str, object], field: str, message: str) -> None:
