@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -28,9 +29,23 @@ class Answer:
 
     @property
     def code(self) -> str:
-        """The stable code of a problem."""
+        """The stable code of a problem, which has the form of RFC 9457."""
         assert self.headers["content-type"] == "application/problem+json"
-        return str(json.loads(self.body)["error"])
+        said = self.json
+        assert said["status"] == self.status
+        assert said["type"].startswith("/problems/")
+        assert {"title", "detail"} <= said.keys()
+        return str(said["error"])
+
+    @property
+    def json(self) -> Any:  # noqa: ANN401 - whatever it says
+        """The body, read."""
+        return json.loads(self.body)
+
+    @property
+    def text(self) -> str:
+        """The body as text."""
+        return self.body.decode()
 
 
 def scope_of(method: str, path: str, headers: Pairs, **members: object) -> Any:  # noqa: ANN401 - as servers make it
@@ -81,3 +96,15 @@ async def call(
 
     await serve(app, scope_of(method, path, headers or [], **scope), receive, send)
     return Answer(events)
+
+
+async def ask(app: Quart, method: str, path: str, sent: object = None, /, **headers: str) -> Answer:
+    """Send one request, with JSON if there is something to send; a header's name has underscores for hyphens."""
+    pairs = [(name.replace("_", "-").lower().encode(), value.encode()) for name, value in headers.items()]
+    body = b"" if sent is None else json.dumps(sent).encode()
+    return await call(app, method, path, [*([JSON] if body else []), *pairs], body)
+
+
+def basic(email: str, password: str) -> str:
+    """Return the header's value that carries the credentials."""
+    return "Basic " + b64encode(f"{email}:{password}".encode()).decode()

@@ -1,24 +1,32 @@
+"""Pages for people, health and metrics; that they load nothing from another host is tested end to end."""
+
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 
 from actors.domain.errors import CodeExpired
+from actors.metrics_ports import Business, MailFigures, Metrics
 from service.embedded.mail_catcher import keep_mail
 from service.http.problems import TABLE
-from service.settings import Settings
-from tests.fakes.http_client import USERS, basic, register
-from tests.fakes.http_service import FakeService
+from service.telemetry.exposition import OPENMETRICS, PLAIN
+from tests.fakes.asgi import ask, basic, call
+from tests.fakes.http_service import EMAIL, PASSWORD, FakeService, FixedReader, ScriptedHealth, metrics
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from quart.typing import TestClientProtocol
+    from quart import Quart
 
+    from service.http.health import Verdict
+    from tests.fakes.asgi import Answer
+
+USERS = "/api/v1/users"
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
-HERE = {"scope_base": {"client": ("127.0.0.1", 5)}}
 MAIL = (
     b"Subject: Your code <b>\r\nMIME-Version: 1.0\r\nContent-Type: multipart/alternative; boundary=x\r\n\r\n"
     b"--x\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n012345\r\n<script>alert(1)</script>\r\n"
@@ -27,167 +35,181 @@ MAIL = (
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    """Return the settings of a development machine."""
-    return Settings(loop="trio", data_dir=tmp_path)
+def service() -> FakeService:
+    """Return what the application talks to."""
+    return FakeService()
 
 
 @pytest.fixture
-def client(settings: Settings) -> TestClientProtocol:
-    """Return a client of the application on Trio."""
-    return FakeService().app(settings).test_client()
+def app(service: FakeService, tmp_path: Path) -> Quart:
+    """Return the application of a development machine on Trio."""
+    return service.app(data_dir=tmp_path)
 
 
-async def test_browsers_get_the_sign_up_page_and_programs_a_card(client: TestClientProtocol) -> None:
-    """`/` answers by Accept, and Vary says so."""
-    page = await client.get("/", headers=HTML)
-    assert page.headers["Content-Type"].startswith("text/html")
-    assert 'autocomplete="one-time-code"' in await page.get_data(as_text=True)
+async def test_browsers_get_the_sign_up_page_and_programs_a_card(app: Quart) -> None:
+    """`/` answers by Accept, and Vary says so; each input of the page has a label."""
+    page = await ask(app, "GET", "/", **HTML)
+    assert page.headers["content-type"].startswith("text/html")
+    assert 'autocomplete="one-time-code"' in page.text
+    labels = re.findall(r'<label for="(\w+)"', page.text)
+    assert set(re.findall(r'<input id="(\w+)"', page.text)) == set(labels) == {"email", "password", "code"}
     for accept in ("*/*", "application/json", ""):
-        card = await client.get("/", headers={"Accept": accept})
-        assert (await card.get_json())["links"]["registration"] == "/api/v1/users/register"
-        assert card.headers["Vary"] == page.headers["Vary"] == "Accept"
-
-
-@pytest.mark.parametrize("path", ["/", "/docs", "/problems/busy", "/dev/mail"])
-async def test_pages_load_nothing_from_another_host(client: TestClientProtocol, path: str) -> None:
-    """Every address in a page is one of ours, every file it names is there, and the policy holds the rest out."""
-    page = await client.get(path, headers={**HTML, "Host": "localhost"}, **HERE)
-    assert page.status_code == 200
-    text = await page.get_data(as_text=True)
-    assert "//" not in text.replace("<!doctype", "")
-    assert "default-src 'none'" in page.headers["Content-Security-Policy"]
-    assert "unsafe" not in page.headers["Content-Security-Policy"]
-    assert "style=" not in text
-    assert not re.search(r"<script(?! src)", text)
-    for name in re.findall(r'(?:src|href)="(/static/[^"]+)"', text):
-        assert (await client.get(name)).status_code == 200
+        card = await ask(app, "GET", "/", Accept=accept)
+        assert card.json["links"]["registration"] == "/api/v1/users/register"
+        assert card.headers["vary"] == page.headers["vary"] == "Accept"
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/problems/busy", "/ops", "/dev/mail"])
-async def test_every_link_of_a_page_lies_under_the_path_of_public_url(path: str, tmp_path: Path) -> None:
+async def test_every_link_of_a_page_lies_under_the_path_of_public_url(
+    service: FakeService, path: str, tmp_path: Path
+) -> None:
     """With https://example.org/auth pages name `/auth/…` alone, and each address answers, with and without a proxy."""
-    settings = Settings(loop="trio", data_dir=tmp_path, public_url="https://example.org/auth")
-    client = FakeService().app(settings).test_client()
+    app = service.app(data_dir=tmp_path, public_url="https://example.org/auth")
     for asked in (path, f"/auth{path}"):
-        page = await client.get(asked, headers={**HTML, "Host": "localhost"}, **HERE)
-        assert page.status_code == 200
-        links = re.findall(r'(?:src|href|action)="([^"#:]+)"', await page.get_data(as_text=True))
+        page = await ask(app, "GET", asked, **HTML)
+        assert page.status == 200
+        assert not re.search(r"<script(?! src)|style=", page.text)
+        assert "unsafe" not in page.headers["content-security-policy"]
+        links = re.findall(r'(?:src|href|action)="([^"#:]+)"', page.text)
         assert links
         for link in links:
             assert link.startswith("/auth/")
-            assert (await client.get(link, headers={"Host": "localhost"}, **HERE)).status_code == 200
-    assert (await client.get("/auth", headers=HTML)).status_code == 200
-    assert (await client.get("/authority", headers=HTML)).status_code == 404
+            assert (await ask(app, "GET", link)).status == 200
+    assert (await ask(app, "GET", "/auth", **HTML)).status == 200
+    assert (await ask(app, "GET", "/authority", **HTML)).status == 404
 
 
-async def test_every_address_in_json_lies_under_the_path_of_public_url() -> None:
+async def test_every_address_in_json_lies_under_the_path_of_public_url(service: FakeService) -> None:
     """Status address, Location, links, the address for a resend, redirects and the session's cookie."""
-    service = FakeService()
-    client = service.app(public_url="https://example.org/auth", ops_token="t" * 16).test_client()
-    registered = await register(client)
-    body = await registered.get_json()
-    assert body["status_url"] == registered.headers["Location"]
-    assert body["status_url"].startswith("/auth/api/v1/users/activation/")
-    links = (await (await client.get("/")).get_json())["links"]
-    assert all(link.startswith("/auth/") for link in links.values())
-    assert (await (await client.get("/openapi.json")).get_json())["servers"] == [{"url": "/auth"}]
+    app = service.app(public_url="https://example.org/auth", ops_token="t" * 16)
+    registered = await ask(app, "POST", f"{USERS}/register", {"email": EMAIL, "password": PASSWORD})
+    assert registered.json["status_url"] == registered.headers["location"]
+    assert registered.json["status_url"].startswith("/auth/api/v1/users/activation/")
+    assert all(link.startswith("/auth/") for link in (await ask(app, "GET", "/")).json["links"].values())
+    assert (await ask(app, "GET", "/openapi.json")).json["servers"] == [{"url": "/auth"}]
     service.signup.failure = CodeExpired()
-    expired = await client.post(f"{USERS}/activate", json={"code": "012345"}, headers=basic())
-    assert (await expired.get_json(force=True))["resend_url"] == "/auth/api/v1/users/resend"
-    signed_in = await client.post("/auth/ops/session", form={"token": "t" * 16})
-    assert signed_in.headers["Location"] == "/auth/ops"
-    assert "; Path=/auth/ops;" in signed_in.headers["Set-Cookie"]
+    expired = await ask(app, "POST", f"{USERS}/activate", {"code": "012345"}, Authorization=basic(EMAIL, PASSWORD))
+    assert expired.json["resend_url"] == "/auth/api/v1/users/resend"
+    form = [(b"content-type", b"application/x-www-form-urlencoded")]
+    signed_in = await call(app, "POST", "/auth/ops/session", form, b"token=" + b"t" * 16)
+    assert signed_in.headers["location"] == "/auth/ops"
+    assert "; Path=/auth/ops;" in signed_in.headers["set-cookie"]
 
 
-async def test_every_input_has_a_label(client: TestClientProtocol) -> None:
-    """Screen readers can tell what each field is."""
-    text = await (await client.get("/", headers=HTML)).get_data(as_text=True)
-    inputs = set(re.findall(r'<input id="(\w+)"', text))
-    assert inputs == set(re.findall(r'<label for="(\w+)"', text)) == {"email", "password", "code"}
-
-
-async def test_static_files_are_only_ours(client: TestClientProtocol) -> None:
+async def test_static_files_are_only_ours(app: Quart) -> None:
     """A name that is none of our files is not found, whatever it means to a file system."""
-    answer = await client.get("/static/style.css")
-    assert answer.headers["Content-Type"] == "text/css; charset=utf-8"
-    assert answer.headers["Cache-Control"].startswith("public")
-    for name in ("app.py", "..%2fapp.py", "../app.py", "%00", "style.css/"):
-        assert (await client.get(f"/static/{name}")).status_code == 404
+    answer = await ask(app, "GET", "/static/style.css")
+    assert answer.headers["content-type"] == "text/css; charset=utf-8"
+    assert answer.headers["cache-control"].startswith("public")
+    for name in ("app.py", "../app.py", "\0", "style.css/"):
+        assert (await ask(app, "GET", f"/static/{name}")).status == 404
 
 
-@pytest.mark.parametrize("slug", sorted({problem.slug for problem in TABLE.values()}))
-async def test_every_problem_is_explained(client: TestClientProtocol, slug: str) -> None:
-    """The address in a problem's type leads to its explanation, for people and for programs."""
-    explained = await (await client.get(f"/problems/{slug}")).get_json()
-    assert explained["type"] == f"/problems/{slug}"
-    assert explained["answers"]
-    page = await client.get(f"/problems/{slug}", headers=HTML)
-    assert explained["error"] in await page.get_data(as_text=True)
-
-
-async def test_an_unknown_problem_is_not_found(client: TestClientProtocol) -> None:
-    """There is no page for a slug that is none."""
-    assert (await client.get("/problems/nothing")).status_code == 404
-
-
-async def test_the_reader_names_every_call(client: TestClientProtocol) -> None:
-    """/docs shows what /openapi.json describes."""
-    document = await (await client.get("/openapi.json")).get_json()
-    text = await (await client.get("/docs", headers=HTML)).get_data(as_text=True)
+async def test_every_problem_and_every_call_is_explained(app: Quart) -> None:
+    """The address in a problem's type leads to its explanation, and /docs shows what /openapi.json describes."""
+    for slug in {problem.slug for problem in TABLE.values()}:
+        explained = (await ask(app, "GET", f"/problems/{slug}")).json
+        assert explained["type"] == f"/problems/{slug}"
+        assert explained["answers"]
+        assert explained["error"] in (await ask(app, "GET", f"/problems/{slug}", **HTML)).text
+    assert (await ask(app, "GET", "/problems/nothing")).status == 404
+    document, reader = (await ask(app, "GET", "/openapi.json")).json, (await ask(app, "GET", "/docs", **HTML)).text
     for path, calls in document["paths"].items():
-        for method in calls:
-            assert f"{method.upper()} {path}</code>" in text
+        assert all(f"{method.upper()} {path}</code>" in reader for method in calls)
 
 
-async def test_caught_mails_are_listed(client: TestClientProtocol, settings: Settings) -> None:
-    """Scripts read the newest mails as JSON."""
-    keep_mail(settings.data_dir / "mails", ["ada@example.com"], MAIL)
-    answer = await client.get("/dev/mail", headers={"Host": "localhost"}, **HERE)
-    (mail,) = (await answer.get_json())["mails"]
-    assert mail["to"] == "ada@example.com"
+async def test_caught_mails_are_listed_and_shown_in_a_sandbox(app: Quart, tmp_path: Path) -> None:
+    """Scripts read them as JSON; nothing of a mail is markup of the page, its HTML stays in a frame without scripts."""
+    name = keep_mail(tmp_path / "mails", ["ada@example.com"], MAIL)
+    (mail,) = (await ask(app, "GET", "/dev/mail")).json["mails"]
+    assert (mail["id"], mail["to"], mail.keys()) == (name, "ada@example.com", {"id", "to", "subject", "date", "text"})
     assert "012345" in mail["text"].split()
-    assert set(mail) == {"id", "to", "subject", "date", "text"}
-    one = await client.get(f"/dev/mail/{mail['id']}", headers={"Host": "localhost"}, **HERE)
-    assert await one.get_json() == mail
-    assert one.headers["Cache-Control"] == "no-store"
+    one, page = await ask(app, "GET", f"/dev/mail/{name}"), await ask(app, "GET", f"/dev/mail/{name}", **HTML)
+    assert one.json == mail
+    assert not [markup for markup in ("<script", "<b>", "<p onclick") if markup in page.text]
+    assert '<iframe sandbox title="The mail as HTML" srcdoc="&lt;p onclick' in page.text
+    assert "script-src" not in page.headers["content-security-policy"]
+    assert (await ask(app, "GET", "/dev/mail/none")).status == 404
+    assert (await ask(FakeService().app(mail_url="smtp://localhost:25"), "GET", "/dev/mail")).status == 404
 
 
-async def test_a_caught_mail_is_shown_in_a_sandbox(client: TestClientProtocol, settings: Settings) -> None:
-    """Nothing of a mail is markup of the page; its HTML stays in a frame without scripts."""
-    name = keep_mail(settings.data_dir / "mails", ["ada@example.com"], MAIL)
-    page = await client.get(f"/dev/mail/{name}", headers={**HTML, "Host": "localhost"}, **HERE)
-    text = await page.get_data(as_text=True)
-    assert "<script" not in text
-    assert "<b>" not in text
-    assert "<p onclick" not in text
-    assert '<iframe sandbox title="The mail as HTML" srcdoc="&lt;p onclick' in text
-    assert "script-src" not in page.headers["Content-Security-Policy"]
-    assert (await client.get("/dev/mail/none", headers={"Host": "localhost"}, **HERE)).status_code == 404
+@pytest.mark.parametrize(
+    ("verdicts", "word", "status", "failing"),
+    [
+        ({}, "ok", 200, None),
+        ({"redis": "down"}, "degraded", 200, None),
+        ({"mail_queue": "degraded"}, "degraded", 200, None),
+        ({"database": "down"}, "down", 503, ["database"]),
+    ],
+)
+async def test_health_is_down_only_without_the_database(  # noqa: PLR0913, PLR0917 - one case's figures
+    app: Quart, service: FakeService, verdicts: dict[str, Verdict], word: str, status: int, failing: list[str] | None
+) -> None:
+    """Whatever else fails, the service is degraded and ready; one that drains is not, and each of them lives."""
+    service.health.verdicts, service.health.said = verdicts, ["Mind the gap."]
+    answer, ready = await ask(app, "GET", "/api/v1/health"), await ask(app, "GET", "/readyz")
+    body = answer.json
+    assert (answer.status, ready.status, ready.json.get("failing")) == (status, status, failing)
+    assert body.pop("version")
+    checks = {"database": "ok", "redis": "ok", "mail_queue": "ok"} | verdicts
+    assert body == {"status": word, "checks": checks, "notes": ["Mind the gap."]}
+    service.health.draining = True
+    drained = await ask(app, "GET", "/readyz")
+    assert (drained.status, drained.code) == (503, "NotReady")
+    assert drained.json["failing"] == ["draining", *(failing or [])]
+    assert (await ask(app, "GET", "/livez")).status == 200
 
 
-async def test_caught_mails_are_for_this_machine(client: TestClientProtocol) -> None:
-    """A other, and a page that reaches us by another name, see nothing."""
-    other = await client.get("/dev/mail", headers={"Host": "localhost"}, scope_base={"client": ("192.0.2.1", 5)})
-    assert (other.status_code, (await other.get_json(force=True))["error"]) == (403, "OpsTokenRequired")
-    rebound = await client.get("/dev/mail", headers={"Host": "evil.example.com"}, **HERE)
-    assert rebound.status_code == 403
+async def test_a_check_that_hangs_has_failed(service: FakeService, autojump_clock: object) -> None:
+    """The answer comes although a check never does."""
+
+    class Hanging(ScriptedHealth):
+        async def database(self) -> Verdict:
+            await anyio.sleep_forever()
+            raise AssertionError
+
+    service.health = Hanging()
+    with anyio.fail_after(3):
+        answer = await ask(service.app(), "GET", "/api/v1/health")
+    assert answer.json["checks"]["database"] == "down"
 
 
-async def test_the_token_of_operators_opens(settings: Settings) -> None:
-    """With a token set it is needed everywhere, on this machine too."""
-    guarded = Settings.model_validate({**settings.model_dump(), "ops_token": "token", "code_keys": None})
-    client = FakeService().app(guarded).test_client()
-    for path in ("/dev/mail", "/api/v1/metrics", "/metrics"):
-        answer = await client.get(path, headers={"Host": "localhost"}, **HERE)
-        assert answer.status_code == 401
-        assert answer.headers["WWW-Authenticate"].startswith("Bearer")
-    answer = await client.get("/dev/mail", headers={"Authorization": "Bearer token", "Host": "any.example.com"})
-    assert answer.status_code == 200
+async def measured(path: str, known: Metrics | None, accept: str = "*/*") -> Answer:
+    """Read metrics."""
+    service = FakeService()
+    service.reader = FixedReader(known)
+    return await ask(service.app(), "GET", path, Accept=accept)
 
 
-async def test_there_is_no_catcher_where_mails_leave(tmp_path: Path) -> None:
-    """With a mail server set the routes do not exist."""
-    settings = Settings.model_validate({"loop": "trio", "data_dir": tmp_path, "mail_url": "smtp://localhost:25"})
-    client = FakeService().app(settings).test_client()
-    assert (await client.get("/dev/mail", headers={"Host": "localhost"}, **HERE)).status_code == 404
+async def test_the_json_has_exactly_the_fields_of_the_contract() -> None:
+    """Every field is there with its unit, and none besides; what could not be read is said in notes."""
+    percentiles = {"p50": pytest.approx(3.0, rel=0.01), **dict.fromkeys(("p95", "p99"), pytest.approx(30.0, rel=0.01))}
+    body = (await measured("/api/v1/metrics", metrics())).json
+    assert body == {
+        "request_counts": {"GET /livez": 2, "POST /x": 1},
+        "status_counts": {"200": 2, "503": 1},
+        "error_count": 1,
+        "business_metrics": {"registrations": 5, "activations": 4, "resends": 3, "mails_accepted": 2, "mails_dead": 1},
+        "latencies": {"GET /livez": {"count": 2, **percentiles, "min": 3.0, "max": 30.0}},
+        "mail": {
+            "queued": 7,
+            "oldest_queued_seconds": 13,
+            "time_to_accept": {"count": 3, "p50": 10.0, "p95": 20.0, "p99": 30.123},
+        },
+        "window_seconds": 3600,
+        "workers": 2,
+        "notes": ["Redis is away."],
+    }
+    assert "notes" not in (await measured("/api/v1/metrics", replace(metrics(), notes=()))).json
+    empty = (await measured("/api/v1/metrics", Metrics({}, {}, {}, Business(), MailFigures(), 1))).json
+    assert empty["request_counts"] == empty["latencies"] == {}
+    assert empty["mail"]["time_to_accept"] == {"count": 0, "p50": None, "p95": None, "p99": None}
+
+
+@pytest.mark.parametrize(("accept", "media"), [("application/openmetrics-text", OPENMETRICS), ("*/*", PLAIN)])
+async def test_scrapers_get_the_format_that_they_ask_for(accept: str, media: str) -> None:
+    """OpenMetrics ends with its mark, and Vary says that the answer depends on Accept; no store is a problem."""
+    answer = await measured("/metrics", metrics(), accept)
+    assert (answer.status, answer.headers["content-type"], answer.headers["vary"]) == (200, media, "Accept")
+    assert answer.body.endswith(b"# EOF\n") is (media == OPENMETRICS)
+    assert (await measured("/metrics", None, accept)).code == "StoreUnavailable"
