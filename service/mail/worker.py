@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 GROUP = "mail"
 BLOCK_MILLISECONDS = 2000
 READ_COUNT = 16  # a worker that dies takes so many with it: the next sweep finds their mails
-RETRY_SECONDS = (0.5, 1.0, 2.0)  # between connections while Redis is away; the last repeats
+RETRY_SECONDS = 1.0  # between connections while Redis is away
 DISCONNECT_SECONDS = 0.1  # after the receiver was told to end; mostly it has by then
 STEADY_SECONDS = 5.0  # a connection that holds for so long is back; a shorter one may be a server that refuses to read
 COUNT_SECONDS = 1.0  # between looks for lost log lines
@@ -246,7 +246,7 @@ class Listener:
 
     def __init__(self, build: Callable[[], RedisStreamBroker]) -> None:
         self._build = build
-        self._failures = 0
+        self._away = False
 
     async def run(self, finish: asyncio.Event) -> None:
         """Listen until `finish` is set."""
@@ -256,7 +256,7 @@ class Listener:
             except* Exception as errors:  # noqa: BLE001 - mails leave without wake-ups: nothing here may end the worker
                 if not finish.is_set():
                     self._failed(errors)
-            with anyio.move_on_after(RETRY_SECONDS[min(self._failures, len(RETRY_SECONDS)) - 1]):
+            with anyio.move_on_after(RETRY_SECONDS):
                 await finish.wait()
 
     async def _connection(self, finish: asyncio.Event) -> None:
@@ -275,14 +275,14 @@ class Listener:
 
     async def _steady(self) -> None:
         await anyio.sleep(STEADY_SECONDS)
-        if self._failures:
+        if self._away:
             logger.info("wake-ups are back")
-        self._failures = 0
+        self._away = False
 
     def _failed(self, errors: BaseExceptionGroup[Exception]) -> None:
-        self._failures += 1
-        if self._failures == 1:
+        if not self._away:
             logger.warning("no wake-ups: Redis is away; sweeping instead", error=_first(errors))
+        self._away = True
 
 
 async def _disconnect(broker: RedisStreamBroker, finish: asyncio.Event) -> None:

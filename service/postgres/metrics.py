@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from actors.domain.totals import WINDOW_SECONDS, WorkerReport
 from actors.metrics_ports import Business, Delays, MailFigures, StoredReports
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from service.postgres.pool import Postgres
 
@@ -96,7 +96,7 @@ dead_mails AS (
     FROM (SELECT coalesce(reason, 'unknown') AS reason, count(*) FROM vestibule.mails WHERE state = 'dead' GROUP BY 1
           ORDER BY 2 DESC LIMIT 20) AS reasons
 )
-SELECT queued, sending, coalesce(oldest, 0)::float8, count, delays, dead FROM owed, accepted, dead_mails
+SELECT queued, coalesce(oldest, 0)::float8, sending, dead, count, delays FROM owed, accepted, dead_mails
 """
 
 
@@ -141,15 +141,11 @@ class PostgresMetrics:
 
     async def business(self) -> Business:
         """Return the counters over all workers and days."""
-        ((registrations, activations, resends, accepted, dead),) = await self._postgres.run(BUSINESS, reading=True)
-        return Business(registrations, activations, resends, accepted, dead)
+        [totals] = await self._postgres.run(BUSINESS, reading=True)
+        return Business(*totals)
 
     async def mail(self) -> MailFigures:
         """Return the queue and the window's delays."""
-        (row,) = await self._postgres.run(MAIL, {"window": WINDOW_SECONDS}, reading=True)
-        queued, sending, oldest, count, delays, dead = row
-        return MailFigures(queued, oldest, sending, _dead(dead), Delays(count, *(delays or (None, None, None))))
-
-
-def _dead(reasons: Mapping[str, Any]) -> dict[str, int]:
-    return {reason: int(count) for reason, count in reasons.items()}
+        [row] = await self._postgres.run(MAIL, {"window": WINDOW_SECONDS}, reading=True)
+        queued, oldest, sending, dead, count, delays = row
+        return MailFigures(queued, oldest, sending, dead, Delays(count, *(delays or ())))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from actors.domain.rate_limit import Admission, Reading, Use
-from actors.kit.mailbox import AnswerLost
-from actors.ports import StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
-    from typing import LiteralString
+    from collections.abc import AsyncIterator, Sequence
 
     from actors.domain.rate_limit import Bucket
     from actors.ports import Admit
@@ -84,20 +82,19 @@ RETURNING 1
 class PostgresRateLimits:
     """The RateLimits port on Postgres.
 
-    A lost answer is a StoreUnavailable, since a repeat does no harm: what was counted for nobody its window heals.
+    Its transactions count as `reading`: a lost answer is as good as none, since a repeat does no harm, and what was
+    counted for nobody its window heals.
     """
 
     def __init__(self, postgres: Postgres) -> None:
-        self._postgres = postgres
+        self._run = partial(postgres.run, reading=True)
+        self._run_steps = partial(postgres.run_steps, reading=True)
 
     async def decide(self, asked: Sequence[Admit]) -> list[Admission]:
         """Decide each request atomically, in order, in one transaction for all."""
         counted = [bucket.key for request in asked if request.count for bucket in request.buckets]
         steps: list[Step] = [(LOCK, {"buckets": counted}), *((DECIDE, _asked(request)) for request in asked)]
-        try:
-            _, *answers = await self._postgres.run_steps(steps)
-        except AnswerLost:
-            raise StoreUnavailable from None
+        _, *answers = await self._run_steps(steps)
         return [_admission(request, rows) for request, rows in zip(asked, answers, strict=True)]
 
     async def give_back(self, given: Sequence[tuple[tuple[Bucket, ...], str]]) -> None:
@@ -117,12 +114,6 @@ class PostgresRateLimits:
         """Remove all uses that count no more."""
         while len(await self._run(CLEAN, {"rows": CLEAN_BATCH})) == CLEAN_BATCH:
             pass
-
-    async def _run(self, sql: LiteralString, parameters: Mapping[str, object]) -> list[tuple[Any, ...]]:
-        try:
-            return await self._postgres.run(sql, parameters)
-        except AnswerLost:
-            raise StoreUnavailable from None
 
 
 def _asked(request: Admit) -> dict[str, object]:

@@ -38,12 +38,11 @@ SPARE_CONNECTIONS = 4
 # Every kind of command that the stores use, on keys of its own: a user without one of these rights would be refused
 # now and then. The last one leaves nothing behind.
 PROBE = """
-SET vestibule:probe:s 1 PX 1000; EXISTS vestibule:probe:s; EXPIRE vestibule:probe:s 1;
-HSET vestibule:probe:h f 1; HEXISTS vestibule:probe:h f; HGETALL vestibule:probe:h;
-SADD vestibule:probe:m 1; SMEMBERS vestibule:probe:m; SREM vestibule:probe:m 1;
+SET vestibule:probe:s 1 PX 1000; EXISTS vestibule:probe:s;
+HSET vestibule:probe:h f 1; EXPIRE vestibule:probe:h 1; HGETALL vestibule:probe:h; HDEL vestibule:probe:h f;
 ZADD vestibule:probe:z 1 1; ZRANGEBYSCORE vestibule:probe:z 1 1; ZREMRANGEBYSCORE vestibule:probe:z 1 1;
 ZREM vestibule:probe:z 1; XADD vestibule:probe:x MAXLEN 1 * f 1;
-DEL vestibule:probe:s vestibule:probe:h vestibule:probe:m vestibule:probe:z vestibule:probe:x
+DEL vestibule:probe:s vestibule:probe:h vestibule:probe:z vestibule:probe:x
 """
 NO_RIGHT_IN_SCRIPT = "ACL failure in script: "
 
