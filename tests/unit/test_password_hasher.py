@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-import trio.testing
 
 from actors.domain.errors import RateLimited
 from actors.domain.rate_limit import Bucket, Rule
@@ -17,6 +16,7 @@ from actors.kit.supervisor import Supervisor
 from actors.password_hasher import LONGEST_WAIT_SECONDS, Check, Hash, PasswordHasher
 from actors.ports import Admit
 from actors.rate_limiter import RateLimiter
+from tests.fakes.callers import callers, refused
 from tests.fakes.hashing import DUMMY, FakeHashing
 from tests.fakes.rate_limits import FakeRateLimits
 
@@ -29,15 +29,22 @@ if TYPE_CHECKING:
 
 THREADS = 2
 GUESSES = (Bucket(Rule("password", 3, 60), "ada"),)
+FIRST = Hash(b"the first tells how long one takes")
 
 
 @asynccontextmanager
-async def hasher(hashing: FakeHashing, windows: FakeRateLimits | None = None) -> AsyncIterator[Address]:
+async def hasher(
+    hashing: FakeHashing,
+    windows: FakeRateLimits | None = None,
+    *,
+    threads: int = THREADS,
+    **options: Any,  # noqa: ANN401 - of the actor
+) -> AsyncIterator[Address]:
     """Run the actor, with as many copies as threads, around the body."""
     crashes: list[Exception] = []
     supervisor = Supervisor(lambda _, error: crashes.append(error))
     limiter = supervisor.start(lambda: RateLimiter(windows or FakeRateLimits(trio.current_time), Counter()))
-    address = supervisor.start(lambda: PasswordHasher(hashing, limiter, THREADS, DUMMY), copies=THREADS)
+    address = supervisor.start(lambda: PasswordHasher(hashing, limiter, threads, DUMMY, **options), copies=threads)
     async with supervisor.running():
         yield address
     assert crashes == []
@@ -61,31 +68,22 @@ async def test_without_a_hash_the_dummy_is_checked_in_vain() -> None:
     assert hashing.checked == [DUMMY]
 
 
-async def test_no_more_hashes_run_than_there_are_threads(autojump_clock: MockClock) -> None:
-    """Six hashes of a second on two threads take three."""
-    hashing = FakeHashing(seconds=1)
-    async with hasher(hashing) as address, trio.open_nursery() as nursery:
+async def test_checks_go_ahead_of_hashes_and_the_threads_are_all_at_work(autojump_clock: MockClock) -> None:
+    """A check waits for the hashes at work alone; seven jobs of a second on two threads take four."""
+    async with hasher(FakeHashing(seconds=1)) as address, callers() as askers:
         for _ in range(6):
-            nursery.start_soon(address.ask, Hash(b"secret"))
-    assert autojump_clock.current_time() == pytest.approx(3)
-
-
-async def test_checks_go_ahead_of_hashes(autojump_clock: MockClock) -> None:
-    """A flood of registrations delays an activation by the hashes at work, not by those that wait."""
-    async with hasher(FakeHashing(seconds=1)) as address, trio.open_nursery() as nursery:
-        for _ in range(6):
-            nursery.start_soon(address.ask, Hash(b"secret"))
-        await trio.testing.wait_all_tasks_blocked()
+            await askers.call_in_turn(address.ask, Hash(b"secret"))
         await address.ask(Check(b"secret", DUMMY))
         assert autojump_clock.current_time() == pytest.approx(2)
+    assert autojump_clock.current_time() == pytest.approx(4)
 
 
 async def test_who_would_wait_too_long_is_refused_at_once(autojump_clock: MockClock) -> None:
     """With the time after which a repeat makes sense; and whoever is let in is served within the promise."""
     waits: list[float] = []
-    refused: list[float] = []
+    retry_after: list[float] = []
     async with hasher(FakeHashing(seconds=1)) as address:
-        await address.ask(Hash(b"the first tells how long one takes"))
+        await address.ask(FIRST)
 
         async def ask() -> None:
             begun = autojump_clock.current_time()
@@ -94,27 +92,23 @@ async def test_who_would_wait_too_long_is_refused_at_once(autojump_clock: MockCl
                 waits.append(autojump_clock.current_time() - begun - 1)
             except NotAccepted as busy:
                 assert autojump_clock.current_time() == begun
-                refused.append(busy.retry_after)
+                retry_after.append(busy.retry_after)
 
-        async with trio.open_nursery() as nursery:
+        async with callers() as askers:
             for _ in range(20):
-                nursery.start_soon(ask)
-                await trio.testing.wait_all_tasks_blocked()
+                await askers.call_in_turn(ask)
         await address.ask(Hash(b"a while later there is room again"))
-    assert len(waits) + len(refused) == 20
-    assert len(waits) >= 5
-    assert max(waits) <= LONGEST_WAIT_SECONDS
-    assert 0 < min(refused) <= 1  # then the queue has room again, and has not run dry
-    assert address.mailbox.turned_away == len(refused)
+    assert (len(waits) >= 5, max(waits) <= LONGEST_WAIT_SECONDS) == (True, True)
+    assert 0 < min(retry_after) <= 1  # then the queue has room again, and has not run dry
+    assert address.mailbox.turned_away == len(retry_after) == 20 - len(waits)
 
 
 async def test_hashes_that_wait_do_not_refuse_a_check(autojump_clock: MockClock) -> None:
     """The wait is counted for its own lane."""
-    async with hasher(FakeHashing(seconds=1)) as address, trio.open_nursery() as nursery:
-        await address.ask(Hash(b"the first tells how long one takes"))
+    async with hasher(FakeHashing(seconds=1)) as address, callers() as askers:
+        await address.ask(FIRST)
         for _ in range(5):
-            nursery.start_soon(address.ask, Hash(b"secret"))
-        await trio.testing.wait_all_tasks_blocked()
+            await askers.call_in_turn(address.ask, Hash(b"secret"))
         assert not await address.ask(Check(b"secret", None))
         assert autojump_clock.current_time() <= 1 + LONGEST_WAIT_SECONDS + 1
 
@@ -127,56 +121,41 @@ async def test_wrong_guesses_fill_a_window_and_then_cost_nothing() -> None:
         assert await address.ask(Check(b"right", right, GUESSES))
         for _ in range(3):
             assert not await address.ask(Check(b"wrong", right, GUESSES))
-        with pytest.raises(RateLimited) as caught:
-            await address.ask(Check(b"right", right, GUESSES))
-        assert 0 < caught.value.retry_after <= 60.001
+        full = await refused(RateLimited, address.ask(Check(b"right", right, GUESSES)))
+        assert 0 < full.retry_after <= 60.001
     assert hashing.checks == 4
 
 
 async def test_parallel_guesses_exceed_a_window_by_the_threads_at_most(autojump_clock: MockClock) -> None:
     """Sixteen at once: each is looked at when a thread takes it, after those before it were counted."""
     hashing = FakeHashing(seconds=0.1)
-    limited = 0
-
-    async def guess() -> None:
-        nonlocal limited
-        try:
-            assert not await address.ask(Check(b"wrong", DUMMY, GUESSES))
-        except RateLimited:
-            limited += 1
-
-    async with hasher(hashing) as address, trio.open_nursery() as nursery:
+    async with hasher(hashing) as address, callers() as askers:
         for _ in range(16):
-            nursery.start_soon(guess)
+            askers.call(address.ask, Check(b"wrong", DUMMY, GUESSES))
     assert 3 <= hashing.checks <= 3 + THREADS - 1
-    assert limited == 16 - hashing.checks
+    assert Counter(askers.heard) == {False: hashing.checks, RateLimited: 16 - hashing.checks}
     assert autojump_clock.current_time() < 1
 
 
 async def test_a_full_window_does_not_keep_the_others_from_counting() -> None:
     """Two wrong guesses at once fill the address' window of one, and both count for the client."""
     windows = FakeRateLimits(lambda: 0.0)
-    address_window = Bucket(Rule("password", 1, 60), "ada")
-    client_window = Bucket(Rule("password-client", 30, 60), "192.0.2.7")
-    async with hasher(FakeHashing(), windows) as address, trio.open_nursery() as nursery:
+    both = (Bucket(Rule("password", 1, 60), "ada"), Bucket(Rule("password-client", 30, 60), "192.0.2.7"))
+    async with hasher(FakeHashing(), windows) as address, callers() as askers:
         for _ in range(THREADS):
-            nursery.start_soon(address.ask, Check(b"wrong", DUMMY, (address_window, client_window)))
-    (seen,) = await windows.decide([Admit((address_window, client_window), count=False, ticket="look")])
+            askers.call(address.ask, Check(b"wrong", DUMMY, both))
+    (seen,) = await windows.decide([Admit(both, count=False, ticket="look")])
     assert [reading.remaining for reading in seen.readings] == [0, 30 - THREADS]
 
 
 async def test_a_hash_is_reckoned_as_it_lasts_on_a_busy_machine(autojump_clock: MockClock) -> None:
     """A worker that has not hashed yet, or only while the others were idle, lets no longer queue in."""
-    supervisor = Supervisor(lambda *_: None)
-    limiter = supervisor.start(lambda: RateLimiter(FakeRateLimits(trio.current_time), Counter()))
     hashing = FakeHashing(seconds=0.5)
-    address = supervisor.start(lambda: PasswordHasher(hashing, limiter, THREADS, DUMMY, seconds=1.0), copies=THREADS)
-    async with supervisor.running(), trio.open_nursery() as nursery:
+    async with hasher(hashing, seconds=1.0) as address, callers() as askers:
         await address.ask(Hash(b"quick, for nobody else hashes"))
         hashing.seconds = 1.0
         for _ in range(6):
-            nursery.start_soon(address.ask, Hash(b"secret"))
-            await trio.testing.wait_all_tasks_blocked()
+            await askers.call_in_turn(address.ask, Hash(b"secret"))
         with pytest.raises(NotAccepted):
             address.expect_room(Hash(b"one too many"))
         address.expect_room(Check(b"secret", DUMMY))
@@ -186,18 +165,10 @@ async def test_a_hash_is_reckoned_as_it_lasts_on_a_busy_machine(autojump_clock: 
 async def test_a_crowd_that_was_refused_comes_back_spread(autojump_clock: MockClock) -> None:
     """By chance between the moment when there is room again and the one when the queue has run dry."""
     chances = iter([1.0, 0.5, 0.0])
-    supervisor = Supervisor(lambda *_: None)
-    limiter = supervisor.start(lambda: RateLimiter(FakeRateLimits(trio.current_time), Counter()))
-    busy = PasswordHasher(FakeHashing(1.0), limiter, 1, DUMMY, seconds=1.0, chance=lambda: next(chances))
-    address = supervisor.start(lambda: busy)
-    async with supervisor.running(), trio.open_nursery() as nursery:
+    busy = hasher(FakeHashing(1.0), threads=1, seconds=1.0, chance=chances.__next__)
+    async with busy as address, callers() as askers:
         for _ in range(3):
-            nursery.start_soon(address.ask, Hash(b"secret"))
-            await trio.testing.wait_all_tasks_blocked()
-        waits = []
-        for _ in range(3):
-            with pytest.raises(NotAccepted) as caught:
-                address.expect_room(Hash(b"one too many"))
-            waits.append(caught.value.retry_after)
-    assert waits == [1.0, 2.0, 3.0]
+            await askers.call_in_turn(address.ask, Hash(b"secret"))
+        for wait in (1.0, 2.0, 3.0):
+            assert (await refused(NotAccepted, address.ask(Hash(b"one too many")))).retry_after == wait
     assert autojump_clock.current_time() == pytest.approx(3)
