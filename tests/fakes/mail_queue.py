@@ -3,42 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import anyio
 
-from actors.domain.mail import ClaimedMail, MailKind, MailState, Outcome
+from actors.domain.mail import OWED, MailState, Outcome
+from tests.fakes.mails import claimed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-    from actors.domain.mail import Result
+    from actors.domain.mail import ClaimedMail, Result
     from actors.kit.mailbox import MachineError
     from actors.ports import NewMail
 
 LEASE_SECONDS = 15.0
 MAX_AGE_SECONDS = 900.0
-CREATED = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @dataclass(slots=True)
 class Row:
-    """One mail of the queue."""
+    """One mail of the queue, as it was claimed last."""
 
-    id: UUID
-    kind: MailKind
-    account: UUID
-    key_id: str
-    recipient: str
+    mail: ClaimedMail
     due_at: float
     expires_at: float
     state: MailState = MailState.QUEUED
-    tries: int = 0
-    fence: int = 0
     reason: str | None = None
-    alone: bool = False
     needed: bool = True
 
 
@@ -46,119 +39,85 @@ class Row:
 class MemoryMailQueue:
     """Behaves as the queue in Postgres does; a call takes `latency`, and `failures` are raised first, one a call.
 
-    `calls` counts the calls by name, `batches` has the sizes of the claims and of the outcomes that were written.
+    `calls` counts the calls by name, `claims` has the sizes of the claims.
     """
 
     latency: float = 0.0
-    rows: dict[UUID, Row] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
     failures: list[MachineError] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
-    batches: list[tuple[str, int]] = field(default_factory=list)
+    claims: list[int] = field(default_factory=list)
 
-    def owe(  # noqa: PLR0913 - what a test may want to be different
-        self,
-        recipient: str = "ada@example.com",
-        *,
-        kind: MailKind = MailKind.CODE,
-        account: UUID | None = None,
-        key_id: str = "k1",
-        age: float = 0.0,
-        alone: bool = False,
-    ) -> Row:
-        """Owe a mail whose code is `age` seconds old."""
+    def owe(self, recipient: str = "ada@example.com", *, age: float = 0.0, **values: Any) -> Row:  # noqa: ANN401 - any
+        """Owe a mail with these values, whose code is `age` seconds old."""
         now = anyio.current_time()
-        row = Row(uuid4(), kind, account or uuid4(), key_id, recipient, now, now + MAX_AGE_SECONDS - age, alone=alone)
-        self.rows[row.id] = row
-        return row
+        mail = claimed(**{"id": uuid4(), "account": uuid4(), "tries": 0, "recipient": recipient, **values})
+        self.rows.append(Row(mail, now, now + MAX_AGE_SECONDS - age))
+        return self.rows[-1]
 
     async def claim(self, limit: int) -> list[ClaimedMail]:
         """Claim up to `limit` due mails, the longest due first, one of an account."""
         await self._called("claim")
         now = anyio.current_time()
-        due = sorted(
-            (row for row in self.rows.values() if _owed(row) and row.due_at <= now), key=lambda row: row.due_at
-        )
-        mails = [_claim(row, now) for row in {row.account: row for row in reversed(due[:limit])}.values()]
-        self.batches.append(("claim", len(mails)))
-        return mails[::-1]
+        due = sorted((row for row in self.rows if row.state in OWED and row.due_at <= now), key=attrgetter("due_at"))
+        taken = list({row.mail.account: row for row in reversed(due[:limit])}.values())[::-1]
+        for row in taken:
+            row.state, row.due_at = MailState.SENDING, now + LEASE_SECONDS
+            fence, tries = row.mail.fence + 1, row.mail.tries + 1
+            row.mail = replace(row.mail, fence=fence, tries=tries, life_left=row.expires_at - now)
+        self.claims.append(len(taken))
+        return [row.mail for row in taken]
 
     async def reissue(self, mail: ClaimedMail, new: NewMail) -> ClaimedMail | None:
         """Replace a mail that is too old to leave by a new one."""
         await self._called("reissue")
-        row = self.rows.pop(mail.id)
+        [row] = self._held([mail])
         if not row.needed:
+            self.rows.remove(row)
             return None
-        row.id, row.key_id, row.expires_at = new.id, new.key_id, anyio.current_time() + MAX_AGE_SECONDS
-        self.rows[row.id] = row
-        return replace(mail, id=new.id, key_id=new.key_id, life_left=MAX_AGE_SECONDS)
+        row.mail = replace(mail, id=new.id, key_id=new.key_id, life_left=MAX_AGE_SECONDS)
+        return row.mail
 
     async def extend(self, mails: Sequence[ClaimedMail]) -> set[UUID]:
         """Renew the leases; return the ids that are still claimed by their fences."""
-        await self._called("extend", mails)
-        held = [row for row in map(self._held, mails) if row is not None]
-        for row in held:
+        await self._called("extend")
+        for row in self._held(mails):
             row.due_at = anyio.current_time() + LEASE_SECONDS
-        return {row.id for row in held}
+        return {row.mail.id for row in self._held(mails)}
 
     async def accepted(self, mails: Sequence[ClaimedMail]) -> set[UUID]:
         """Write that the mail server accepted them; return those still claimed."""
-        await self._called("accepted", mails)
+        await self._called("accepted")
         assert len({mail.account for mail in mails}) == len(mails)
-        held = [row for row in map(self._held, mails) if row is not None]
+        held = self._held(mails)
         for row in held:
             row.state, row.reason = MailState.ACCEPTED, None
-        return {row.id for row in held}
+        return {row.mail.id for row in held}
 
     async def settle(self, outcomes: Sequence[tuple[ClaimedMail, Result]]) -> None:
         """Defer, mark as dead, or put back before all others; then the claim costs it no try."""
-        await self._called("settle", outcomes)
+        await self._called("settle")
         for mail, result in outcomes:
-            row = self._held(mail)
-            if row is None:
-                continue
-            row.state = MailState.DEAD if result.outcome is Outcome.DEAD else MailState.QUEUED
-            if result.outcome is Outcome.PUT_BACK:
-                row.due_at, row.tries = 0.0, row.tries - 1
-            else:
-                row.reason, row.due_at = result.reason, anyio.current_time() + result.retry_seconds
+            for row in self._held([mail]):
+                row.state = MailState.DEAD if result.outcome is Outcome.DEAD else MailState.QUEUED
+                if result.outcome is Outcome.PUT_BACK:
+                    row.due_at, row.mail = 0.0, replace(row.mail, tries=row.mail.tries - 1)
+                else:
+                    row.reason, row.due_at = result.reason, anyio.current_time() + result.retry_seconds
 
     def states(self) -> set[MailState]:
         """Return the states that the mails are in."""
-        return {row.state for row in self.rows.values()}
+        return {row.state for row in self.rows}
 
-    def _held(self, mail: ClaimedMail) -> Row | None:
-        row = self.rows.get(mail.id)
-        return row if row and row.fence == mail.fence and row.state is MailState.SENDING else None
+    def _held(self, mails: Iterable[ClaimedMail]) -> list[Row]:
+        claims = {(mail.id, mail.fence) for mail in mails}
+        return [row for row in self.rows if row.state is MailState.SENDING and (row.mail.id, row.mail.fence) in claims]
 
-    async def _called(self, name: str, batch: Sequence[object] = ()) -> None:
+    async def _called(self, name: str) -> None:
         self.calls.append(name)
-        if batch:
-            self.batches.append((name, len(batch)))
         await anyio.sleep(self.latency)
         if self.failures:
             raise self.failures.pop(0)
-
-
-def _owed(row: Row) -> bool:
-    return row.state in {MailState.QUEUED, MailState.SENDING}
-
-
-def _claim(row: Row, now: float) -> ClaimedMail:
-    row.state, row.fence, row.due_at = MailState.SENDING, row.fence + 1, now + LEASE_SECONDS
-    row.tries += 1
-    return ClaimedMail(
-        id=row.id,
-        fence=row.fence,
-        tries=row.tries,
-        kind=row.kind,
-        account=row.account,
-        key_id=row.key_id,
-        recipient=row.recipient,
-        locale="en",
-        life_left=row.expires_at - now,
-        created_at=CREATED,
-        alone=row.alone,
-    )
 
 
 @dataclass(slots=True)
