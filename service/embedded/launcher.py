@@ -2,80 +2,51 @@
 
 from __future__ import annotations
 
-import ctypes
+import fcntl
 import os
 import signal
 import time
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
-from service.embedded import data_dir as folders
-from service.embedded.data_dir import BadEnvironment, no_space, one_line
+from service.embedded.data_dir import BadEnvironment, ensure, one_line
 from service.processes.spawn import die_with, fork
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
+
+LOG_BYTES = 1_000_000  # a log that has grown past it is begun anew at the next start
+LOOK_SECONDS = 0.01  # between looks at another process, which tells no event
+ERROR_MARKS = ("FATAL", "PANIC", "error", "Error", "failed", "Failed")
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What to run: `enter` changes the user, `death_signal` comes when the parent has died."""
+    """What to run; `death_signal` comes when the parent has died."""
 
     argv: list[str]
     environment: Mapping[str, str]
-    enter: Callable[[], None]
     death_signal: signal.Signals = signal.SIGKILL
+
+    def run(self, output: int) -> int:
+        """Run it to its end in a child and return its exit code; `output` takes what it says."""
+        parent = os.getpid()
+
+        def body() -> NoReturn:
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            self.become(parent)
+
+        return os.waitstatus_to_exitcode(os.waitpid(fork(body), 0)[1])
 
     def become(self, parent: int) -> NoReturn:
         """Turn this process into the program, which dies with `parent`."""
-        self.enter()
-        die_with(parent, self.death_signal)  # after `enter`: a change of user clears it
-        os.execve(self.argv[0], self.argv, dict(self.environment))  # noqa: S606 - no shell is the point
-
-
-def stay() -> None:
-    """Enter nothing: the program runs as we do."""
-
-
-def run(program: Program, output: int) -> int:
-    """Run a short program and return its exit code; `output` takes what it says."""
-    parent = os.getpid()
-
-    def body() -> NoReturn:
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        program.become(parent)
-
-    return os.waitstatus_to_exitcode(os.waitpid(fork(body), 0)[1])
-
-
-def call(result: int, what: str) -> None:
-    """Raise OSError unless a function of libc has answered 0."""
-    if result != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
-
-
-def inside(folder: Path) -> dict[int, str]:
-    """Return the pid and command line of each process that we may look at and whose working folder this is."""
-    found: dict[int, str] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if (entry / "cwd").readlink() == folder:
-                title = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                found[int(entry.name)] = title
-        except OSError:  # it has ended, or belongs to another user
-            continue
-    return {pid: title for pid, title in found.items() if title}
-
-
-LOG_BYTES = 1_000_000  # a log that has grown past it is begun anew at the next start
-LOOK_SECONDS = 0.01
-ERROR_MARKS = ("FATAL", "PANIC", "error", "Error", "failed", "Failed")
-FREE_BYTES = 1_000_000  # with less than that on the disk no server starts
+        die_with(parent, self.death_signal)
+        os.execvpe(self.argv[0], self.argv, dict(self.environment))  # noqa: S606 - no shell is the point
 
 
 class ServerProcess(ABC):
@@ -93,6 +64,7 @@ class ServerProcess(ABC):
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir.resolve()
+        self.log = self.data_dir / "logs" / f"{self.name}.log"  # takes what the server says
 
     @property
     @abstractmethod
@@ -110,28 +82,20 @@ class ServerProcess(ABC):
     def evict(self) -> None:  # noqa: B027 - most leave nothing
         """End what a killed server has left running; called while another process holds the lock."""
 
-    @property
-    def log(self) -> Path:
-        """The file that takes what the server says."""
-        return self.data_dir / "logs" / f"{self.name}.log"
-
-    def said(self) -> str:
-        """Return the last error that its log names."""
-        with one_line(self.log):
-            said = self.log.read_bytes()
-        return last_words(said.decode(errors="replace")) or f"see {self.log}"
-
     def become(self, parent: int) -> NoReturn:
         """Turn this process into the server, which dies with `parent`; raises BadEnvironment.
 
         What a killed server has left is ended, and waited for some seconds. The lock stays with the server's processes.
         """
-        self.data_dir = folders.ensure(self.data_dir)
-        lock = self._lock()
         with one_line(self.data_dir):
-            output = self._open_log()
-        os.dup2(output, 1)
-        program = self.prepare()
+            ensure(self.data_dir)
+            ensure(self.log.parent)
+            lock = self._lock()
+            output = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            if os.fstat(output).st_size > LOG_BYTES:
+                os.ftruncate(output, 0)
+            os.dup2(output, 1)
+            program = self.prepare()
         os.dup2(output, 2)
         os.set_inheritable(lock, True)  # noqa: FBT003 - the library's signature
         program.become(parent)
@@ -141,52 +105,44 @@ class ServerProcess(ABC):
         deadline = time.monotonic() + timeout
         while not self.ready():
             if ended(pid):
-                raise BadEnvironment(self._why(f"ended while it started: {self.said()}"))
+                with one_line(self.log):
+                    said = last_words(self.log.read_text(encoding="utf-8", errors="replace"))
+                raise BadEnvironment(f"{self.name} ended while it started: {said or f'see {self.log}'}")
             if time.monotonic() > deadline:
-                raise BadEnvironment(self._why(f"was not ready within {timeout:g} s: see {self.log}"))
-            time.sleep(LOOK_SECONDS)  # another process, which tells no event
-
-    def _why(self, otherwise: str) -> str:
-        disk = os.statvfs(self.data_dir)
-        if disk.f_bavail * disk.f_frsize < FREE_BYTES:
-            return no_space(self.data_dir)
-        return f"{self.name} {otherwise}"
-
-    def _open_log(self) -> int:
-        self.log.parent.mkdir(mode=0o700, exist_ok=True)
-        descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        if os.fstat(descriptor).st_size > LOG_BYTES:
-            os.ftruncate(descriptor, 0)
-        return descriptor
+                raise BadEnvironment(f"{self.name} was not ready within {timeout:g} s: see {self.log}")
+            time.sleep(LOOK_SECONDS)
 
     def _lock(self) -> int:
-        with one_line(self.data_dir):
-            lock = os.open(self.data_dir / f"{self.name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        lock = os.open(self.data_dir / f"{self.name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
         deadline = time.monotonic() + self.lock_patience
-        while not folders.locked(lock):
-            if time.monotonic() > deadline:
-                os.close(lock)
-                raise BadEnvironment(f"{self.name} in {self.data_dir} is already running")
+        while time.monotonic() < deadline:
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return lock
             self.evict()
-            time.sleep(LOOK_SECONDS)  # another process, which tells no event
-        return lock
+            time.sleep(LOOK_SECONDS)
+        os.close(lock)
+        raise BadEnvironment(f"{self.name} in {self.data_dir} is already running")
 
 
-def wheel(module: str, pattern: str, *, executable: bool = True) -> Path:
+def wheel(module: str, pattern: str) -> Path:
     """Return a file of an installed wheel, without importing it; raises BadEnvironment."""
     spec = find_spec(module)
     for place in (spec.submodule_search_locations or ()) if spec is not None else ():
         for found in Path(place).glob(pattern):
-            if not executable or os.access(found, os.X_OK):
-                return found
-    raise BadEnvironment(missing(module))
+            return found
+    raise BadEnvironment(f"the embedded servers need the packages of vestibule[embedded]: {module} is not installed")
 
 
-def missing(module: str, libraries: Path = Path("/lib")) -> str:
-    """Return the line for a wheel that is not installed, or cannot be on a system whose C library is musl."""
-    if any(libraries.glob("ld-musl-*")):
-        return f"{module} has no build for musl: use a system with glibc, or set VESTIBULE_DATABASE_URL and _REDIS_URL"
-    return f"the embedded servers need the packages of vestibule[embedded]: {module} is not installed"
+def inside(folder: Path) -> dict[int, str]:
+    """Return the pid and command line of each process that we may look at and whose working folder this is."""
+    found: dict[int, str] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or belongs to another user
+            if (entry / "cwd").readlink() == folder:
+                title = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                found[int(entry.name)] = title
+    return {pid: title for pid, title in found.items() if title}
 
 
 def ended(pid: int) -> bool:

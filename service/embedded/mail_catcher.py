@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import re
 import secrets
@@ -19,8 +18,8 @@ from email.policy import SMTPUTF8
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from service.embedded.data_dir import BadEnvironment, one_line
-from service.embedded.launcher import Program, ServerProcess, stay, wheel
+from service.embedded.data_dir import BadEnvironment, private
+from service.embedded.launcher import Program, ServerProcess, wheel
 
 if TYPE_CHECKING:
     from email.message import EmailMessage
@@ -63,12 +62,11 @@ def read_mail(folder: Path, mail_id: str) -> CaughtMail | None:
         message = message_from_bytes((folder / (mail_id + SUFFIX)).read_bytes(), policy=SMTPUTF8)
     except FileNotFoundError:
         return None
-    nanoseconds = int(mail_id.split("-", 1)[0])
     return CaughtMail(
         id=mail_id,
         to=_header(message, ENVELOPE_TO),
         subject=_header(message, "Subject"),
-        date=datetime.fromtimestamp(nanoseconds / 1e9, UTC),
+        date=datetime.fromtimestamp(int(mail_id.partition("-")[0]) / 1e9, UTC),
         text=_part(message, "plain") or "",
         html=_part(message, "html"),
     )
@@ -81,29 +79,22 @@ def keep_mail(folder: Path, recipients: list[str], content: bytes) -> str:
     envelope = CONTROLS.sub(" ", ", ".join(recipients)).encode("utf-8", "surrogateescape")
     new = folder / f".{mail_id}.new"
     try:
-        with open(new, "xb", opener=_private) as file:
+        with open(new, "xb", opener=private) as file:
             file.write(ENVELOPE_TO.encode() + b": " + envelope + b"\r\n" + content)
         new.rename(folder / (mail_id + SUFFIX))
-    except OSError:
+    finally:
         new.unlink(missing_ok=True)
-        raise
     for old in names(folder)[:-KEPT]:
-        with suppress(FileNotFoundError):
-            (folder / (old + SUFFIX)).unlink()
+        (folder / (old + SUFFIX)).unlink(missing_ok=True)
     return mail_id
 
 
 def names(folder: Path) -> list[str]:
     """Return the ids of all mails, oldest first."""
-    try:
+    with suppress(FileNotFoundError):
         found = [entry.removesuffix(SUFFIX) for entry in os.listdir(folder) if entry.endswith(SUFFIX)]  # noqa: PTH208 - twice as fast
-    except FileNotFoundError:
-        return []
-    return sorted(name for name in found if ID.fullmatch(name))
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+        return sorted(name for name in found if ID.fullmatch(name))
+    return []
 
 
 def _header(message: EmailMessage, name: str) -> str:
@@ -128,13 +119,10 @@ def _part(message: EmailMessage, kind: str) -> str | None:
 
 
 HOST = "127.0.0.1"
-FIRST_PORT, PORTS = 20000, 12000  # below 32768: the kernel gives none of those to clients, so the port stays ours
-TRIES = 50
+PORTS = range(18025, 18525)  # below 32768: the kernel gives none of those to clients, so the port stays ours
 MAIL_BYTES = 1 << 20
-BACKLOG = 128
 IDLE_SECONDS = 60.0
 FULL = "452 4.3.1 no space left for mails"
-KEPT_PORT = "catcher.port"
 
 
 class MailCatcher(ServerProcess):
@@ -142,14 +130,14 @@ class MailCatcher(ServerProcess):
 
     name, setting = "catcher", "mail_url"
 
-    @property
-    def folder(self) -> Path:
-        """Where the mails lie."""
-        return self.data_dir / "mails"
+    def __init__(self, data_dir: Path) -> None:
+        super().__init__(data_dir)
+        self.folder = self.data_dir / "mails"
+        self._kept_port = self.data_dir / "catcher.port"
 
     @property
     def url(self) -> str:
-        """Where mails are sent to; the first start may choose it."""
+        """Where mails are sent to; the first start chooses it."""
         return f"smtp://{HOST}:{self._port()}"
 
     def ready(self) -> bool:
@@ -161,24 +149,27 @@ class MailCatcher(ServerProcess):
             return False
 
     def prepare(self) -> Program:
-        """Make its folder and listen for it."""
-        wheel("aiosmtpd", "smtp.py", executable=False)
-        with one_line(self.data_dir):
-            self.folder.mkdir(mode=0o700, exist_ok=True)
-            listener = _listen(self._port())
-            (self.data_dir / KEPT_PORT).write_text(str(listener.getsockname()[1]), encoding="ascii")
+        """Make its folder and listen for it, on the port of the last start if that is free."""
+        wheel("aiosmtpd", "smtp.py")
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        for port in (self._port() or PORTS[0], *PORTS):
+            with suppress(OSError):
+                listener = socket.create_server((HOST, port), backlog=128)
+                break
+        else:
+            raise BadEnvironment("no port is free for the mail catcher: set VESTIBULE_MAIL_URL")
+        self._kept_port.write_text(str(port), encoding="ascii")
         descriptor = listener.detach()
         os.set_inheritable(descriptor, True)  # noqa: FBT003 - the library's signature
         argv = [sys.executable, "-P", "-m", "service.embedded.mail_catcher", str(descriptor), str(self.folder)]
-        return Program(argv, {"LC_ALL": "C.UTF-8"}, stay)
+        return Program(argv, {"LC_ALL": "C.UTF-8"})
 
     def _port(self) -> int:
-        """Return the port of the last start, or the one to try first: another DATA_DIR tries another."""
+        """Return the port of the last start, 0 before the first."""
         try:
-            return int((self.data_dir / KEPT_PORT).read_text(encoding="ascii"))
+            return int(self._kept_port.read_text(encoding="ascii"))
         except (OSError, ValueError):
-            digest = hashlib.sha256(str(self.data_dir).encode()).digest()
-            return FIRST_PORT + int.from_bytes(digest[:4]) % PORTS
+            return 0
 
 
 class CatcherHandler:
@@ -197,12 +188,8 @@ class CatcherHandler:
         return "250 2.0.0 caught"
 
 
-def run(listener: int, folder: Path) -> None:
-    """Serve on a listening socket until SIGTERM."""
-    asyncio.run(_serve(socket.socket(fileno=listener), folder))
-
-
 async def _serve(listener: socket.socket, folder: Path) -> None:
+    """Serve on a listening socket until SIGTERM."""
     from aiosmtpd.smtp import SMTP  # noqa: PLC0415 - of an extra, and only this process may need it
 
     def connection() -> asyncio.Protocol:
@@ -216,25 +203,10 @@ async def _serve(listener: socket.socket, folder: Path) -> None:
         )
 
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
-    await loop.create_server(connection, sock=listener, backlog=BACKLOG)
+    await loop.create_server(connection, sock=listener)
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
     await stopped.wait()  # from Python 3.12 on `serve_forever` would wait for the last client
 
 
-def _listen(first: int) -> socket.socket:
-    """Bind the wanted port, else one near it, else whichever the kernel has."""
-    for port in (first, *(FIRST_PORT + (first + step) % PORTS for step in range(1, TRIES)), 0):
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((HOST, port))
-            listener.listen(BACKLOG)
-        except OSError:
-            listener.close()
-        else:
-            return listener
-    raise BadEnvironment("no port is free for the mail catcher: set VESTIBULE_MAIL_URL")
-
-
 if __name__ == "__main__":
-    run(int(sys.argv[1]), Path(sys.argv[2]))
+    asyncio.run(_serve(socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2])))

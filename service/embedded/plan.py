@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -10,7 +12,7 @@ import anyio
 import psycopg
 
 from actors.domain.mail import Deferred, Rejected
-from service.embedded.servers import announce, embedded, gather, plain, resolve
+from service.embedded.servers import URLS, announce, embedded, gather, plain, resolve
 from service.mail.transport import open_transport
 from service.postgres.migrations import MigrationError, first_line, migrate, pending
 from service.postgres.pool import PROBE, Transaction, configure
@@ -19,12 +21,13 @@ from service.processes.supervisor import VERSION
 from service.redis import client as redis_client
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from service.embedded.servers import Servers
     from service.settings import Settings
 
 PATIENCE_SECONDS = 3
+NAMES = {"database_url": "database", "redis_url": "redis", "mail_url": "mail server"}
 PAGES = {"sign-up page": "/", "API": "/docs", "mails": "/dev/mail", "dashboard": "/ops", "metrics": "/metrics"}
 
 
@@ -35,7 +38,8 @@ class Unreachable(CannotStart):
 def describe(settings: Settings, mode: str, step: str) -> dict[str, Any]:
     """Return the supervisor's plan; raises CannotStart for a mistake that waiting does not repair."""
     if mode != "up":
-        mistakes(resolve(settings))
+        with suppress(Unreachable):  # it serves when the database comes
+            migrated(resolve(settings).database_url)
     elif step == "start":
         given(settings)
     else:
@@ -56,10 +60,9 @@ def describe(settings: Settings, mode: str, step: str) -> dict[str, Any]:
 
 def guide(settings: Settings) -> list[str]:
     """Return what tells a person what there is to open; nobody has to read it."""
-    pages = {name: path for name, path in PAGES.items() if settings.mail_url is None or name != "mails"}
-    lines = (
-        [] if settings.bind.startswith("unix:") else [f"  {name:13}{{address}}{path}" for name, path in pages.items()]
-    )
+    pages = {} if settings.bind.startswith("unix:") else PAGES
+    shown = [name for name in pages if settings.mail_url is None or name != "mails"]
+    lines = [f"  {name:13}{{address}}{pages[name]}" for name in shown]
     return ["Vestibule runs on {address}", *lines, "Stop it with Ctrl-C."]
 
 
@@ -68,62 +71,60 @@ def prepare(settings: Settings, running: Mapping[str, str]) -> None:
     servers = embedded(settings)
     for server in servers:
         server.wait_ready(int(running[server.name]))
-    found = gather(settings, servers)
+    found = gather(settings, {server.setting: server.url for server in servers})
     bring_up(found.database_url)
     announce(settings, found, os.getppid())
 
 
 def given(settings: Settings) -> None:
     """Return if every server whose URL is set can be used; raises CannotStart for the first that cannot."""
-    checks = {
-        "DATABASE_URL": (plain(settings.database_url), _postgres),
-        "REDIS_URL": (plain(settings.redis_url), _redis),
-    }
-    for name, (url, check_one) in checks.items():
-        if url is not None and (fault := check_one(url)):
-            raise CannotStart(f"VESTIBULE_{name}: {fault}")
-    if settings.mail_url is not None and (fault := _mail(settings, settings.mail_url.get_secret_value(), None)):
-        raise CannotStart(f"VESTIBULE_MAIL_URL: {fault}")
-
-
-def mistakes(servers: Servers) -> None:
-    """Raise CannotStart for a wrong password, a missing right, a wrong encoding or an old schema; an outage is none."""
-    try:
-        migrated(servers.database_url)
-    except Unreachable:
-        return  # it serves when the database comes
+    urls = {name: url for name in URLS if (url := plain(getattr(settings, name)))}
+    for name, fault in faults(settings, urls):
+        if fault:
+            raise CannotStart(f"VESTIBULE_{name.upper()}: {fault}")
 
 
 def migrated(database_url: str) -> None:
-    """Return if the database is at this version; raises CannotStart with what to do."""
-    try:
+    """Return if the database is at this version; raises CannotStart with what to do, Unreachable for an outage."""
+    with _explained():
         missing = pending(database_url)
-    except MigrationError as error:
-        kind = Unreachable if error.unreachable else CannotStart
-        raise kind(f"VESTIBULE_DATABASE_URL: {error}") from None
     if missing:
         raise CannotStart(f"the database lacks {', '.join(missing)}: run `vestibule migrate` first")
 
 
 def bring_up(database_url: str) -> list[str]:
     """Bring the database to this version, return what was applied; raises CannotStart with what stands in the way."""
-    try:
+    with _explained():
         return migrate(database_url)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
     except MigrationError as error:
-        raise CannotStart(f"VESTIBULE_DATABASE_URL: {error}") from None
+        kind = Unreachable if error.unreachable else CannotStart
+        raise kind(f"VESTIBULE_DATABASE_URL: {error}") from None
+
+
+def faults(settings: Settings, urls: Mapping[str, str], send_to: str | None = None) -> Iterator[tuple[str, str | None]]:
+    """Yield what is wrong with the server at each URL, by the name of its setting; None for nothing."""
+    mail = partial(_mail, settings, send_to)
+    tries: dict[str, Callable[[str], str | None]] = {"database_url": _postgres, "redis_url": _redis, "mail_url": mail}
+    for name, url in urls.items():
+        yield name, tries[name](url)
 
 
 def check(settings: Settings, servers: Servers, send_to: str | None) -> Iterator[tuple[str, str | None]]:
     """Yield each server's name with what is wrong, None for nothing."""
-    fault = _postgres(servers.database_url)
-    if fault is None:
-        try:
-            migrated(servers.database_url)
-        except CannotStart as refused:
-            fault = str(refused)
-    yield "database", fault
-    yield "redis", _redis(servers.redis_url)
-    yield "mail server", _mail(settings, servers.mail_url, send_to)
+    for name, fault in faults(settings, {name: getattr(servers, name) for name in NAMES}, send_to):
+        found = fault
+        if name == "database_url" and fault is None:
+            try:
+                migrated(servers.database_url)
+            except CannotStart as refused:
+                found = str(refused)
+        yield NAMES[name], found
 
 
 def _postgres(url: str) -> str | None:
@@ -152,19 +153,15 @@ def _redis(url: str) -> str | None:
     return None
 
 
-def _mail(settings: Settings, url: str, send_to: str | None) -> str | None:
-    async def attempt() -> None:
+def _mail(settings: Settings, send_to: str | None, url: str) -> str | None:
+    async def attempt() -> str | None:
         async with open_transport(settings, url) as transport:
-            await transport.check()
-            if send_to is not None:
-                await transport.send_test(send_to, uuid4())
+            try:
+                await transport.check()
+                if send_to is not None:
+                    await transport.send_test(send_to, uuid4())
+            except (Deferred, Rejected) as refused:
+                return str(refused)
+        return None
 
-    fault: str | None = None
-    try:
-        anyio.run(attempt)
-    except* (Deferred, Rejected) as refused:
-        error: BaseException = refused
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        fault = str(error)
-    return fault
+    return anyio.run(attempt)

