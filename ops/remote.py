@@ -41,13 +41,12 @@ class Answer:
             raise Unreachable(f"the answer (status {self.status}) is not JSON: is this a Vestibule?") from None
 
     def problem(self) -> str:
-        """Return what a refusal says: `429 RateLimitExceeded, again in 9 s`, `422 ValidationError: limit must be …`."""
+        """Return what a refusal says: `429 RateLimitExceeded, again in 9 s`."""
         try:
             said = json.loads(self.body)
-            fields = "; ".join(f"{each['field']} {each['message']}" for each in said.get("errors", ()))
             wait = f", again in {said['retry_after']} s" if "retry_after" in said else ""
-            return f"{self.status} {said['error']}{wait}" + (f": {fields}" if fields else "")
-        except (ValueError, KeyError, TypeError, AttributeError):
+            return f"{self.status} {said['error']}{wait}"
+        except (ValueError, KeyError, TypeError):
             return str(self.status)
 
 

@@ -36,7 +36,6 @@ from service.mail.message import available_locales
 from service.passwords import Bcrypt, EmailAddresses, common_passwords
 from service.postgres.accounts import PostgresAccounts
 from service.postgres.ids import uuid7
-from service.postgres.mail_admin import PostgresMailAdmin
 from service.postgres.mails import KEPT_DAYS, purge
 from service.postgres.metrics import PostgresMetrics
 from service.postgres.pool import Postgres
@@ -133,7 +132,6 @@ async def api(
             limiter=limiter,
             reader=Reader(totals, live, lasting, lasting, runtime=statistics),
             health=health,
-            mail_admin=PostgresMailAdmin(postgres, settings.code_policy, keyring.signing),
             locales=available_locales(settings),
             noticed=counted,
             caught_mails=caught_mails(settings),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 PATIENCE_SECONDS = 3
 NAMES = {"database_url": "database", "redis_url": "redis", "mail_url": "mail server"}
-PAGES = {"sign-up page": "/", "API": "/docs", "mails": "/dev/mail", "dashboard": "/ops", "metrics": "/metrics"}
+PAGES = {"sign-up page": "/", "API": "/docs", "mails": "/dev/mail", "operations": "/ops", "metrics": "/metrics"}
 
 
 class Unreachable(CannotStart):

@@ -17,8 +17,7 @@ from service.http.json_body import MOST_BYTES, bounded
 from service.http.metrics import MetricsCalls
 from service.http.middleware import Middleware, exchange_of, log_crash
 from service.http.openapi import Route, document, operation_of
-from service.http.ops import OpsAccess, OpsMails
-from service.http.ops_pages import OpsPages
+from service.http.ops import OpsAccess
 from service.http.pages import DevMail, Pages
 from service.http.problems import INTERNAL_ERROR, MEDIA, answer_to
 from service.http.schemas import response
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from actors.metrics_ports import MetricsReader
     from actors.signup import SignUp
     from service.http.health import Health
-    from service.http.ops import MailAdmin
     from service.http.pages import CaughtMails
     from service.settings import Settings
 
@@ -53,19 +51,17 @@ class Parts:
     limiter: Address
     reader: MetricsReader
     health: Health
-    mail_admin: MailAdmin
     locales: Sequence[str]
     noticed: Counter[str]
     caught_mails: CaughtMails | None = None
 
 
-def routes(parts: Parts, access: OpsAccess, clients: Clients) -> tuple[Route, ...]:
+def routes(parts: Parts, clients: Clients) -> tuple[Route, ...]:
     """Return every route there is."""
     release = version("vestibule")
     users, metrics = Users(parts, clients), MetricsCalls(parts.reader)
-    health, mails = HealthCalls(parts.health, release), OpsMails(parts.mail_admin)
-    pages = Pages(parts.settings, release, cache(lambda: document(table, release, parts.settings)))
-    ops = OpsPages(parts, access, pages, release)
+    health = HealthCalls(parts.health, release)
+    pages = Pages(parts.settings, release, cache(lambda: document(table, release, parts.settings.root)))
     table: tuple[Route, ...] = (
         Route("POST", "/api/v1/users/register", users.register),
         Route("POST", "/api/v1/users/activate", users.activate),
@@ -83,25 +79,15 @@ def routes(parts: Parts, access: OpsAccess, clients: Clients) -> tuple[Route, ..
         Route("GET", "/", pages.home),
         Route("GET", "/problems/<slug>", pages.problem),
         Route("GET", "/static/<name>", pages.static_file),
-        Route("GET", "/api/v1/ops/mails", mails.mail_queue),
-        Route("GET", "/api/v1/ops/mails/<mail_id>", mails.owed_mail),
-        Route("POST", "/api/v1/ops/mails/replay", mails.replay),
-        Route("GET", "/ops", ops.dashboard),
-        Route("GET", "/ops/events", ops.events),
-        Route("GET", "/ops/session", ops.sign_in_page),
-        Route("POST", "/ops/session", ops.sign_in),
-        Route("POST", "/ops/session/end", ops.sign_out),
-        *caught_mail_routes(parts.caught_mails, pages),
+        Route("GET", "/ops", pages.ops),
     )
+    if parts.caught_mails is not None:
+        caught = DevMail(parts.caught_mails, pages)
+        table += (
+            Route("GET", "/dev/mail", caught.caught_mails),
+            Route("GET", "/dev/mail/<mail_id>", caught.caught_mail),
+        )
     return table
-
-
-def caught_mail_routes(mails: CaughtMails | None, pages: Pages) -> tuple[Route, ...]:
-    """Return the routes that show what the built-in mail catcher keeps; none where mails leave."""
-    if mails is None:
-        return ()
-    caught = DevMail(mails, pages)
-    return (Route("GET", "/dev/mail", caught.caught_mails), Route("GET", "/dev/mail/<mail_id>", caught.caught_mail))
 
 
 def build(parts: Parts) -> Quart:
@@ -112,7 +98,7 @@ def build(parts: Parts) -> Quart:
     app.url_map.merge_slashes = False  # a path has one spelling: no redirects
     clients = Clients(settings.trusted_proxies, parts.health.note, parts.noticed)
     access = OpsAccess(settings, clients, parts.limiter)
-    table = {route.handler.__name__: route for route in routes(parts, access, clients)}
+    table = {route.handler.__name__: route for route in routes(parts, clients)}
     for name, route in table.items():
         app.add_url_rule(route.path, name, route.handler, methods=[route.method])
     _surround(app, settings, access, table)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from service.mail.message import FALLBACK, nearest
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from werkzeug.datastructures import Headers
 
@@ -37,15 +37,13 @@ PREFIXES = ((64, 1), (48, 4))  # one site's subnet, and a usual delegation: of f
 FORWARDED_UNTRUSTED = "forwarded_untrusted"  # its name among the counters of the process
 UNTRUSTED = "Forwarded headers from a peer outside TRUSTED_PROXIES are ignored. If it is your proxy, list its network."
 NODE = re.compile(r"(?:\[(?P<bracketed>[^\[\]]*:[^\[\]]*)\]|(?P<plain>[^:\[\]]+))(?::(?:[0-9]{1,5}|_[A-Za-z0-9._-]+))?")
-PAIR = re.compile(r"""[ \t]*([A-Za-z0-9!#$%&'*+.^_`|~-]+)=(?:"([^"\\]*)"|([^ \t"\\;,]*))[ \t]*""")
-BASIC = re.compile(r"[Bb][Aa][Ss][Ii][Cc] +([A-Za-z0-9+/]+={0,2})")
+QUOTED = re.compile(r'^"([^"]*)"$')
 
 
 @dataclass(frozen=True, slots=True)
 class ClientAddress:
-    """The client's address, its limit keys with their multipliers, and whether an untrusted peer forwarded."""
+    """The client's limit keys with their multipliers, and whether an untrusted peer forwarded."""
 
-    address: str = field(repr=False)
     networks: tuple[tuple[str, int], ...] = field(repr=False)
     untrusted_forwarding: bool = False
 
@@ -56,121 +54,89 @@ def client_address(peer: str, headers: Headers, proxies: Trusted) -> ClientAddre
     `peer` is the address at the other end of the connection, empty on a Unix socket. IPv4 counts by address, also
     when it comes mapped into IPv6; IPv6 by /64 and, at four times the limit, by /48.
     """
-    forwarded, x_forwarded_for = headers.getlist("Forwarded"), headers.getlist("X-Forwarded-For")
-    nearest, trusted = _ip(peer), proxies.networks
-    if not (_trusted(nearest, trusted) if peer else proxies.unix):
-        return _client(nearest, untrusted_forwarding=bool(forwarded or x_forwarded_for))
-    named = [
-        _furthest(nearest, ",".join(values), read, trusted)
-        for values, read in ((forwarded, _forwarded_node), (x_forwarded_for, _node))
+    nearest, forwarded = _ip(peer), [headers.getlist(name) for name in ("Forwarded", "X-Forwarded-For")]
+    if not (_trusted(nearest, proxies) if peer else proxies.unix):
+        return ClientAddress(_networks(nearest), untrusted_forwarding=any(forwarded))
+    readers = (_forwarded_node, _node)
+    named = {
+        _furthest(nearest, ",".join(values), read, proxies)
+        for values, read in zip(forwarded, readers, strict=True)
         if values
-    ]
-    return _client(named[0] if named and named[0] == named[-1] else nearest, untrusted_forwarding=False)
+    }
+    return ClientAddress(_networks(named.pop() if len(named) == 1 else nearest))
 
 
-def _client(address: Ip | None, *, untrusted_forwarding: bool) -> ClientAddress:
-    if address is None:
-        return ClientAddress(LOCAL, ((LOCAL, 1),), untrusted_forwarding)
-    text = str(address)
-    if isinstance(address, IPv4Address):
-        return ClientAddress(text, ((text, 1),), untrusted_forwarding)
-    networks = tuple((str(ip_network((address, bits), strict=False)), times) for bits, times in PREFIXES)
-    return ClientAddress(text, networks, untrusted_forwarding)
+def _networks(address: Ip | None) -> tuple[tuple[str, int], ...]:
+    if isinstance(address, IPv6Address):
+        return tuple((str(ip_network((address, bits), strict=False)), times) for bits, times in PREFIXES)
+    return ((LOCAL if address is None else str(address), 1),)
 
 
-def _furthest(
-    nearest: Ip | None, entries: str, read: Callable[[str], Ip | None], trusted: Sequence[IPv4Network | IPv6Network]
-) -> Ip | None:
-    """Follow the proxies from the nearest one outwards, as far as trusted ones vouch for the next."""
+def _furthest(nearest: Ip | None, entries: str, read: Callable[[str], Ip | None], proxies: Trusted) -> Ip | None:
+    """Follow the proxies from the nearest one outwards, as far as trusted ones vouch for the next.
+
+    Entries are parted at every comma, quoted or not: an open quote of the client's must swallow no proxy's entry.
+    """
     client = nearest
-    for entry in _from_the_right(entries):
+    for entry in filter(None, map(str.strip, reversed(entries.split(",")))):
         hop = read(entry)
         if hop is None:
             break
         client = hop
-        if not _trusted(hop, trusted):
+        if not _trusted(hop, proxies):
             break
     return client
 
 
-def _from_the_right(entries: str) -> Iterator[str]:
-    """Yield the entries of a list, the last first, without empty ones (RFC 9110, 5.6.1).
-
-    Quotes are matched from the right too, so that an open one, sent by the client, swallows no proxy's entry.
-    """
-    end, quoted = len(entries), False
-    for index in range(len(entries) - 1, -2, -1):
-        if index >= 0 and entries[index] == '"':
-            quoted = not quoted
-        elif index < 0 or (entries[index] == "," and not quoted):
-            entry = entries[index + 1 : end].strip(" \t")
-            if entry:
-                yield entry
-            end = index
-
-
 def _forwarded_node(element: str) -> Ip | None:
-    """Return the address of the one `for` in an element of Forwarded."""
-    nodes: list[str] = []
-    position = 0
-    while position <= len(element):
-        pair = PAIR.match(element, position)
-        if pair is None or element[pair.end() : pair.end() + 1] not in {"", ";"}:
-            return None
-        if pair[1].lower() == "for":
-            nodes.append(pair[2] if pair[2] is not None else pair[3])
-        position = pair.end() + 1
-    return _node(nodes[0]) if len(nodes) == 1 else None
+    """Return the address of the one `for` in an element of Forwarded (RFC 7239)."""
+    pairs = [pair.partition("=") for pair in element.split(";")]
+    nodes = [value.strip() for name, _, value in pairs if name.strip().lower() == "for"]
+    return _node(QUOTED.sub(r"\1", nodes[0])) if len(nodes) == 1 else None
 
 
 def _node(text: str) -> Ip | None:
     """Return the address of a node, with or without brackets and port; None for anything else."""
-    address = _ip(text)
-    if address is not None:
-        return address
     match = NODE.fullmatch(text)
-    return _ip(match["bracketed"] or match["plain"]) if match is not None else None
+    return _ip(match["bracketed"] or match["plain"]) if match is not None else _ip(text)
 
 
 def _ip(text: str) -> Ip | None:
     """Return the address without its zone, and IPv4 as such; None when it is none."""
     try:
-        address = ip_address(text)
+        address = ip_address(text.partition("%")[0])
     except ValueError:
         return None
-    if isinstance(address, IPv4Address):
-        return address
-    return address.ipv4_mapped or IPv6Address(int(address))
+    return getattr(address, "ipv4_mapped", None) or address
 
 
-def _trusted(address: Ip | None, trusted: Sequence[IPv4Network | IPv6Network]) -> bool:
-    return address is not None and any(address in network for network in trusted)
+def _trusted(address: Ip | None, proxies: Trusted) -> bool:
+    return address is not None and any(address in network for network in proxies.networks)
+
+
+def authorization(scheme: str, values: Sequence[str]) -> str:
+    """Return what the one Authorization header of a request carries under a scheme; empty for anything else."""
+    named, _, carried = values[0].partition(" ") if len(values) == 1 else ("", "", "")
+    return carried.strip(" ") if named.lower() == scheme else ""
 
 
 def basic_credentials(values: Sequence[str]) -> Credentials:
-    """Return what the request's Authorization headers carry.
+    """Return what Basic auth carries; the first colon ends the address (RFC 7617, section 2).
 
-    Raises InvalidCredentials unless there is exactly one, of the Basic scheme, in canonical base64, of UTF-8 with a
-    colon and without control characters (RFC 7617, section 2); the first colon ends the address.
+    Raises InvalidCredentials unless it is base64 of UTF-8, with a colon and without control characters.
     """
-    match = BASIC.fullmatch(values[0]) if len(values) == 1 else None
-    if match is None:
-        raise InvalidCredentials
-    email, colon, password = _decoded(match[1]).partition(":")
-    if not colon or controls(email) or controls(password):
+    try:
+        email, colon, password = b64decode(authorization("basic", values), validate=True).decode().partition(":")
+    except ValueError:
+        raise InvalidCredentials from None
+    if not colon or controls(email + password):
         raise InvalidCredentials
     return Credentials(email, password)
 
 
-def _decoded(encoded: str) -> str:
-    try:
-        raw = b64decode(encoded, validate=True)
-        text = raw.decode()
-    except ValueError:
-        raise InvalidCredentials from None
-    if b64encode(raw).decode() != encoded:  # two spellings of one header are one too many
-        raise InvalidCredentials
-    return text
+def credentials() -> Credentials:
+    """Return what the current request's Basic auth carries; raises InvalidCredentials."""
+    return basic_credentials(request.headers.getlist("Authorization"))
 
 
 def choose(asked: str | None, accept_language: str, available: Sequence[str]) -> str:
@@ -255,11 +221,6 @@ def peer() -> str:
     """
     client = request.scope.get("client")
     return str(client[0]) if client and client[0] else ""
-
-
-def credentials() -> Credentials:
-    """Return what Basic auth carries; raises InvalidCredentials."""
-    return basic_credentials(request.headers.getlist("Authorization"))
 
 
 def idempotency_key() -> str | None:

@@ -15,7 +15,6 @@ from uuid import uuid4
 import anyio
 from loguru import logger
 
-from actors.kit.mailbox import NotAccepted
 from actors.metrics_aggregator import Observation
 from service.http.problems import (
     MEDIA,
@@ -42,9 +41,6 @@ if TYPE_CHECKING:
     Application = Callable[[Scope, Receive, Send], Awaitable[None]]
     Headers = Iterable[tuple[bytes, bytes]]
 
-# Where the scope carries an anyio.Event that says: this worker is about to leave, end what has no end of its own. The
-# worker sets it when it drains, is replaced or stops; it is absent where no worker serves.
-ENDING = "vestibule.ending"
 EXCHANGE = "vestibule.exchange"  # where the scope carries what becomes of the request
 UNKNOWN = "unknown"  # one label for whatever matched no route: clients must not be able to make labels
 LAST_SECONDS = 10.0  # for the last event of an answer: a client that does not read until then is not served to the end
@@ -52,7 +48,6 @@ MOST_HEADER_BYTES = 16 * 1024  # of the request target and all headers: Basic au
 MOST_HEADERS = 100
 METHODS = ("GET", "HEAD", "OPTIONS", "POST")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-BREAKS = re.compile(rb"[\r\n\0]")  # servers refuse them; ours might not always be the same server
 HOST = re.compile(  # what a host cannot be called (RFC 1123, 2.1) is no request's Host (RFC 9112, 3.2)
     rb"(?:(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?|\[[0-9A-Fa-f:.]+\])?(?::[0-9]{0,5})?"
 )
@@ -79,22 +74,13 @@ PREFLIGHT = {
 
 @dataclass(slots=True)
 class Exchange:
-    """One request and what becomes of it; the application names the `route` once it knows it.
-
-    A `streaming` answer is counted when it begins, with the time until then: its length says nothing of the service.
-    """
+    """One request and what becomes of it; the application names the `route` once it knows it."""
 
     request_id: str
     route: str = UNKNOWN
     status: int | None = None
     traceparent: str | None = None
-    streaming: bool = False
     begun: float = field(default_factory=perf_counter)
-
-    @property
-    def milliseconds(self) -> float:
-        """How long it has taken so far."""
-        return (perf_counter() - self.begun) * 1000
 
 
 def exchange_of(scope: Any) -> Exchange:  # noqa: ANN401 - a scope is a mapping with a type of its server's
@@ -118,43 +104,22 @@ class Middleware:
         self._root = settings.root
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one scope: an HTTP request as described above, no WebSocket, and the lifespan as it is.
+        """Serve one scope: an HTTP request as described above, anything else as it is.
 
         A path under PUBLIC_URL's own path is served as if a proxy had taken that off.
         """
-        if scope["type"] == "http":
-            if self._root and f"{scope['path']}/".startswith(f"{self._root}/"):
-                scope["path"] = scope["path"].removeprefix(self._root) or "/"
-            await self._exchange(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await self._refuse_websocket(scope, receive, send)
-        else:
+        if scope["type"] != "http":
             await self._application(scope, receive, send)
-
-    async def _refuse_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 404 where the server can, else close before accepting, which is a 403."""
-        await receive()
-        if "websocket.http.response" not in (scope.get("extensions") or {}):
-            await send({"type": "websocket.close", "code": 1000})
             return
-
-        async def as_websocket(event: Event) -> None:
-            await send({**event, "type": f"websocket.{event['type']}"})
-
-        await self._exchange({**scope, "method": "GET"}, receive, as_websocket)
-
-    async def _exchange(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(_request_id(scope), traceparent=of_headers(scope["headers"]))
-        scope[EXCHANGE] = exchange
-        head = scope["method"] == "HEAD"
+        if self._root and f"{scope['path']}/".startswith(f"{self._root}/"):
+            scope["path"] = scope["path"].removeprefix(self._root) or "/"
+        exchange = scope[EXCHANGE] = Exchange(_request_id(scope), traceparent=of_headers(scope["headers"]))
 
         async def send_complete(event: Event) -> None:
             if event["type"] == "http.response.start":
                 exchange.status = event["status"]
-                if exchange.streaming:
-                    self._count(exchange)
                 event = {**event, "headers": self._headers.complete(scope, exchange.request_id, event["headers"])}
-            elif head:
+            elif scope["method"] == "HEAD":
                 event = {**event, "body": b""}
             await _through(send, event)
 
@@ -167,7 +132,7 @@ class Middleware:
         try:
             check(scope)
             await self._application(scope, receive, send)
-        except (RequestRefused, NotAccepted) as refused:
+        except RequestRefused as refused:
             await _send_problem(send, refused)
         except Exception as error:
             log_crash(error, exchange.request_id)
@@ -177,17 +142,13 @@ class Middleware:
 
     def _record(self, exchange: Exchange) -> None:
         """Offer one observation and write one line; a client that left before its answer was not answered."""
-        took = round(exchange.milliseconds, 2)
-        if not exchange.streaming:
-            self._count(exchange)
+        took = (perf_counter() - exchange.begun) * 1000
+        if exchange.status is not None:
+            self._metrics.offer(Observation(exchange.route, exchange.status, took))
         trace = {} if exchange.traceparent is None else {"trace_id": trace_id(exchange.traceparent)}
         logger.info(
             "request", request_id=exchange.request_id, route=exchange.route, status=exchange.status, ms=took, **trace
         )
-
-    def _count(self, exchange: Exchange) -> None:
-        if exchange.status is not None:
-            self._metrics.offer(Observation(exchange.route, exchange.status, exchange.milliseconds))
 
 
 class AnswerHeaders:
@@ -225,8 +186,6 @@ def check(scope: Scope) -> None:
     target = len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
     if len(headers) > MOST_HEADERS or target + sum(len(n) + len(v) for n, v in headers) > MOST_HEADER_BYTES:
         raise HeadersTooLarge
-    if scope["type"] != "http":  # there are no WebSockets here
-        raise UnknownPath
     if not scope["http_version"].startswith("1."):
         raise MalformedRequest("The request is not HTTP/1.1.")
     if scope["method"] == "CONNECT":
@@ -234,8 +193,6 @@ def check(scope: Scope) -> None:
     names = {name.lower() for name, _ in headers}
     if b"transfer-encoding" in names and b"content-length" in names:  # RFC 9112, 6.3: request smuggling
         raise AmbiguousLength("The request announces its length twice.")
-    if any(BREAKS.search(value) for _, value in headers):
-        raise MalformedRequest("A header holds a line break.")
     if not all(map(HOST.fullmatch, values_of(scope, b"host"))):
         raise MalformedRequest("The Host is none.")
     if not scope["path"].startswith("/"):

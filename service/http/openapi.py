@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from pydantic.json_schema import models_json_schema
 
-from actors.domain.errors import RateLimited
-from actors.kit.mailbox import AnswerLost, NotAccepted
+from actors.domain.errors import RateLimited, WaitRefusal
+from actors.kit.mailbox import AnswerLost, MachineError, NotAccepted
 from actors.ports import StoreUnavailable
 from service.http.problems import (
     MEDIA,
@@ -27,17 +27,13 @@ from service.http.problems import (
     OpsTokenMissing,
     OpsTokenRequired,
     UnsupportedMedia,
-    example,
 )
-from service.http.schemas import ActivateRequest, code_pattern
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from pydantic import BaseModel
     from quart import Response
-
-    from service.settings import Settings
 
 
 class Route(NamedTuple):
@@ -89,11 +85,9 @@ def describes(success: Mapping[int, type[BaseModel] | str], **details: Any) -> C
 
 def operation_of(handler: Callable[..., object]) -> Operation | None:
     """Return what the handler says about itself; None for one that is not part of the description."""
-    operation = getattr(handler, ATTRIBUTE, None)
-    return operation if isinstance(operation, Operation) else None
+    return getattr(handler, ATTRIBUTE, None)
 
 
-REF = "#/components/schemas/{model}"
 ANY_CALL = (HeadersTooLarge, Exception, NotAccepted, StoreUnavailable, AnswerLost)
 WITH_BODY = (MalformedRequest, BodyTimeout, BodyTooLarge, UnsupportedMedia, InvalidFields)
 SECURITY: Mapping[Access, list[dict[str, list[str]]]] = {
@@ -117,11 +111,10 @@ HEADERS = {
     "X-RateLimit-Reset": {"schema": NUMBER, "description": "Unix time at which more is free."},
     "WWW-Authenticate": {"schema": TEXT, "description": "How to authenticate."},
 }
-LIMIT_HEADERS = ("RateLimit-Policy", "RateLimit", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
 CREATED = 201
 PROBLEM = {
     "type": "object",
-    "description": "RFC 9457, with a stable code in `error`.",
+    "description": "RFC 9457, with a stable code in `error`; some codes have further members.",
     "required": ["type", "title", "status", "detail", "error"],
     "properties": {
         "type": {"type": "string", "format": "uri-reference"},
@@ -129,21 +122,30 @@ PROBLEM = {
         "status": NUMBER,
         "detail": {"type": "string", "description": "A sentence for a person."},
         "error": {"type": "string", "enum": sorted({problem.code for problem in TABLE.values()})},
+        "retry_after": {"type": "integer", "description": "As the header Retry-After."},
+        "errors": {"type": "array", "items": {"type": "object", "properties": {"field": TEXT, "message": TEXT}}},
+        "reasons": {"type": "array", "items": TEXT},
+        "attempts_left": NUMBER,
+        "superseded": {"const": True},
+        "resend_url": TEXT,
+        "failing": {"type": "array", "items": TEXT},
     },
 }
 
 
-def document(routes: Iterable[Route], version: str, settings: Settings) -> dict[str, Any]:
-    """Return the description of every route that describes itself."""
-    described = [(route, operation) for route in routes if (operation := operation_of(route.handler)) is not None]
-    schemas = _schemas([operation for _, operation in described])
-    for name in ActivateRequest.one_of:  # how many digits is a setting, which no model knows
-        schemas[ActivateRequest.__name__]["properties"][name]["anyOf"][0]["pattern"] = code_pattern(
-            settings.code_digits
-        )
+def document(routes: Iterable[Route], version: str, root: str) -> dict[str, Any]:
+    """Return the description of every route that describes itself; `root` is the path that they lie under."""
     paths: dict[str, dict[str, object]] = {}
-    for route, operation in described:
+    models: dict[tuple[type[BaseModel], Any], None] = {}  # bodies as they are read, answers as they are written
+    for route in routes:
+        operation = operation_of(route.handler)
+        if operation is None:
+            continue
         paths.setdefault(route.template, {})[route.method.lower()] = _operation(route, operation)
+        if operation.body is not None:
+            models[operation.body, "validation"] = None
+        models |= {(body, "serialization"): None for body in operation.success.values() if not isinstance(body, str)}
+    _, schemas = models_json_schema(list(models), ref_template="#/components/schemas/{model}")
     return {
         "openapi": "3.1.0",
         "info": {
@@ -151,29 +153,23 @@ def document(routes: Iterable[Route], version: str, settings: Settings) -> dict[
             "version": version,
             "description": "Create an account, receive a code by e-mail, activate the account with it.",
         },
-        "servers": [{"url": settings.root or "/"}],
+        "servers": [{"url": root or "/"}],
         "paths": paths,
-        "components": {"schemas": {**schemas, "Problem": PROBLEM}, "securitySchemes": SCHEMES, "headers": HEADERS},
+        "components": {
+            "schemas": {**schemas["$defs"], "Problem": PROBLEM},
+            "securitySchemes": SCHEMES,
+            "headers": HEADERS,
+        },
     }
 
 
-def _schemas(operations: Sequence[Operation]) -> dict[str, Any]:
-    """Return the schemas of all models: bodies as they are read, answers as they are written."""
-    bodies = [operation.body for operation in operations if operation.body is not None]
-    views = [body for operation in operations for body in operation.success.values() if not isinstance(body, str)]
-    wanted: list[tuple[type[BaseModel], Any]] = [(body, "validation") for body in bodies]
-    wanted += [(view, "serialization") for view in views]
-    _, definitions = models_json_schema(list(dict.fromkeys(wanted)), ref_template=REF)
-    found: dict[str, Any] = definitions.get("$defs", {})
-    return found
-
-
 def _operation(route: Route, operation: Operation) -> dict[str, object]:
+    names = re.findall(r"<(\w+)>", route.path)
+    in_path = [{"name": name, "in": "path", "required": True, "schema": TEXT} for name in names]
     described: dict[str, object] = {
         "operationId": route.handler.__name__,
         "summary": operation.summary,
-        "tags": [_tag(route.path)],
-        "parameters": _parameters(route, operation),
+        "parameters": [*in_path, *operation.parameters],
         "security": SECURITY[operation.access],
         "responses": {**_successes(operation), **_problems(operation)},
     }
@@ -182,63 +178,47 @@ def _operation(route: Route, operation: Operation) -> dict[str, object]:
     return described
 
 
-def _tag(path: str) -> str:
-    if path.startswith("/api/v1/users"):
-        return "accounts"
-    return "operators" if path.startswith(("/api", "/metrics", "/livez", "/readyz", "/dev")) else "pages"
-
-
-def _parameters(route: Route, operation: Operation) -> list[Mapping[str, object]]:
-    names = re.findall(r"<(\w+)>", route.path)
-    return [{"name": name, "in": "path", "required": True, "schema": TEXT} for name in names] + [*operation.parameters]
-
-
 def _successes(operation: Operation) -> dict[str, object]:
     """Describe the good answers, and the ones whose body is of the same kind."""
     answers: dict[str, object] = {}
     for status, body in operation.success.items():
-        names = [
-            "X-Request-ID",
-            *(LIMIT_HEADERS if operation.limited else ()),
-            *(["Location"] if status == CREATED else []),
-        ]
-        description = body if isinstance(body, str) else (body.__doc__ or "").strip()
-        answers[str(status)] = {"description": description, "headers": _headers(names), "content": _content(body)}
+        limits = [name for name in HEADERS if "RateLimit" in name and operation.limited]
+        answers[str(status)] = {
+            "description": body if isinstance(body, str) else (body.__doc__ or "").strip(),
+            "headers": _headers("X-Request-ID", *limits, *(["Location"] if status == CREATED else [])),
+            "content": _content(body),
+        }
     return answers
-
-
-def _content(body: type[BaseModel] | str) -> dict[str, object]:
-    if isinstance(body, str):
-        return {body: {}}
-    return {"application/json": {"schema": {"$ref": REF.format(model=body.__name__)}}}
-
-
-def _headers(names: Iterable[str]) -> dict[str, object]:
-    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 
 def _problems(operation: Operation) -> dict[str, object]:
     """Describe the problems by status, with an example of each."""
     kinds = [*operation.problems, *(WITH_BODY if operation.body else ()), *ANY_CALL]
-    kinds += [InvalidFields] if operation.parameters else []
     kinds += [RateLimited] if operation.limited else []
     kinds += [OpsTokenMissing, OpsTokenRequired, RateLimited] if operation.access == "ops" else []
     by_status: dict[int, list[type[Exception]]] = {}
-    for kind in dict.fromkeys(kinds):
+    for kind in sorted(dict.fromkeys(kinds), key=lambda kind: TABLE[kind].status):
         by_status.setdefault(TABLE[kind].status, []).append(kind)
-    return {
-        str(status): _problem(same) for status, same in sorted(by_status.items()) if status not in operation.success
-    }
+    return {str(status): _problem(same) for status, same in by_status.items() if status not in operation.success}
 
 
 def _problem(kinds: Sequence[type[Exception]]) -> dict[str, object]:
-    examples = {TABLE[kind].code: {"summary": TABLE[kind].detail, "value": example(kind)} for kind in kinds}
-    names = ["X-Request-ID"]
-    names += ["Retry-After"] if any("retry_after" in example(kind) for kind in kinds) else []
-    names += ["WWW-Authenticate"] if any("WWW-Authenticate" in TABLE[kind].headers for kind in kinds) else []
-    schema = {"$ref": REF.format(model="Problem")}
+    problems = [TABLE[kind] for kind in kinds]
+    wait = ["Retry-After"] if any(issubclass(kind, WaitRefusal | MachineError) for kind in kinds) else []
+    own = {name for problem in problems for name in problem.headers if name in HEADERS}
+    examples = {problem.code: {"summary": problem.detail, "value": problem.body} for problem in problems}
     return {
         "description": " · ".join(examples),
-        "headers": _headers(names),
-        "content": {MEDIA: {"schema": schema, "examples": examples}},
+        "headers": _headers("X-Request-ID", *wait, *own),
+        "content": {MEDIA: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": examples}},
     }
+
+
+def _content(body: type[BaseModel] | str) -> dict[str, object]:
+    if isinstance(body, str):
+        return {body: {}}
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}}
+
+
+def _headers(*names: str) -> dict[str, object]:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime  # noqa: TC003 - pydantic reads it
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -35,7 +35,7 @@ MAIL_POLICY = (  # a mail's own styles are inline and stay within its sandboxed 
 MEDIA = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 FRESH_SECONDS = 300  # a new release shows its pages within minutes
 NEWEST = 100  # caught mails in one answer
-JSON = "application/json"
+JSON, HTML = "application/json", "text/html"
 LINKS = {  # for programs: where to go on
     "registration": "/api/v1/users/register",
     "health": "/api/v1/health",
@@ -46,7 +46,7 @@ LINKS = {  # for programs: where to go on
 
 def wants_html() -> bool:
     """Whether the client would rather have a page than JSON; a program that takes anything gets JSON."""
-    return request.accept_mimetypes.best_match([JSON, "text/html"]) == "text/html"
+    return request.accept_mimetypes.best_match([JSON, HTML]) == HTML
 
 
 class CardView(View):
@@ -57,23 +57,6 @@ class CardView(View):
     description: str = "Create an account with e-mail and password, receive a code by e-mail, activate with it."
     code_digits: int
     links: dict[str, str]
-
-
-class ProblemAnswerView(View):
-    """One answer of a problem's type."""
-
-    status: int
-    detail: str
-    advice: str
-
-
-class ProblemView(View):
-    """A type of problem, explained."""
-
-    type: str
-    title: str
-    error: str
-    answers: list[ProblemAnswerView]
 
 
 class Pages:
@@ -120,25 +103,23 @@ class Pages:
             return self.page("signup.html", digits=self._card.code_digits, version=self._card.version)
         return self._card.response(headers={"Vary": "Accept"})
 
-    @describes({200: ProblemView}, problems=(UnknownPath,))
+    @describes({200: HTML}, problems=(UnknownPath,))
     async def problem(self, slug: str) -> Response:
         """Explain a type of problem."""
         if slug not in self._problems:
             raise UnknownPath
-        problems = self._problems[slug]
-        if wants_html():
-            return self.page("problem.html", problems=problems)
-        answers = [ProblemAnswerView.of(problem) for problem in problems]
-        first = problems[0]
-        view = ProblemView(type=f"/problems/{slug}", title=first.title, error=first.code, answers=answers)
-        return view.response(headers={"Vary": "Accept"})
+        return self.page("problem.html", problems=self._problems[slug])
+
+    async def ops(self) -> Response:
+        """Show the operators' page, which reads the figures as any program of theirs: nothing of them is in it."""
+        return self.page("ops.html", version=self._card.version)
 
     @describes({200: JSON})
     async def openapi(self) -> Response:
         """Describe every call (OpenAPI 3.1)."""
         return response(to_json(self._document()).decode(), JSON)
 
-    @describes({200: "text/html"})
+    @describes({200: HTML})
     async def docs(self) -> Response:
         """Show the description to people."""
         return self.page("docs.html", document=self._document())
@@ -160,20 +141,11 @@ class CaughtMailsView(View):
     mails: list[CaughtMailView]
 
 
-class CaughtMail(Protocol):
-    """A mail that the built-in catcher has kept; what pages show of it besides is the templates' business."""
-
-    @property
-    def id(self) -> str:
-        """Its name."""
-        ...
-
-
 class CaughtMails(NamedTuple):
-    """How the mails of the built-in catcher are read, which blocks."""
+    """How the mails of the built-in catcher are read, which blocks; their attributes are those of CaughtMailView."""
 
-    newest: Callable[[int], Sequence[CaughtMail]]
-    read: Callable[[str], CaughtMail | None]
+    newest: Callable[[int], Sequence[object]]
+    read: Callable[[str], object | None]
 
 
 class DevMail:

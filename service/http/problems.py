@@ -7,34 +7,34 @@ import re
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from werkzeug import exceptions as werkzeug
 
 from actors.domain import errors as domain
-from actors.domain.errors import InvalidEmail
 from actors.kit.mailbox import AnswerLost, MachineError, NotAccepted
 from actors.ports import StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from actors.domain.errors import InvalidCode, WaitRefusal, WeakPassword, WrongCode
-
-
+MEDIA = "application/problem+json"
+KEY_RULE = "must be 1 to 64 visible ASCII characters, in one header"
 RESEND_URL = "/api/v1/users/resend"
-CHALLENGE = 'Basic realm="vestibule", charset="UTF-8"'
-
-
-class RequestRefused(Exception):
-    """The request did not reach a flow."""
+BASIC = {"WWW-Authenticate": 'Basic realm="vestibule", charset="UTF-8"'}
+BEARER = {"WWW-Authenticate": 'Bearer realm="vestibule-ops"'}
+CLOSE = {"Connection": "close"}  # what is left of the request on this connection cannot be trusted, or is not wanted
 
 
 @dataclass(eq=False)
-class MalformedRequest(RequestRefused):
-    """The bytes are no request of this service; `reason` is one of our own sentences."""
+class RequestRefused(Exception):
+    """The request did not reach a flow; a `reason` is a sentence of ours instead of the table's, without any input."""
 
-    reason: str = "The request could not be read."
+    reason: str | None = None
+
+
+class MalformedRequest(RequestRefused):
+    """The bytes are no request of this service."""
 
 
 class AmbiguousLength(MalformedRequest):
@@ -49,18 +49,16 @@ class BodyTimeout(RequestRefused):
     """The body did not arrive in time."""
 
 
-@dataclass(eq=False)
 class UnsupportedMedia(RequestRefused):
-    """The body is announced as something other than JSON in UTF-8; `reason` says what to mend."""
-
-    reason: str
+    """The body is announced as something other than JSON in UTF-8."""
 
 
-@dataclass(eq=False)
 class InvalidFields(RequestRefused):
     """The object's fields are wrong; `errors` are pairs of a field's name and a sentence."""
 
-    errors: Sequence[tuple[str, str]]
+    def __init__(self, errors: Sequence[tuple[str, str]]) -> None:
+        super().__init__()
+        self.errors = errors
 
 
 class HeadersTooLarge(RequestRefused):
@@ -71,11 +69,12 @@ class UnknownPath(RequestRefused):
     """No route has this path."""
 
 
-@dataclass(eq=False)
 class MethodRefused(RequestRefused):
     """The route answers `allowed` methods only."""
 
-    allowed: Sequence[str]
+    def __init__(self, allowed: Iterable[str]) -> None:
+        super().__init__()
+        self.allowed = allowed
 
 
 class OpsTokenMissing(RequestRefused):
@@ -86,63 +85,15 @@ class OpsTokenRequired(RequestRefused):
     """No operators' token is set, and the request does not come from this machine itself."""
 
 
-@dataclass(eq=False)
 class NotReady(RequestRefused):
     """The process cannot take registrations; `failing` names the checks."""
 
-    failing: Sequence[str]
+    def __init__(self, failing: Sequence[str]) -> None:
+        super().__init__()
+        self.failing = failing
 
 
-def no_members(_: Exception) -> dict[str, object]:
-    """Say nothing more."""
-    return {}
-
-
-def wait(error: WaitRefusal | MachineError) -> dict[str, object]:
-    """Say when to repeat, rounded up to whole seconds and at least one: waiting that long is enough."""
-    return {"retry_after": max(1, ceil(error.retry_after))}
-
-
-def attempts(error: WrongCode) -> dict[str, object]:
-    """Say how many attempts are left, and whether an older code was typed."""
-    left: dict[str, object] = {"attempts_left": error.attempts_left}
-    return left | ({"superseded": True} if error.superseded else {})
-
-
-def reasons(error: WeakPassword) -> dict[str, object]:
-    """Say every rule that the password breaks."""
-    return {"reasons": list(error.reasons)}
-
-
-def resend_url(_: Exception) -> dict[str, object]:
-    """Say where to ask for a new code."""
-    return {"resend_url": RESEND_URL}
-
-
-def fields(errors: Iterable[tuple[str, str]]) -> dict[str, object]:
-    """Say what is wrong with which field."""
-    return {"errors": [{"field": name, "message": message} for name, message in errors]}
-
-
-def code_field(error: InvalidCode) -> dict[str, object]:
-    """Say what a code looks like."""
-    return fields([("activation_code", f"must be {error.digits} digits")])
-
-
-def key_field(_: Exception) -> dict[str, object]:
-    """Say what an idempotency key looks like."""
-    return fields([("Idempotency-Key", "must be 1 to 64 visible ASCII characters, in one header")])
-
-
-def failing(error: NotReady) -> dict[str, object]:
-    """Name the checks that failed."""
-    return {"failing": list(error.failing)}
-
-
-BEARER = 'Bearer realm="vestibule-ops"'
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """One kind of problem: its answer and, in `advice`, what a caller does about it."""
 
@@ -150,7 +101,6 @@ class Problem:
     code: str
     detail: str
     advice: str
-    members: Callable[[Any], dict[str, object]] = no_members
     headers: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -163,176 +113,97 @@ class Problem:
         """The code in words: the same for every answer of this type."""
         return self.slug.replace("-", " ").capitalize()
 
+    @property
+    def body(self) -> dict[str, object]:
+        """The members that every problem has."""
+        return {
+            "type": f"/problems/{self.slug}",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "error": self.code,
+        }
 
-CLOSE = {"Connection": "close"}  # what is left of the request on this connection cannot be trusted, or is not wanted
-MALFORMED = Problem(
-    400,
-    "MalformedRequest",
-    "The request could not be read.",
-    "Send one JSON object in UTF-8, each member once, without NaN and lone surrogates.",
-)
+
+# A row: status, code and detail; then what a caller does about it.
+# fmt: off
+MALFORMED = Problem(400, "MalformedRequest", "The request could not be read.",
+    "Send one JSON object in UTF-8, each member once, without NaN and lone surrogates.")
 INVALID = Problem(422, "ValidationError", "Some fields are not valid.", "Mend the fields named in `errors`.")
-INTERNAL_ERROR = Problem(
-    500,
-    "InternalError",
-    "Something went wrong on our side.",
-    "Report it with the X-Request-ID. Whether the request was handled is not known.",
-)
+INTERNAL_ERROR = Problem(500, "InternalError", "Something went wrong on our side.",
+    "Report it with the X-Request-ID. Whether the request was handled is not known.")
 TABLE: Mapping[type[Exception], Problem] = {
     MalformedRequest: MALFORMED,
     AmbiguousLength: replace(MALFORMED, advice="Send Content-Length or Transfer-Encoding, not both.", headers=CLOSE),
-    domain.WrongCode: Problem(
-        400,
-        "InvalidActivationCode",
-        "This is not the code.",
-        "Type the code from the latest mail. `superseded` says that it was an older one, which cost no attempt.",
-        attempts,
-    ),
-    domain.InvalidCredentials: Problem(
-        401,
-        "InvalidCredentials",
-        "The e-mail address or the password is wrong.",
-        "Send Basic auth with the address and the password of the registration.",
-        headers={"WWW-Authenticate": CHALLENGE},
-    ),
-    OpsTokenMissing: Problem(
-        401,
-        "OpsTokenRequired",
-        "This is for operators, who send a token.",
-        "Send `Authorization: Bearer` with the value of VESTIBULE_OPS_TOKEN.",
-        headers={"WWW-Authenticate": BEARER},
-    ),
-    OpsTokenRequired: Problem(
-        403,
-        "OpsTokenRequired",
-        "This is for operators on the machine itself.",
-        "Set VESTIBULE_OPS_TOKEN and send it, or ask from this machine, by a loopback name and without a proxy.",
-    ),
+    domain.WrongCode: Problem(400, "InvalidActivationCode", "This is not the code.",
+        "Type the code from the latest mail. `superseded` says that it was an older one, which cost no attempt."),
+    domain.ActivationFailed: Problem(400, "ActivationFailed", "The account was not activated.",
+        "Check the address, the password and the code of the latest mail, or ask for a new code."),
+    domain.InvalidCredentials: Problem(401, "InvalidCredentials", "The e-mail address or the password is wrong.",
+        "Send Basic auth with the address and the password of the registration.", BASIC),
+    OpsTokenMissing: Problem(401, "OpsTokenRequired", "This is for operators, who send a token.",
+        "Send `Authorization: Bearer` with the value of VESTIBULE_OPS_TOKEN.", BEARER),
+    OpsTokenRequired: Problem(403, "OpsTokenRequired", "This is for operators on the machine itself.",
+        "Set VESTIBULE_OPS_TOKEN and send it, or ask from this machine, by a loopback name and without a proxy."),
     UnknownPath: Problem(404, "NotFound", "Nothing is here.", "Look the path up in /docs."),
-    domain.UnknownStatus: Problem(
-        404, "NotFound", "Nothing is here.", "A status address is known for a day; afterwards ask with Basic auth."
-    ),
-    MethodRefused: Problem(
-        405, "MethodNotAllowed", "This path does not answer the method.", "Use one of the methods named in `Allow`."
-    ),
-    BodyTimeout: Problem(
-        408, "RequestTimeout", "The body did not arrive in time.", "Send the body at once.", headers=CLOSE
-    ),
-    domain.EmailTaken: Problem(
-        409,
-        "UserAlreadyExists",
-        "An account with this address exists or waits for its code.",
-        "Activate it with the code, ask for another one, or register again when the code is dead.",
-    ),
-    domain.AlreadyActivated: Problem(
-        409, "UserAlreadyActivated", "The account is active already.", "Nothing is left to do."
-    ),
-    domain.IdempotencyKeyReused: Problem(
-        409,
-        "IdempotencyKeyReused",
-        "This Idempotency-Key came with another body before.",
-        "Use a new key for each new request.",
-    ),
-    domain.ActivationFailed: Problem(
-        400,
-        "ActivationFailed",
-        "The account was not activated.",
-        "Check the address, the password and the code of the latest mail, or ask for a new code.",
-    ),
-    domain.CodeExpired: Problem(
-        410, "ActivationCodeExpired", "The code's time is over.", "Ask for a new one at `resend_url`.", resend_url
-    ),
-    BodyTooLarge: Problem(
-        413, "BodyTooLarge", "The body is over 16 KiB.", "Send the fields of the request only.", headers=CLOSE
-    ),
-    UnsupportedMedia: Problem(
-        415,
-        "UnsupportedMediaType",
-        "Send the body as application/json.",
-        "Send application/json in UTF-8, without a content coding.",
-    ),
-    InvalidFields: replace(INVALID, members=lambda error: fields(error.errors)),
-    domain.InvalidCode: replace(INVALID, members=code_field),
-    domain.IdempotencyKeyInvalid: replace(INVALID, members=key_field),
-    domain.InvalidEmail: Problem(
-        422, "InvalidEmail", "This is no e-mail address that we can write to.", "Send a plain address: name@domain."
-    ),
-    domain.WeakPassword: Problem(
-        422,
-        "WeakPassword",
-        "The password is not good enough.",
-        "Mend what `reasons` name: too_short (under 8 bytes), too_long (over 72), common, contains_address.",
-        reasons,
-    ),
-    domain.RateLimited: Problem(
-        429, "RateLimitExceeded", "Too many requests.", "Wait `retry_after` seconds; that is enough.", wait
-    ),
-    domain.ResendTooSoon: Problem(
-        429, "ResendTooSoon", "The last code was sent a moment ago.", "Wait `retry_after` seconds.", wait
-    ),
-    domain.CodesExhausted: Problem(
-        429,
-        "CodesExhausted",
-        "This address has had all the codes it can have for now.",
-        "Wait `retry_after` seconds.",
-        wait,
-    ),
-    domain.CodeAttemptsExhausted: Problem(
-        429,
-        "CodeAttemptsExhausted",
-        "Too many wrong attempts: the code is dead.",
-        "Ask for a new code after `retry_after` seconds.",
-        wait,
-    ),
-    HeadersTooLarge: Problem(
-        431, "HeadersTooLarge", "The request's headers are too large.", "Send fewer or shorter headers.", headers=CLOSE
-    ),
-    NotAccepted: Problem(
-        503,
-        "Busy",
-        "The service has more to do than it can.",
-        "Nothing was done: repeat the request after `retry_after` seconds.",
-        wait,
-    ),
-    StoreUnavailable: Problem(
-        503,
-        "StoreUnavailable",
-        "The database cannot be reached.",
-        "Nothing was done: repeat the request after `retry_after` seconds.",
-        wait,
-    ),
-    AnswerLost: Problem(
-        503,
-        "OutcomeUnknown",
-        "The request was accepted, and its outcome got lost.",
-        "Repeat it after `retry_after` seconds, a registration with the same Idempotency-Key.",
-        wait,
-    ),
-    NotReady: Problem(
-        503,
-        "NotReady",
-        "This process cannot take registrations now.",
-        "Send requests to another process; `failing` names the checks.",
-        failing,
-    ),
+    domain.UnknownStatus: Problem(404, "NotFound", "Nothing is here.",
+        "A status address is known for a day; afterwards ask with Basic auth."),
+    MethodRefused: Problem(405, "MethodNotAllowed", "This path does not answer the method.",
+        "Use one of the methods named in `Allow`."),
+    BodyTimeout: Problem(408, "RequestTimeout", "The body did not arrive in time.", "Send the body at once.", CLOSE),
+    domain.EmailTaken: Problem(409, "UserAlreadyExists", "An account with this address exists or waits for its code.",
+        "Activate it with the code, ask for another one, or register again when the code is dead."),
+    domain.AlreadyActivated: Problem(409, "UserAlreadyActivated", "The account is active already.",
+        "Nothing is left to do."),
+    domain.IdempotencyKeyReused: Problem(409, "IdempotencyKeyReused",
+        "This Idempotency-Key came with another body before.", "Use a new key for each new request."),
+    domain.CodeExpired: Problem(410, "ActivationCodeExpired", "The code's time is over.",
+        "Ask for a new one at `resend_url`."),
+    BodyTooLarge: Problem(413, "BodyTooLarge", "The body is over 16 KiB.",
+        "Send the fields of the request only.", CLOSE),
+    UnsupportedMedia: Problem(415, "UnsupportedMediaType", "Send the body as application/json.",
+        "Send application/json in UTF-8, without a content coding."),
+    InvalidFields: INVALID,
+    domain.InvalidCode: INVALID,
+    domain.IdempotencyKeyInvalid: INVALID,
+    domain.InvalidEmail: Problem(422, "InvalidEmail", "This is no e-mail address that we can write to.",
+        "Send a plain address: name@domain."),
+    domain.WeakPassword: Problem(422, "WeakPassword", "The password is not good enough.",
+        "Mend what `reasons` name: too_short (under 8 bytes), too_long (over 72), common, contains_address."),
+    domain.RateLimited: Problem(429, "RateLimitExceeded", "Too many requests.",
+        "Wait `retry_after` seconds; that is enough."),
+    domain.ResendTooSoon: Problem(429, "ResendTooSoon", "The last code was sent a moment ago.",
+        "Wait `retry_after` seconds."),
+    domain.CodesExhausted: Problem(429, "CodesExhausted", "This address has had all the codes it can have for now.",
+        "Wait `retry_after` seconds."),
+    domain.CodeAttemptsExhausted: Problem(429, "CodeAttemptsExhausted",
+        "Too many wrong attempts: the code is dead.", "Ask for a new code after `retry_after` seconds."),
+    HeadersTooLarge: Problem(431, "HeadersTooLarge", "The request's headers are too large.",
+        "Send fewer or shorter headers.", CLOSE),
+    NotAccepted: Problem(503, "Busy", "The service has more to do than it can.",
+        "Nothing was done: repeat the request after `retry_after` seconds."),
+    StoreUnavailable: Problem(503, "StoreUnavailable", "The database cannot be reached.",
+        "Nothing was done: repeat the request after `retry_after` seconds."),
+    AnswerLost: Problem(503, "OutcomeUnknown", "The request was accepted, and its outcome got lost.",
+        "Repeat it after `retry_after` seconds, a registration with the same Idempotency-Key."),
+    NotReady: Problem(503, "NotReady", "This process cannot take registrations now.",
+        "Send requests to another process; `failing` names the checks."),
     Exception: INTERNAL_ERROR,
 }
+# fmt: on
 
 
-def problem_of(error: Exception) -> Problem:
-    """Return the entry of the error's type, or of the nearest type that it derives from."""
-    return next(TABLE[kind] for kind in type(error).__mro__ if kind in TABLE)
+def problem_of(kind: type[Exception]) -> Problem:
+    """Return the entry of an error's type, or of the nearest type that it derives from."""
+    return next(TABLE[base] for base in kind.__mro__ if base in TABLE)
 
 
 def by_slug() -> dict[str, list[Problem]]:
     """Return every problem under its slug, in the table's order."""
-    slugs: dict[str, dict[str, Problem]] = {}
-    for problem in TABLE.values():
-        slugs.setdefault(problem.slug, {}).setdefault(f"{problem.status} {problem.detail} {problem.advice}", problem)
-    return {slug: list(problems.values()) for slug, problems in slugs.items()}
-
-
-MEDIA = "application/problem+json"
+    slugs: dict[str, list[Problem]] = {}
+    for problem in dict.fromkeys(TABLE.values()):
+        slugs.setdefault(problem.slug, []).append(problem)
+    return slugs
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,32 +221,16 @@ def answer_to(error: Exception, root: str = "") -> ProblemAnswer:
     `root` is the path of PUBLIC_URL, under which every link lies; a problem's type is a name and stays as it is.
     """
     error = _ours(error)
-    problem = problem_of(error)
-    members, headers = problem.members(error), dict(problem.headers)
-    if "resend_url" in members:
-        members["resend_url"] = f"{root}{RESEND_URL}"
-    if "retry_after" in members:
-        headers["Retry-After"] = str(members["retry_after"])
-    if isinstance(error, MethodRefused):
-        headers["Allow"] = ", ".join(sorted(error.allowed))
-    body = {
-        "type": f"/problems/{problem.slug}",
-        "title": problem.title,
-        "status": problem.status,
-        "detail": _detail(error) or problem.detail,
-        "error": problem.code,
-        **members,
-    }
-    return ProblemAnswer(problem.status, json.dumps(body), headers)
-
-
-def _detail(error: Exception) -> str | None:
-    """Return the sentence of the few errors that have one of their own, written by us and without any input."""
+    problem = problem_of(type(error))
+    headers, body = dict(problem.headers), problem.body | _members(error, root)
+    if "retry_after" in body:
+        headers["Retry-After"] = str(body["retry_after"])
     match error:
-        case MalformedRequest(reason=text) | UnsupportedMedia(reason=text) | InvalidEmail(message=text):
-            return str(text)
-        case _:
-            return None
+        case MethodRefused():
+            headers["Allow"] = ", ".join(sorted(error.allowed))
+        case RequestRefused(reason=str(text)) | domain.InvalidEmail(message=text):
+            body["detail"] = text
+    return ProblemAnswer(problem.status, json.dumps(body), headers)
 
 
 def _ours(error: Exception) -> Exception:
@@ -384,37 +239,38 @@ def _ours(error: Exception) -> Exception:
         case werkzeug.NotFound():
             return UnknownPath()
         case werkzeug.MethodNotAllowed():
-            return MethodRefused(list(error.valid_methods or ()))
+            return MethodRefused(error.valid_methods or ())
         case werkzeug.RequestEntityTooLarge():
             return BodyTooLarge()
         case werkzeug.BadRequest():
             return MalformedRequest()
-        case _:
-            return error
+    return error
 
 
-SAMPLES: Mapping[type[Exception], Exception] = {
-    MalformedRequest: MalformedRequest("The body is not JSON."),
-    UnsupportedMedia: UnsupportedMedia("Send the body as application/json."),
-    InvalidFields: InvalidFields([("password", "is required")]),
-    MethodRefused: MethodRefused(("GET", "HEAD", "OPTIONS")),
-    NotReady: NotReady(("database",)),
-    domain.InvalidEmail: domain.InvalidEmail("The domain is missing."),
-    domain.WeakPassword: domain.WeakPassword(("too_short", "common")),
-    domain.InvalidCode: domain.InvalidCode(6),
-    domain.WrongCode: domain.WrongCode(4),
-}
+def _members(error: Exception, root: str) -> dict[str, object]:
+    """Return what an answer says besides the members of every problem; waits in whole seconds, rounded up."""
+    members: dict[str, object] = {}
+    match error:
+        case domain.WaitRefusal() | MachineError():
+            members["retry_after"] = max(1, ceil(error.retry_after))
+        case domain.WrongCode():
+            members["attempts_left"] = error.attempts_left
+            if error.superseded:
+                members["superseded"] = True
+        case domain.WeakPassword():
+            members["reasons"] = error.reasons
+        case domain.CodeExpired():
+            members["resend_url"] = f"{root}{RESEND_URL}"
+        case NotReady():
+            members["failing"] = error.failing
+        case InvalidFields():
+            members["errors"] = _field_errors(error.errors)
+        case domain.InvalidCode():
+            members["errors"] = _field_errors([("activation_code", f"must be {error.digits} digits")])
+        case domain.IdempotencyKeyInvalid():
+            members["errors"] = _field_errors([("Idempotency-Key", KEY_RULE)])
+    return members
 
 
-def example(kind: type[Exception]) -> dict[str, Any]:
-    """Return the body of one answer to an error of this type."""
-    body: dict[str, Any] = json.loads(answer_to(_sample(kind)).body)
-    return body
-
-
-def _sample(kind: type[Exception]) -> Exception:
-    if kind in SAMPLES:
-        return SAMPLES[kind]
-    if issubclass(kind, domain.WaitRefusal | MachineError):
-        return kind(30.0)
-    return kind()
+def _field_errors(errors: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"field": name, "message": message} for name, message in errors]

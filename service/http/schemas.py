@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from math import ceil
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeVar
 from uuid import UUID  # noqa: TC003 - pydantic reads it
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
@@ -19,9 +19,9 @@ from service.http.problems import InvalidFields
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pydantic.config import JsonDict
-
     from actors.signup import Registration
+
+TextT = TypeVar("TextT", str, SecretStr)
 
 API = "/api/v1/users"
 CONTROLS = r"\u0000-\u001f\u007f-\u009f"  # C0, DEL and C1, as a class of regular expressions has them
@@ -29,14 +29,9 @@ CONTROL = re.compile(f"[{CONTROLS}]")
 LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")  # BCP 47 in its outline
 
 
-def _printable(value: str) -> str:
-    if controls(value):
+def _printable(value: TextT) -> TextT:
+    if controls(value.get_secret_value() if isinstance(value, SecretStr) else value):
         raise ValueError("must not hold control characters")
-    return value
-
-
-def _printable_secret(value: SecretStr) -> SecretStr:
-    _printable(value.get_secret_value())
     return value
 
 
@@ -48,28 +43,12 @@ def _language_tag(value: str) -> str:
 
 PRINTABLE = Field(json_schema_extra={"pattern": f"^[^{CONTROLS}]*$"})
 Text = Annotated[str, AfterValidator(_printable), PRINTABLE]
-Secret = Annotated[SecretStr, AfterValidator(_printable_secret), PRINTABLE]
+Secret = Annotated[SecretStr, AfterValidator(_printable), PRINTABLE]
 LanguageTag = Annotated[
     str, AfterValidator(_language_tag), Field(json_schema_extra={"pattern": f"^{LANGUAGE_TAG.pattern}$"})
 ]
 Time = Annotated[datetime, BeforeValidator(lambda value: value.astimezone(UTC))]
 Seconds = Annotated[int, BeforeValidator(lambda value: value if value is None else ceil(value)), Field(ge=0)]
-
-
-def _tell_one_of(schema: JsonDict, model: type[Sent]) -> None:
-    """Say in the schema what `Sent` checks: in each alternative one field is given and the others are not."""
-    absent = {name: model.model_fields[name].default for name in model.one_of}
-    if absent:
-        schema["oneOf"] = [
-            {
-                "required": [given],
-                "properties": {
-                    name: {"not": {"const": value}} if name == given else {"const": value}
-                    for name, value in absent.items()
-                },
-            }
-            for given in absent
-        ]
 
 
 def controls(text: str) -> bool:
@@ -78,24 +57,9 @@ def controls(text: str) -> bool:
 
 
 class Sent(BaseModel):
-    """A body: strict types, no other fields, nothing of it in errors; exactly one field of `one_of`, if it names any.
+    """A body: strict types, no other fields, nothing of it in errors."""
 
-    A field with its default's value is as good as none.
-    """
-
-    model_config = ConfigDict(
-        frozen=True, strict=True, extra="forbid", hide_input_in_errors=True, json_schema_extra=_tell_one_of
-    )
-    one_of: ClassVar[tuple[str, ...]] = ()
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
-        fields = type(self).model_fields
-        given = sum(getattr(self, name) != fields[name].default for name in self.one_of)
-        if self.one_of and given != 1:
-            msg = f"must hold exactly one of {' and '.join(self.one_of)}"
-            raise ValueError(msg)
-        return self
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
 
 
 class RegisterRequest(Sent):
@@ -106,30 +70,38 @@ class RegisterRequest(Sent):
     locale: LanguageTag | None = Field(None, description="Language of the mail; else Accept-Language.", examples=["en"])
 
 
+CODE_NAMES = ("activation_code", "code")
+SPACER = f"[{SPACERS.replace('-', '')}-]*"  # a hyphen is itself at the end of a class
+Code = Annotated[SecretStr, Field(json_schema_extra={"pattern": f"^{SPACER}(?:[0-9]{SPACER}){{4,10}}$"})]
+
+
 class ActivateRequest(Sent):
     """The code from the mail, under exactly one of two names; blanks and hyphens in it are ignored."""
 
-    one_of = ("activation_code", "code")
-    activation_code: SecretStr | None = Field(None, description="The code from the mail.", examples=["012345"])
-    code: SecretStr | None = Field(None, description="The same under a shorter name.", examples=["012345"])
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": [given], "properties": {given: {"type": "string"}, other: {"type": "null"}}}
+                for given, other in (CODE_NAMES, reversed(CODE_NAMES))
+            ]
+        }
+    )
+    activation_code: Code | None = Field(None, description="The code from the mail.", examples=["012345"])
+    code: Code | None = Field(None, description="The same under a shorter name.", examples=["012345"])
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.activation_code is None) == (self.code is None):
+            raise ValueError("must hold exactly one of activation_code and code")
+        return self
 
     def digits(self, digits: int) -> str:
         """Return the code; raises InvalidFields, which costs no attempt, unless it has `digits` ASCII digits."""
-        name, given = ("code", self.code) if self.code is not None else ("activation_code", self.activation_code)
+        [(name, text)] = [(name, each) for name in CODE_NAMES if (each := getattr(self, name)) is not None]
         try:
-            return typed_code(given.get_secret_value() if given else "", digits)
+            return typed_code(text.get_secret_value(), digits)
         except InvalidCode:
             raise InvalidFields([(name, f"must be {digits} digits")]) from None
-
-
-def code_pattern(digits: int) -> str:
-    """Return the pattern of what `typed_code` reads."""
-    spacers = f"[{SPACERS.replace('-', '')}-]*"  # a hyphen is itself at the end of a class
-    return f"^{spacers}(?:[0-9]{spacers}){{{digits}}}$"
-
-
-class NothingRequest(Sent):
-    """A body without fields."""
 
 
 class View(BaseModel):

@@ -30,7 +30,6 @@ from service.http.schemas import (
     AcceptedView,
     ActivatedView,
     ActivateRequest,
-    NothingRequest,
     ProfileView,
     ProgressView,
     RegisteredView,
@@ -110,7 +109,7 @@ class Users:
     async def resend(self) -> Response:
         """Send a new code."""
         client, sent = self._clients.current(), credentials()
-        await read_nothing(NothingRequest)
+        await read_nothing()
         resend = await self._run(partial(self._signup.resend, client, sent))
         return AcceptedView(email=sent.email).response(202) if resend is None else ResendView.of(resend).response(202)
 

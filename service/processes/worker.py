@@ -15,7 +15,6 @@ import hypercorn.trio
 from loguru import logger
 
 from service import logging
-from service.http.middleware import ENDING
 from service.processes.children import BEAT, BEAT_SECONDS, READY, RECYCLE, report
 from service.processes.hypercorn_fixes import WorkerConfig, harden
 
@@ -36,16 +35,12 @@ STOP_SECONDS = 0.2  # a request that is on its way over an idle connection still
 
 
 class Counted:
-    """An ASGI application that calls `full` once, when it has had `limit` requests; 0 is never.
+    """An ASGI application that calls `full` once, when it has had `limit` requests; 0 is never."""
 
-    `ending` is in every request's scope: set, it says that the worker is about to leave.
-    """
-
-    def __init__(self, app: Any, limit: int, full: Callable[[], None], ending: anyio.Event) -> None:  # noqa: ANN401 - any ASGI framework
+    def __init__(self, app: Any, limit: int, full: Callable[[], None]) -> None:  # noqa: ANN401 - any ASGI framework
         self._app = app
         self._limit = limit
         self._full = full
-        self._ending = ending
         self._served = 0
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
@@ -54,7 +49,6 @@ class Counted:
             self._served += 1
             if self._served == self._limit:
                 self._full()
-            cast("dict[str, Any]", scope)[ENDING] = self._ending
         await self._app(scope, receive, send)
 
 
@@ -73,7 +67,6 @@ class Worker:
             os.dup(listener.fileno()), grace=settings.grace_seconds, keep_alive=settings.keep_alive_seconds
         )
         self._leave = anyio.Event()
-        self._ending = anyio.Event()  # for answers without an end of their own
         self._patience = anyio.CancelScope()  # with connections that are still open, once it was told to leave
         self._drain: Callable[[], None] = lambda: None
 
@@ -86,7 +79,7 @@ class Worker:
             async with opening as (app, self._drain):
                 limit = self._settings.max_requests
                 limit += random.randint(0, limit // 10)  # noqa: S311 - workers must not all be replaced at once
-                counted = Counted(app, limit, lambda: report(self._pipe, RECYCLE), self._ending)
+                counted = Counted(app, limit, lambda: report(self._pipe, RECYCLE))
                 async with anyio.create_task_group() as serving:
                     serving.start_soon(self._serve, counted)
             group.cancel_scope.cancel()
@@ -103,14 +96,12 @@ class Worker:
                     self._go(min(self._settings.keep_alive_seconds + 0.5, self._settings.grace_seconds))
                 elif number == signal.SIGUSR2:
                     self._drain()
-                    self._ending.set()
                     await anyio.sleep(self._settings.drain_seconds)
                     self._go(STOP_SECONDS)
 
     def _go(self, patience: float) -> None:
         """Begin to leave, or leave sooner than was said before."""
         self._patience.deadline = min(self._patience.deadline, anyio.current_time() + ACCEPT_SECONDS + patience)
-        self._ending.set()
         self._leave.set()
 
     async def _until_told(self) -> None:

@@ -27,7 +27,7 @@ def test_the_reader_of_the_description_leads_to_each_call(tab: Page, developers:
     example = article.locator("details", has_text="WeakPassword")
     expect(example.locator("pre")).to_be_hidden()
     example.locator("summary").click()
-    expect(example.locator("pre")).to_contain_text('"reasons"')
+    expect(example.locator("pre")).to_contain_text('"error"')
 
 
 def test_a_problem_explains_itself(tab: Page, developers: Place) -> None:

@@ -19,7 +19,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 def test_the_pictures_of_the_documents_can_be_taken_anew(launched: Browser, guarded: Place, tmp_path: Path) -> None:
     """The program makes a small picture for each that is saved, and for no other."""
-    made = pictures(launched, guarded, tmp_path, seconds=5)
+    made = pictures(launched, guarded, tmp_path)
     assert {picture.name for picture in made} == {picture.name for picture in SAVED.iterdir()}
     for picture in made:
         content = picture.read_bytes()

@@ -147,43 +147,6 @@ class FixedReader:
         return self.metrics
 
 
-@dataclass(frozen=True, slots=True)
-class ScriptedMail:
-    """A mail as the administration shows it."""
-
-    id: UUID
-    state: str = "dead"
-    kind: str = "code"
-    attempts: int = 1
-    created_at: datetime = datetime(2026, 1, 31, tzinfo=UTC)
-    due_at: datetime = datetime(2026, 1, 31, tzinfo=UTC)
-    accepted_at: datetime | None = None
-    reason: str | None = "550 at RCPT"
-    to: str = "ada@example.com"
-    locale: str = "en"
-
-
-class ScriptedMailAdmin:
-    """Holds the mails that a test gives it; `asked` and `replayed` keep what it was asked for."""
-
-    def __init__(self) -> None:
-        self.owed: list[ScriptedMail] = []
-        self.asked: list[tuple[str | None, datetime | None, int]] = []
-        self.replayed: list[tuple[list[UUID], bool]] = []
-
-    async def mails(
-        self, *, mail_id: UUID | None = None, state: str | None = None, since: datetime | None = None, limit: int = 100
-    ) -> list[ScriptedMail]:
-        """Return what matches."""
-        self.asked.append((state, since, limit))
-        return [mail for mail in self.owed if (mail_id is None or mail.id == mail_id) and state in {None, mail.state}]
-
-    async def replay(self, mail_ids: Sequence[UUID], *, dry_run: bool) -> list[UUID]:
-        """Replay what is named."""
-        self.replayed.append((list(mail_ids), dry_run))
-        return list(mail_ids)
-
-
 class PromptLimiter(Address):
     """The RateLimiter's address without the actor: decides at once, over windows in memory.
 
@@ -222,7 +185,6 @@ class FakeService:
         self.signup = ScriptedSignUp()
         self.health = ScriptedHealth()
         self.reader = FixedReader()
-        self.mail_admin = ScriptedMailAdmin()
         self.limiter = PromptLimiter()
         self.noticed = Counter[str]()
         self.background: BackgroundTasks = Foreground()
@@ -242,7 +204,6 @@ class FakeService:
                 limiter=self.limiter,
                 reader=self.reader,
                 health=self.health,
-                mail_admin=self.mail_admin,
                 locales=("de", "en"),
                 noticed=self.noticed,
                 caught_mails=caught,

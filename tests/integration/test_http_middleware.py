@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from loguru import logger
 
-from tests.fakes.asgi import Pairs, ask, call, serve
+from tests.fakes.asgi import ask, call
 from tests.fakes.http_service import EMAIL, PASSWORD, TOKEN, FakeService
 
 if TYPE_CHECKING:
@@ -65,33 +65,6 @@ async def test_a_wrong_method_is_told_the_right_ones(app: Quart) -> None:
     got, head = await ask(app, "GET", "/livez"), await ask(app, "HEAD", "/livez")
     assert (head.status, head.headers["content-length"], head.body) == (200, got.headers["content-length"], b"")
     assert (await ask(app, "HEAD", "/nowhere")).body == b""
-
-
-@pytest.mark.parametrize(
-    ("headers", "version"), [([(b"x-broken", b"a\r\nb")], "1.1"), ([(b"x-broken", b"a\0b")], "1.1"), ([], "2")]
-)
-async def test_what_our_server_lets_nobody_send_is_refused_all_the_same(
-    app: Quart, headers: Pairs, version: str
-) -> None:
-    """The server in front may be another one some day."""
-    assert (await call(app, "GET", "/livez", headers, http_version=version)).code == "MalformedRequest"
-
-
-@pytest.mark.parametrize("extensions", [{"websocket.http.response": {}}, {}])
-async def test_web_sockets_are_not_found(app: Quart, extensions: dict[str, object]) -> None:
-    """Where the server can answer, the answer is a 404; else the connection is closed."""
-    events: list[dict[str, Any]] = []
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "websocket.connect"}
-
-    async def send(event: dict[str, Any]) -> None:
-        events.append(event)
-
-    scope: Any = {"type": "websocket", "path": "/livez", "headers": [], "extensions": extensions}
-    await serve(app, scope, receive, send)
-    assert events[0].get("status", 404) == 404
-    assert events[0]["type"] == ("websocket.http.response.start" if extensions else "websocket.close")
 
 
 @pytest.fixture

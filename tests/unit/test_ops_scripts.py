@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 OPS = Path(__file__).resolve().parents[2] / "ops"
 READING, REGISTER = "GET /api/v1/metrics", "POST /api/v1/users/register"
-LIST, REPLAY = "GET /api/v1/ops/mails", "POST /api/v1/ops/mails/replay"
 BUSINESS = {"registrations": 100, "activations": 75, "mails_accepted": 98, "mails_dead": 1, "resends": 4}
 METRICS: dict[str, Any] = {
     "request_counts": {REGISTER: 120, "GET /api/v1/users/activation/{token}": 3},
@@ -48,16 +47,6 @@ EMPTY: dict[str, Any] = {
     "business_metrics": dict.fromkeys(BUSINESS, 0),
     "error_count": 0,
     "mail": NO_MAIL,
-}
-ID, OTHER = "0d3a6f1e-8f1c-4c53-9a3e-0c4f5be3c6aa", "11111111-8f1c-4c53-9a3e-0c4f5be3c6aa"
-MAIL: dict[str, Any] = {
-    "id": ID,
-    "state": "dead",
-    "attempts": 3,
-    "created_at": "2026-11-24T12:00:00.123456Z",
-    "accepted_at": None,
-    "reason": "550 5.1.1 at RCPT",
-    "to": "a…@example.com",
 }
 
 
@@ -95,10 +84,6 @@ def serving(**answers: list[tuple[int, Any]]) -> Iterator[Service]:
             "GET /dev/mail": answers.get("mail", [(200, {"mails": [other]}), (200, {"mails": [other, mail]})]),
             "POST /api/v1/users/activate": answers.get("activate", [(200, {"is_activated": True})]),
             "GET /api/v1/users/me": answers.get("me", [(200, {"is_activated": True})]),
-            LIST: [(200, {"mails": [MAIL]})],
-            f"{LIST}?state=dead&since=2h&limit=5": [(200, {"mails": []})],
-            f"{LIST}/{ID}": [(200, MAIL)],
-            REPLAY: [(200, {"dry_run": False, "replayed": [ID]})],
         }
     )
 
@@ -166,7 +151,7 @@ def test_no_answer_is_one_line_and_status_3(script: str, url: str) -> None:
     assert url in ended.err
 
 
-@pytest.mark.parametrize("script", ["metrics.py", "funnel.py", "smoke.py", "mail.py"])
+@pytest.mark.parametrize("script", ["metrics.py", "funnel.py", "smoke.py"])
 def test_help_has_examples_and_exit_statuses(script: str) -> None:
     """`--help` shows how it is used."""
     text = run("", script, "--help").out
@@ -197,6 +182,23 @@ def test_the_token_comes_from_the_environment_or_a_file_and_is_never_shown(tmp_p
         refused = run(service.url, "metrics.py", "--json", VESTIBULE_OPS_TOKEN="s3cret")
     assert [headers["Authorization"] for _, headers, _ in service.seen] == ["Bearer s3cret"] * 3
     assert (refused.status, "s3cret" in refused.err, "VESTIBULE_OPS_TOKEN" in refused.err) == (3, False, True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (
+            (401, {"error": "OpsTokenRequired"}),
+            "has another operator's token than the one given: look at VESTIBULE_OPS_TOKEN",
+        ),
+        ((403, {"error": "OpsTokenRequired"}), "wants the operator's token: set VESTIBULE_OPS_TOKEN"),
+        ((429, {"error": "RateLimitExceeded", "retry_after": 9}), "answers 429 RateLimitExceeded, again in 9 s"),
+    ],
+)
+def test_a_refusal_is_one_line(answer: tuple[int, Any], said: str) -> None:
+    """Exit status 3, and what the service says; with the wrong token and without any, what to do."""
+    with serving(metrics=[answer]) as service:
+        assert run(service.url, "metrics.py") == (3, "", f"metrics.py: {service.url} {said}\n")
 
 
 # -- metrics.py
@@ -328,61 +330,3 @@ def test_smoke_fails_with_one_line_that_names_the_step(step: str, answer: tuple[
     assert (ended.status, ended.err.count("\n")) == (1, 1)
     assert ended.err.startswith(f"smoke.py: {step}: ")
     assert step != "mail" or REGISTER not in {line for line, _, _ in service.seen}
-
-
-# -- mail.py
-
-
-def test_mails_are_listed_and_shown(service: Service) -> None:
-    """A line for each mail or for each field of one; one that is not there is exit status 1 and one line."""
-    line = f"{ID}  dead       3x  2026-11-24T12:00:00Z  a…@example.com  550 5.1.1 at RCPT\n"
-    assert run(service.url, "mail.py", "list") == (0, line, "")
-    assert service.seen[0][1]["Authorization"] == "Bearer the token"
-    words = ("--state", "dead", "--since", "2h", "--limit", "5")
-    assert run(service.url, "mail.py", "list", *words) == (0, "no mails\n", "")
-    assert "reason        550 5.1.1 at RCPT\n" in run(service.url, "mail.py", "show", ID).out
-    assert run(service.url, "mail.py", "show", OTHER) == (1, "", f"mail.py: there is no mail {OTHER}\n")
-
-
-@pytest.mark.parametrize(
-    ("words", "said"), [(["list"], {"mails": [MAIL]}), (["show", ID], MAIL), (["replay", ID], {"dry_run": False})]
-)
-def test_json_is_what_the_service_says(service: Service, words: list[str], said: dict[str, Any]) -> None:
-    """Of every command; options may stand before or behind it, as with `vestibule mail`."""
-    printed = run(service.url, "mail.py", *words, "--json", "--token", "another")
-    assert json.loads(printed.out).items() >= said.items()
-    assert service.seen[-1][1]["Authorization"] == "Bearer another"
-    assert run(service.url, "mail.py", "--json", *words) == printed
-
-
-def test_mails_are_replayed(service: Service) -> None:
-    """By id, or all dead ones; a dry run says what would be; nothing to do is status 1, nothing named wrong usage."""
-    assert run(service.url, "mail.py", "replay", ID) == (0, f"{ID}\nqueued 1 mail again\n", "")
-    assert service.seen.pop()[2] == {"ids": [ID], "dry_run": False}
-    status, _, complaint = run(service.url, "mail.py", "replay")
-    assert (status, "--dead" in complaint, service.seen) == (2, True, [])
-    service.answers[REPLAY] = [(200, {"dry_run": True, "replayed": []})]
-    words = ("--dead", "--since", "2h", "--dry-run")
-    assert run(service.url, "mail.py", "replay", *words) == (1, "would queue 0 mails again\n", "")
-    assert service.seen.pop()[2] == {"dead": True, "since": "2h", "dry_run": True}
-
-
-FIELDS = {"error": "ValidationError", "errors": [{"field": "state", "message": "must be"}]}
-
-
-@pytest.mark.parametrize(
-    ("answer", "said"),
-    [
-        ((422, FIELDS), "answers 422 ValidationError: state must be"),
-        (
-            (401, {"error": "OpsTokenRequired"}),
-            "has another operator's token than the one given: look at VESTIBULE_OPS_TOKEN",
-        ),
-        ((403, {"error": "OpsTokenRequired"}), "wants the operator's token: set VESTIBULE_OPS_TOKEN"),
-        ((429, {"error": "RateLimitExceeded", "retry_after": 9}), "answers 429 RateLimitExceeded, again in 9 s"),
-    ],
-)
-def test_a_refusal_is_one_line(service: Service, answer: tuple[int, Any], said: str) -> None:
-    """Exit status 3, and what the service says, of fields too; with the wrong token and without any, what to do."""
-    service.answers[LIST] = [answer]
-    assert run(service.url, "mail.py", "list") == (3, "", f"mail.py: {service.url} {said}\n")
