@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,11 @@ import anyio
 import pytest
 
 from service.breaker import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Breaker, BreakerOpen
+from tests.fakes.callers import refused
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
     from trio.testing import MockClock
 
 
@@ -35,44 +39,47 @@ def unheard() -> None:
     """Be told of a change."""
 
 
-def fail(breaker: Breaker, error: Exception) -> None:
-    """Let one call fail under the breaker."""
-    with pytest.raises(type(error)), breaker.guard():
-        raise error
+def call(breaker: Breaker, *ends: type[Exception] | None) -> bool:
+    """Let calls end under the breaker, well or with an error; return whether it is open then."""
+    for end in ends:
+        if end is None:
+            with breaker.guard():
+                pass
+        else:
+            with pytest.raises(end), breaker.guard():
+                raise end
+    return breaker.is_open
+
+
+async def succeed() -> None:
+    """Be a good probe."""
+
+
+@asynccontextmanager
+async def probed(
+    breaker: Breaker, probe: Callable[[], Awaitable[None]] = succeed, report: Callable[[], None] = unheard
+) -> AsyncIterator[None]:
+    """Probe the breaker beside the body."""
+    async with anyio.create_task_group() as aside:
+        aside.start_soon(breaker.probing, probe, report)
+        yield
+        aside.cancel_scope.cancel()
 
 
 def test_one_stall_stops_all_calls() -> None:
     """After the first time-out no body runs any more."""
     b = breaker()
-    fail(b, Stalled())
+    assert call(b, Stalled)
     with pytest.raises(BreakerOpen), b.guard():
         pytest.fail("the body ran")
-    assert b.is_open
     assert b.reason == "Stalled"
 
 
 def test_three_refusals_in_a_row_stop_all_calls() -> None:
-    """Two let the next call through, and a good call starts the count again."""
+    """Two let the next call through; a good call, or an error of another type, starts the count again."""
     b = breaker()
-    for _ in range(2):
-        fail(b, Refused())
-    with b.guard():
-        pass
-    for _ in range(2):
-        fail(b, Refused())
-    assert not b.is_open
-    fail(b, Refused())
-    assert b.is_open
-
-
-def test_other_errors_are_answers() -> None:
-    """An error of another type passes, opens nothing and ends a row of refusals."""
-    b = breaker()
-    fail(b, Refused())
-    fail(b, Refused())
-    fail(b, Odd())
-    fail(b, Refused())
-    assert not b.is_open
+    assert not call(b, Refused, Refused, None, Refused, Refused, Odd, Refused, Refused)
+    assert call(b, Refused)
 
 
 async def test_a_good_probe_closes_it(autojump_clock: MockClock) -> None:
@@ -86,16 +93,13 @@ async def test_a_good_probe_closes_it(autojump_clock: MockClock) -> None:
         if len(probes) < 8:
             raise Refused if len(probes) % 2 else Stalled
 
-    async with anyio.create_task_group() as aside:
-        aside.start_soon(b.probing, probe, lambda: reported.append(b.is_open))
+    async with probed(b, probe, lambda: reported.append(b.is_open)):
         await anyio.sleep(5)
         assert probes == [], "a closed breaker is not probed"
         start = anyio.current_time()
-        fail(b, Stalled())
+        call(b, Stalled)
         await anyio.sleep(20)
-        aside.cancel_scope.cancel()
-    assert reported == [True, False]
-    assert not b.is_open
+    assert (reported, b.is_open) == ([True, False], False)
     assert probes[0] == pytest.approx(start + FIRST_PAUSE_SECONDS)
     pauses = [later - earlier for earlier, later in pairwise(probes)]
     assert pauses == pytest.approx([0.2, 0.4, 0.8, *[LONGEST_PAUSE_SECONDS] * 4])
@@ -104,49 +108,30 @@ async def test_a_good_probe_closes_it(autojump_clock: MockClock) -> None:
 async def test_it_opens_again_after_it_closed(autojump_clock: MockClock) -> None:
     """A second outage is stopped, counted and ended as the first; refusals before the first are forgotten."""
     b = breaker()
-
-    async def probe() -> None:
-        """Succeed."""
-
-    async with anyio.create_task_group() as aside:
-        aside.start_soon(b.probing, probe, unheard)
-        for _ in range(3):
-            fail(b, Refused())
+    async with probed(b):
+        assert call(b, Refused, Refused, Refused)
         await anyio.sleep(1)
-        assert not b.is_open
-        fail(b, Refused())
-        assert not b.is_open
-        fail(b, Stalled())
-        assert b.opened == 2
+        assert not call(b, Refused)
+        assert call(b, Stalled)
         await anyio.sleep(1)
-        assert not b.is_open
-        aside.cancel_scope.cancel()
+        assert (b.is_open, b.opened) == (False, 2)
 
 
 async def test_a_call_from_before_an_outage_opens_nothing_after_it(autojump_clock: MockClock) -> None:
     """A slow call's failure that arrives after the server is back counts for nothing."""
     b = breaker()
 
-    async def probe() -> None:
-        """Succeed."""
-
     async def slow() -> None:
         with b.guard():
             await anyio.sleep(3)
             raise Stalled
 
-    async def caller() -> None:
-        with pytest.raises(Stalled):
-            await slow()
-
-    async with anyio.create_task_group() as aside:
-        aside.start_soon(b.probing, probe, unheard)
+    async with probed(b):
         async with anyio.create_task_group() as calls:
-            calls.start_soon(caller)
+            calls.start_soon(refused, Stalled, slow())
             await anyio.sleep(1)
-            fail(b, Stalled())
+            assert call(b, Stalled)
         assert not b.is_open
-        aside.cancel_scope.cancel()
 
 
 async def test_a_probe_that_breaks_is_a_bug(autojump_clock: MockClock) -> None:
@@ -156,7 +141,7 @@ async def test_a_probe_that_breaks_is_a_bug(autojump_clock: MockClock) -> None:
     async def probe() -> None:
         raise Odd
 
-    fail(b, Stalled())
+    assert call(b, Stalled)
     with pytest.raises(Odd):
         await b.probing(probe, unheard)
 
@@ -164,10 +149,8 @@ async def test_a_probe_that_breaks_is_a_bug(autojump_clock: MockClock) -> None:
 async def test_a_cancelled_call_says_nothing_about_the_server() -> None:
     """Cancelling a call neither opens the breaker nor forgives refusals."""
     b = breaker()
-    fail(b, Refused())
-    fail(b, Refused())
+    call(b, Refused, Refused)
     with anyio.CancelScope() as scope, b.guard():
         scope.cancel()
         await anyio.sleep_forever()
-    fail(b, Refused())
-    assert b.is_open
+    assert call(b, Refused)

@@ -7,6 +7,8 @@ from collections import Counter
 from uuid import UUID
 
 import pytest
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,41 +21,10 @@ KEYRING = Keyring({"k2": OTHER_KEY, "k1": KEY})
 uuids = st.uuids()
 
 
-@pytest.mark.parametrize(
-    ("key", "salt", "info", "length", "expected"),
-    [
-        (
-            "0b" * 22,
-            "000102030405060708090a0b0c",
-            "f0f1f2f3f4f5f6f7f8f9",
-            42,
-            "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865",
-        ),
-        (
-            bytes(range(0x50)).hex(),
-            bytes(range(0x60, 0xB0)).hex(),
-            bytes(range(0xB0, 0x100)).hex(),
-            82,
-            (
-                "b11e398dc80327a1c8e7f78c596a49344f012eda2d4efad8a050cc4c19afa97c"
-                "59045a99cac7827271cb41c65e590e09da3275600c2f09b8367793a9aca3db71"
-                "cc30c58179ec3e87c14c01d5c1f3434f1d87"
-            ),
-        ),
-        (
-            "0b" * 22,
-            "",
-            "",
-            42,
-            "8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d9d201395faa4b61a96c8",
-        ),
-    ],
-    ids=["A.1", "A.2", "A.3"],
-)
-def test_sub_keys_are_derived_as_rfc_5869_says(key: str, salt: str, info: str, length: int, expected: str) -> None:
-    """The appendix' vectors for SHA-256."""
-    derived = hkdf_sha256(bytes.fromhex(key), bytes.fromhex(info), salt=bytes.fromhex(salt), length=length)
-    assert derived.hex() == expected
+@given(st.binary(min_size=1, max_size=80), st.binary(max_size=80), st.binary(max_size=80), st.integers(1, 255 * 32))
+def test_sub_keys_are_derived_as_rfc_5869_says(key: bytes, salt: bytes, info: bytes, length: int) -> None:
+    """As another implementation derives them."""
+    assert hkdf_sha256(key, info, salt=salt, length=length) == HKDF(SHA256(), length, salt, info).derive(key)
 
 
 @given(account=uuids, mail=uuids, digits=st.integers(4, 10))
@@ -118,18 +89,11 @@ def test_every_purpose_has_a_key_of_its_own() -> None:
     assert KEY not in derived
 
 
-@given(account=uuids, registration=st.integers(1, 2**31))
-def test_a_status_token_names_its_registration(account: UUID, registration: int) -> None:
-    """Read back, the token gives what it was made for; it is safe in a path."""
-    token = KEYRING.status_token(account, registration)
-    assert set(token) <= set(string.ascii_letters + string.digits + "-_")
-    assert KEYRING.read_status_token(token) == (account, registration)
-
-
 @given(account=uuids, place=st.integers(0, 47), letter=st.sampled_from(string.ascii_letters + string.digits + "-_"))
 def test_a_changed_status_token_is_forged(account: UUID, place: int, letter: str) -> None:
-    """One other character makes it nobody's."""
+    """It is safe in a path, and one other character makes it nobody's."""
     token = KEYRING.status_token(account, 1)
+    assert set(token) <= set(string.ascii_letters + string.digits + "-_")
     changed = token[:place] + letter + token[place + 1 :]
     assert KEYRING.read_status_token(changed) == ((account, 1) if changed == token else None)
 
@@ -154,14 +118,10 @@ def test_digests_tell_their_parts_apart(parts: list[str], others: list[str]) -> 
     assert [len(digest) for digest in KEYRING.idempotency_digests(*parts)] == [32, 32]
 
 
-def test_a_keyring_needs_a_key() -> None:
-    """Without a key nothing could be derived."""
-    with pytest.raises(ValueError, match="at least one key"):
+def test_a_keyring_needs_a_key_and_shows_none() -> None:
+    """Without a key nothing could be derived; its repr names the key ids alone."""
+    with pytest.raises(ValueError, match=r"^a keyring needs at least one key$"):
         Keyring({})
-
-
-def test_a_keyring_shows_no_key() -> None:
-    """Its repr names the key ids alone."""
     assert repr(KEYRING) == "Keyring(k2, k1)"
 
 
@@ -173,20 +133,11 @@ def test_blanks_and_hyphens_in_a_code_do_not_matter(typed: str) -> None:
     assert typed_code(typed, 6) == "123456"
 
 
-@pytest.mark.parametrize(
-    "typed",
-    [
-        "",
-        "12345",
-        "1234567",
-        "12345a",
-        "\uff11\uff12\uff13\uff14\uff15\uff16",
-        "\u0661\u0662\u0663\u0664\u0665\u0666",
-        "123456\0",
-        "+12345",
-        "1.2345",
-    ],
-)
+WRONG_LENGTH = ["", "12345", "1234567"]
+OTHER_DIGITS = ["\uff11\uff12\uff13\uff14\uff15\uff16", "\u0661\u0662\u0663\u0664\u0665\u0666"]
+
+
+@pytest.mark.parametrize("typed", [*WRONG_LENGTH, *OTHER_DIGITS, "12345a", "123456\0", "+12345", "1.2345"])
 def test_anything_else_is_no_code(typed: str) -> None:
     """Only so many ASCII digits can be a code; the refusal names their number, not the text."""
     with pytest.raises(InvalidCode) as caught:

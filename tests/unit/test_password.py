@@ -42,27 +42,15 @@ def test_length_is_counted_in_bytes(text: str) -> None:
     assert ("too_long" in reasons(text)) == (size > MOST_BYTES)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("x" * 7, ("too_short",)),
-        ("zq" * 4, ()),
-        ("éé€", ("too_short",)),
-        ("éé€x", ()),
-        ("zq" * 36, ()),
-        ("zq" * 36 + "z", ("too_long",)),
-        ("é" * 36, ()),
-        ("e\u0301" * 36, ()),
-        ("é" * 36 + "z", ("too_long",)),
-        ("€" * 24, ()),
-        ("€" * 25, ("too_long",)),
-        ("\U0001f511" * 18, ()),
-        ("\U0001f511" * 19, ("too_long",)),
-    ],
-)
-def test_the_edges_of_the_length(text: str, expected: tuple[str, ...]) -> None:
-    """Multi-byte characters count what they take, after NFC."""
-    assert reasons(text) == expected
+FITS = ["zq" * 4, "éé€x", "zq" * 36, "é" * 36, "e\u0301" * 36, "€" * 24, "\U0001f511" * 18, "ada.lovelace and more"]
+SHORT = ["x" * 7, "éé€"]
+LONG = ["zq" * 36 + "z", "é" * 36 + "z", "€" * 25, "\U0001f511" * 19]
+
+
+@pytest.mark.parametrize("text", [*FITS, *SHORT, *LONG])
+def test_the_edges_of_the_length(text: str) -> None:
+    """Multi-byte characters count what they take, after NFC; there are no composition rules."""
+    assert reasons(text) == ("too_short",) * (text in SHORT) + ("too_long",) * (text in LONG)
 
 
 @pytest.mark.parametrize("text", ["password", "PASSWORD", "12345678", "Iloveyou", "qwertyuiop"])
@@ -76,23 +64,13 @@ def test_all_reasons_are_told_at_once() -> None:
     assert reasons("123456") == ("too_short", "common")
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "ada.lovelace@xn--bcher-kva.example",
-        "ADA.LOVELACE@bücher.example",
-        "ada.lovelace@bu\u0308cher.example",
-        "Ada.Lovelace",
-    ],
-)
+ADDRESSES = ["ada.lovelace@xn--bcher-kva.example", "ADA.LOVELACE@bücher.example", "ada.lovelace@bu\u0308cher.example"]
+
+
+@pytest.mark.parametrize("text", [*ADDRESSES, "Ada.Lovelace"])
 def test_the_address_is_no_password(text: str) -> None:
     """Neither the address in any of its forms nor the part before the @."""
     assert reasons(text) == ("contains_address",)
-
-
-def test_a_password_beside_the_address_is_fine() -> None:
-    """Only equality counts: there are no composition rules."""
-    assert reasons("ada.lovelace and more") == ()
 
 
 @pytest.mark.parametrize(("text", "expected"), [("x" * 72, True), ("x" * 73, False), ("nul\0inside", False)])
