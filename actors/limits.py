@@ -57,15 +57,9 @@ class Reservation:
         self._client = client
         self._code = code
 
-    def give_back_code(self) -> None:
-        """Give back the code that was not issued; the client's try stays counted."""
-        self._give_back(self._code)
-
-    def give_back(self) -> None:
-        """Give everything back: the request changed nothing, through no fault of the client."""
-        self._give_back(self._client + self._code)
-
-    def _give_back(self, buckets: tuple[Bucket, ...]) -> None:
+    def give_back(self, *, code_only: bool = False) -> None:
+        """Give everything back: the request changed nothing, through no fault of the client; or the code alone."""
+        buckets = self._code if code_only else self._client + self._code
         if buckets:
             self._limiter.offer(GiveBack(buckets, self._ticket))
 

@@ -45,7 +45,6 @@ class Check(Ask[bool]):
     them before the answer. So parallel guesses exceed a window by at most the number of hash threads.
     """
 
-    lane: ClassVar[int] = 0
     secret: bytes = field(repr=False)
     hashed: bytes | None = field(repr=False)
     guesses: tuple[Bucket, ...] = ()

@@ -127,7 +127,13 @@ class SignUp:
             key = keys[0] if keys else None
             registered = await self.registry.ask(Register(self.new_id(), address, hashed, form.locale, mail, key))
         except (errors.Refusal, MachineError) as error:
-            return await self._refused(error, reservation, form, keys)
+            taken = isinstance(error, errors.EmailTaken)
+            answer = await self._first_answer(keys, wait=not taken)
+            if reservation is not None:  # a taken address keeps the client's try
+                reservation.give_back(code_only=taken and answer is None)
+            if answer is None:
+                raise
+            return self._repeated(form, keys, answer)
         self.issuer.offer(Wake(mail.id))
         if self.strict or registered is None:
             await _uniform_time(client)
@@ -147,32 +153,13 @@ class SignUp:
             raise errors.CodesExhausted(wait)
         return False
 
-    async def _refused(
-        self,
-        error: errors.Refusal | MachineError,
-        reservation: Reservation | None,
-        form: Form,
-        keys: tuple[KeyUse, ...],
-    ) -> Registration | None:
-        """Give back what was reserved and raise, or return the answer of the first request with the same key.
-
-        A taken address keeps the client's try. A full limit or queue may be full of the same request's first copies,
-        so their answer is waited for.
-        """
-        taken = isinstance(error, errors.EmailTaken)
-        answer = await self._first_answer(keys, wait=not taken) if keys else None
-        if reservation is not None and taken and answer is None:
-            reservation.give_back_code()
-        elif reservation is not None:
-            reservation.give_back()
-        if answer is None:
-            raise error
-        return self._repeated(form, keys, answer)
-
     async def _first_answer(self, keys: tuple[KeyUse, ...], *, wait: bool) -> Answer | None:
-        """Look for the first request's answer, for some seconds where it may still be at work."""
+        """Look for the answer of the first request with the same idempotency key.
+
+        With `wait` for some seconds: a full limit or queue may be full of that request's copies.
+        """
         end = anyio.current_time() + (REPEAT_SECONDS if wait else 0)
-        while True:
+        while keys:
             try:
                 looked = await self.registry.ask(Look("", keys))
             except MachineError:
@@ -180,6 +167,7 @@ class SignUp:
             if looked.answer is not None or anyio.current_time() >= end:
                 return looked.answer
             await anyio.sleep(REPEAT_LOOK_SECONDS)
+        return None
 
     def _keys(self, form: Form, address: EmailAddress, password: Password) -> tuple[KeyUse, ...]:
         """Return the idempotency key under each configured key, the signing one's first; nothing without one."""

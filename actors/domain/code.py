@@ -35,14 +35,9 @@ class Purpose(StrEnum):
     SUBJECT = "vestibule limit subject v1"
 
 
-def hkdf_sha256(key: bytes, info: bytes, *, salt: bytes = b"", length: int = 32) -> bytes:
-    """Return `length` bytes derived from `key` for `info` (RFC 5869, extract and expand)."""
-    extracted = hmac.digest(salt or bytes(32), key, "sha256")
-    block, output = b"", b""
-    for counter in range(1, -(-length // 32) + 1):
-        block = hmac.digest(extracted, block + info + bytes([counter]), "sha256")
-        output += block
-    return output[:length]
+def hkdf_sha256(key: bytes, info: bytes) -> bytes:
+    """Return 32 bytes derived from `key` for `info` (RFC 5869, without salt: extract, and one block of expand)."""
+    return hmac.digest(hmac.digest(bytes(32), key, "sha256"), info + b"\x01", "sha256")
 
 
 class Keyring:
