@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from contextlib import asynccontextmanager
+from collections import Counter, defaultdict
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,6 @@ from actors.kit.mailbox import Envelope
 from actors.kit.supervisor import Supervisor
 from actors.metrics_aggregator import MetricsAggregator, Observation, Tick
 from actors.metrics_ports import Business, MailFigures, Metrics
-from actors.ports import StoreUnavailable
 from service.postgres.metrics import PostgresMetrics
 from service.postgres.pool import Postgres
 from service.redis.client import Redis
@@ -95,22 +94,23 @@ class Contract:
         await self.store.write(WorkerReport(worker, version, {REQUESTS: requests}, **others))
 
 
-@asynccontextmanager
-async def opened(kind: str, request: pytest.FixtureRequest) -> AsyncIterator[Contract]:
+@pytest.fixture
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[Contract]:
     """Open a store; a server is started only for those that need one."""
-    if kind == "redis":
+    if request.param == "redis":
         async with Redis.open(request.getfixturevalue("valkey")) as client:
             yield Contract(RedisMetrics(client))
-    elif kind == "postgres":
+    elif request.param == "postgres":
         async with Postgres.open(request.getfixturevalue("database")) as access:
             yield Contract(PostgresMetrics(access))
     else:
-        yield Contract(MemoryLiveStore() if kind == "live in memory" else MemoryLastingStore())
+        yield Contract(MemoryLiveStore() if request.param == "live in memory" else MemoryLastingStore())
 
 
-both_sorts = pytest.mark.parametrize("kind", ["live in memory", "redis", "lasting in memory", "postgres"])
-live_only = pytest.mark.parametrize("kind", ["live in memory", "redis"])
-lasting_only = pytest.mark.parametrize("kind", ["lasting in memory", "postgres"])
+LIVE, LASTING = ["live in memory", "redis"], ["lasting in memory", "postgres"]
+both_sorts = pytest.mark.parametrize("store", [*LIVE, *LASTING], indirect=True)
+live_only = pytest.mark.parametrize("store", LIVE, indirect=True)
+lasting_only = pytest.mark.parametrize("store", LASTING, indirect=True)
 
 
 def totals_of(stored: StoredReports) -> Mapping[str, float]:
@@ -127,74 +127,52 @@ def packed(*values: float) -> bytes:
 
 
 @both_sorts
-async def test_what_is_written_is_read_and_replaced(kind: str, request: pytest.FixtureRequest) -> None:
-    """Totals, whole and with fractions, and levels come back as they were last written; the worker is alive."""
-    async with opened(kind, request) as store:
-        await store.write("w", 1, 2)
-        await store.store.write(WorkerReport("w", 2, {REQUESTS: 3, "sum|GET /": 1.25}, {"mailbox_waiting|a": 2}))
-        stored = await store.read()
-        assert together(stored.reports)["w"].totals == {REQUESTS: 3, "sum|GET /": 1.25}
-        assert together(stored.reports)["w"].levels == {"mailbox_waiting|a": 2}
-        assert stored.live == {"w"}
-
-
-@both_sorts
-async def test_leaving_workers_stay_counted_and_are_not_alive(kind: str, request: pytest.FixtureRequest) -> None:
-    """What a worker counted outlives it."""
-    async with opened(kind, request) as store:
-        await store.write("gone", 1, 3, leaving=True)
-        await store.write("alive", 1, 4)
-        stored = await store.read()
-        assert totals_of(stored) == {REQUESTS: 7}
-        assert stored.live == {"alive"}
+async def test_what_is_written_is_read_and_replaced(store: Contract) -> None:
+    """Totals, whole and with fractions, and levels come back as they were last written, also of one that has left."""
+    await store.write("gone", 1, 3, leaving=True)
+    await store.write("alive", 1, 2)
+    await store.store.write(WorkerReport("alive", 2, {REQUESTS: 4, "sum|GET /": 1.25}, {"mailbox_waiting|a": 2}))
+    stored = await store.read()
+    assert together(stored.reports)["alive"].totals == {REQUESTS: 4, "sum|GET /": 1.25}
+    assert together(stored.reports)["alive"].levels == {"mailbox_waiting|a": 2}
+    assert totals_of(stored)[REQUESTS] == 7
+    assert stored.live == {"alive"}
 
 
 @live_only
-async def test_forgotten_workers_are_gone(kind: str, request: pytest.FixtureRequest) -> None:
+async def test_forgotten_workers_are_gone(store: Contract) -> None:
     """What another store holds is dropped, and only that."""
-    async with opened(kind, request) as store:
-        await store.write("gone", 1, 3)
-        await store.write("alive", 1, 4)
-        await store.store.forget(["gone"])
-        assert totals_of(await store.read()) == {REQUESTS: 4}
+    await store.write("gone", 1, 3)
+    await store.write("alive", 1, 4)
+    await store.store.forget(["gone"])
+    assert totals_of(await store.read()) == {REQUESTS: 4}
 
 
 @lasting_only
-async def test_slices_are_kept_beside_the_totals_until_they_leave_the_window(
-    kind: str, request: pytest.FixtureRequest
-) -> None:
+async def test_slices_are_kept_beside_the_totals_until_they_leave_the_window(store: Contract) -> None:
     """A slice that a report does not name stays; one is read from its start on, also when its worker is folded."""
-    async with opened(kind, request) as store:
-        old, early, late = first_slice(NOW) - SLICE_SECONDS, slice_of(NOW), slice_of(NOW) + SLICE_SECONDS
-        await store.write("w", 1, 3, slices={old: {"GET /": packed(1)}, early: {"GET /": packed(1), "b": packed(2)}})
-        await store.write("w", 2, 5, slices={late: {"GET /": packed(2)}}, leaving=True)
-        assert set(together((await store.read()).reports)["w"].slices) == {old, early, late}
-        assert together((await store.read(late)).reports)["w"].slices == {late: {"GET /": packed(2)}}
-        await store.store.compact(first_slice(NOW))
-        assert set(together((await store.read()).reports)["w"].slices) == {early, late}
+    old, early, late = first_slice(NOW) - SLICE_SECONDS, slice_of(NOW), slice_of(NOW) + SLICE_SECONDS
+    await store.write("w", 1, 3, slices={old: {"GET /": packed(1)}, early: {"GET /": packed(1), "b": packed(2)}})
+    await store.write("w", 2, 5, slices={late: {"GET /": packed(2)}}, leaving=True)
+    assert set(together((await store.read()).reports)["w"].slices) == {old, early, late}
+    assert together((await store.read(late)).reports)["w"].slices == {late: {"GET /": packed(2)}}
+    await store.store.compact(first_slice(NOW))
+    assert set(together((await store.read()).reports)["w"].slices) == {early, late}
 
 
 @lasting_only
-async def test_an_older_version_changes_nothing(kind: str, request: pytest.FixtureRequest) -> None:
+async def test_an_older_version_changes_nothing(store: Contract) -> None:
     """A write that was late on its way does not take the store back."""
-    async with opened(kind, request) as store:
-        start = slice_of(NOW)
-        await store.write("w", 5, 10, slices={start: {"GET /": packed(1, 2)}})
-        await store.write("w", 4, 9, slices={start: {"GET /": packed(1)}})
-        assert totals_of(await store.read()) == {REQUESTS: 10}
-        assert together((await store.read()).reports)["w"].slices == {start: {"GET /": packed(1, 2)}}
+    start = slice_of(NOW)
+    await store.write("w", 5, 10, slices={start: {"GET /": packed(1, 2)}})
+    await store.write("w", 4, 9, slices={start: {"GET /": packed(1)}})
+    assert totals_of(await store.read()) == {REQUESTS: 10}
+    assert together((await store.read()).reports)["w"].slices == {start: {"GET /": packed(1, 2)}}
 
 
 def envelopes(seen: list[Observation]) -> list[Envelope[Observation | Tick]]:
     """Return what a worker handles within a second: requests, and the tick that ends it."""
     return [*map(Envelope[Observation | Tick], seen), Envelope(Tick())]
-
-
-async def test_a_redis_that_is_away_is_an_unavailable_store() -> None:
-    """No server at the URL is told as StoreUnavailable."""
-    async with Redis.open(NOBODY) as client:
-        with pytest.raises(StoreUnavailable):
-            await RedisMetrics(client).read()
 
 
 class SwitchedRedis(RedisMetrics):
@@ -216,40 +194,30 @@ class Generator:
         self.live = live
         self.lasting = lasting
         self.dice = random.Random(7)  # noqa: S311 - the same figures in every run
-        self.counts: dict[str, int] = {}
-        self.latencies: dict[str, list[float]] = {}
+        self.counts: Counter[str] = Counter()
+        self.latencies: dict[str, list[float]] = defaultdict(list)
         self.workers: dict[str, MetricsAggregator] = {}
         self.gone: list[str] = []
-        for _ in range(8):
-            self.start()
 
-    def start(self) -> None:
-        """Start a worker with totals of its own."""
-        name = f"api-{len(self.workers) + len(self.gone)}"
-        self.workers[name] = MetricsAggregator(Totals(name), self.live, self.lasting)
-
-    async def end(self, *, killed: bool) -> None:
-        """Let a worker end, in order or as after kill -9 right behind its tick, and start another."""
-        name = self.dice.choice(sorted(self.workers))
-        worker = self.workers.pop(name)
-        if not killed:
-            await worker.stopped()
-        self.gone.append(name)
-        self.start()
-
-    async def second(self) -> None:
-        """Let each worker count some requests and write."""
+    async def second(self, ends: str = "") -> None:
+        """Let each of eight workers count some requests and write; then one may end: killed right behind its tick."""
+        while len(self.workers) < 8:
+            name = f"api-{len(self.workers) + len(self.gone)}"
+            self.workers[name] = MetricsAggregator(Totals(name), self.live, self.lasting)
         for worker in self.workers.values():
-            seen = [self.observation() for _ in range(self.dice.randrange(60))]
-            await worker.handle(envelopes(seen))
+            await worker.handle(envelopes([self.observation() for _ in range(self.dice.randrange(60))]))
+        if ends:
+            self.gone.append(self.dice.choice(sorted(self.workers)))
+            worker = self.workers.pop(self.gone[-1])
+            if ends == "in order":
+                await worker.stopped()
 
     def observation(self) -> Observation:
         """Make a request and count it."""
         route, status = self.dice.choice(ROUTES), self.dice.choice(STATUSES)
         took = self.dice.lognormvariate(3, 1.5)
-        name = f"requests|{route}|{status}"
-        self.counts[name] = self.counts.get(name, 0) + 1
-        self.latencies.setdefault(route, []).append(took)
+        self.counts[f"requests|{route}|{status}"] += 1
+        self.latencies[route].append(took)
         return Observation(route, status, took)
 
     async def read(self) -> Metrics:
@@ -264,6 +232,12 @@ class Generator:
                 assert histogram.quantile(share) == pytest.approx(exact, rel=0.01)
         return metrics
 
+    async def fold_everything_gone(self, postgres: Postgres) -> None:
+        """Make every gone worker old enough to be folded, and fold."""
+        await postgres.run(AGE, {"workers": self.gone})
+        await self.lasting.compact(0)
+        assert await postgres.run(FOLDED, {"workers": self.gone}) == [(len(self.gone),)]
+
 
 async def test_metrics_are_exact_through_kills_recycling_wipes_and_an_outage(valkey: str, postgres: Postgres) -> None:
     """Eight workers at any time: counters equal the generator's, percentiles of the window are within 1 %."""
@@ -272,27 +246,16 @@ async def test_metrics_are_exact_through_kills_recycling_wipes_and_an_outage(val
         generator = Generator(live, PostgresMetrics(postgres))
         for second in range(40):
             live.switch(away=15 <= second < 22)
-            await generator.second()
-            if second % 3 == 0:
-                await generator.end(killed=True)
-            if second % 7 == 0:
-                await generator.end(killed=False)
+            await generator.second("killed" if second % 3 == 0 else "in order" if second % 7 == 0 else "")
             if second in {9, 18, 30}:
                 await there.call(lambda r: r.flushall())
             if second == 25:
-                await fold_everything_gone(generator, postgres)
+                await generator.fold_everything_gone(postgres)
             if second % 5 == 0:
                 await generator.read()
         await generator.read()
         live.switch(away=True)
         assert (await generator.read()).notes == [REDIS_AWAY]
-
-
-async def fold_everything_gone(generator: Generator, postgres: Postgres) -> None:
-    """Make every gone worker old enough to be folded, and fold."""
-    await postgres.run(AGE, {"workers": generator.gone})
-    await generator.lasting.compact(0)
-    assert await postgres.run(FOLDED, {"workers": generator.gone}) == [(len(generator.gone),)]
 
 
 async def test_redis_memory_grows_with_routes_and_not_with_requests(
