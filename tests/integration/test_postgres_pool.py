@@ -14,11 +14,11 @@ from psycopg import sql
 
 from actors.kit.mailbox import AnswerLost
 from actors.ports import StoreUnavailable
-from service.postgres.migrations import migrate
 from service.postgres.pool import PROBE, Postgres, PostgresStatistics, Stalled, Transaction
 from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres import PostgresServer
 from tests.servers.proxy import Proxy
+from tests.servers.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -70,17 +70,9 @@ async def opened(proxy: Proxy) -> AsyncIterator[Postgres]:
         yield postgres
 
 
-async def refused(postgres: Postgres) -> None:
-    """See that a look-up is refused in time."""
-    with anyio.fail_after(AWAY_SECONDS), pytest.raises(StoreUnavailable):
-        await postgres.run(ANSWER, reading=True)
-
-
 async def back(postgres: Postgres) -> None:
     """Wait until it works again, and see that it goes on working on every connection."""
-    with anyio.fail_after(BACK_SECONDS):
-        while postgres.breaker.is_open:  # noqa: ASYNC110 - a breaker tells no event
-            await anyio.sleep(0.01)
+    await until(lambda: not postgres.breaker.is_open, BACK_SECONDS)
     async with anyio.create_task_group() as group:
         for _ in range(8):
             group.start_soon(postgres.run, ANSWER)
@@ -139,19 +131,8 @@ async def test_a_statement_that_may_have_been_done_is_repeated_only_if_that_is_h
             with pytest.raises(AnswerLost):
                 await postgres.run(f"{WRITE} RETURNING (SELECT pg_sleep(0.3))", repeatable=False)
         assert postgres.breaker.opened == 0
-        with anyio.fail_after(BACK_SECONDS):
-            while server.query(WRITTEN) == [(before,)]:  # noqa: ASYNC110 - the server ends it unheard
-                await anyio.sleep(0.01)
+        await until(lambda: server.query(WRITTEN) != [(before,)], BACK_SECONDS)  # the server ends it unheard
         assert server.query(WRITTEN) == [(before + 1,)]
-
-
-async def test_connections_that_nothing_answers_on_are_in_no_later_statement_s_way(proxy: Proxy) -> None:
-    """A network that forgot every connection of the pool: later statements get new ones."""
-    async with opened(proxy) as postgres:
-        proxy.hold()
-        await refused(postgres)
-        await anyio.to_thread.run_sync(lambda: proxy.flow(forget=True))
-        await back(postgres)
 
 
 async def test_a_write_whose_answer_is_lost_says_so(server: PostgresServer, proxy: Proxy) -> None:
@@ -166,61 +147,31 @@ async def test_a_write_whose_answer_is_lost_says_so(server: PostgresServer, prox
         await back(postgres)
 
 
-async def test_it_opens_without_a_server(proxy: Proxy) -> None:
-    """A server that is away at the start is an outage like any other."""
-    proxy.refuse()
-    begun = anyio.current_time()
-    async with Postgres.open(f"postgresql://vestibule@127.0.0.1:{proxy.port}/vestibule") as postgres:
-        assert anyio.current_time() - begun < 0.5
-        await refused(postgres)
-        proxy.accept()
-        await back(postgres)
-
-
-@pytest.mark.parametrize(
-    ("hurt", "heal"),
-    [
-        pytest.param(PostgresServer.wipe, lambda server: migrate(server.url), id="emptied"),
-        pytest.param(PostgresServer.demote, PostgresServer.promote, id="a standby"),
-        pytest.param(
-            lambda server: server.query("ALTER TABLE vestibule.accounts RENAME TO theirs"),
-            lambda server: server.query("ALTER TABLE vestibule.theirs RENAME TO accounts"),
-            id="another schema",
-        ),
-    ],
-)
+@pytest.mark.parametrize("standby", [True, False])
 async def test_a_database_that_takes_no_registration_is_an_outage(
-    server: PostgresServer,
-    proxy: Proxy,
-    hurt: Callable[[PostgresServer], object],
-    heal: Callable[[PostgresServer], object],
+    server: PostgresServer, proxy: Proxy, *, standby: bool
 ) -> None:
-    """It answers, and is away until a registration would be stored again."""
+    """A standby, or one with another schema, answers and is away until a registration would be stored again."""
     async with opened(proxy) as postgres:
-        hurt(server)
+        server.demote() if standby else server.query("ALTER TABLE vestibule.accounts RENAME TO theirs")
         with anyio.fail_after(AWAY_SECONDS), pytest.raises(StoreUnavailable):
             await postgres.run_steps([(ANSWER, None), (WRITE, None)])
         await anyio.sleep(0.5)  # time for some probes, none of which may close it
         assert postgres.breaker.is_open
-        heal(server)
+        server.promote() if standby else server.query("ALTER TABLE vestibule.theirs RENAME TO accounts")
         await back(postgres)
 
 
-async def test_a_full_disk_is_an_outage(proxy: Proxy) -> None:
-    """What the server could not do was not done."""
-    async with opened(proxy) as postgres:
-        with pytest.raises(StoreUnavailable):
-            await postgres.run("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = 'disk_full'; END $$")
-        assert postgres.breaker.is_open
-        await back(postgres)
-
-
-async def test_a_mistake_in_a_statement_is_raised_as_it_is(proxy: Proxy) -> None:
-    """What the server says about data is no outage."""
+async def test_a_full_disk_is_an_outage_and_a_mistake_is_raised_as_it_is(proxy: Proxy) -> None:
+    """What the server could not do was not done; what it says about data is no outage."""
     async with opened(proxy) as postgres:
         with pytest.raises(psycopg.errors.DivisionByZero):
             await postgres.run("SELECT 1 / 0")
         assert postgres.breaker.opened == 0
+        with pytest.raises(StoreUnavailable):
+            await postgres.run("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = 'disk_full'; END $$")
+        assert postgres.breaker.is_open
+        await back(postgres)
 
 
 async def test_a_row_that_is_locked_is_no_outage(server: PostgresServer, proxy: Proxy) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import ssl
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from service.mail.smtp import CONNECTIONS
 from service.mail.transport import open_transport
 from service.settings import Settings
 from tests.fakes.mails import claimed
+from tests.servers.listener import vouch_for_ourselves
 from tests.servers.smtp import SmtpServer
 
 if TYPE_CHECKING:
@@ -235,17 +235,6 @@ def test_a_server_that_serves_fewer_connections_is_no_failing_server() -> None:
         assert reason(outcome).endswith(": 421 4.7.0 service not available at connect")
 
 
-def certificate(folder: Path) -> ssl.SSLContext:
-    """Make a certificate for localhost that vouches for itself, and return it as a server shows it."""
-    key, pem = folder / "key.pem", folder / "cert.pem"
-    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
-    subprocess.run([*make, "-keyout", str(key), "-out", str(pem)], check=True, capture_output=True)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(pem, key)
-    return context
-
-
 SENDING = """
 import sys
 from tests.integration.test_smtp import mail, reason, send
@@ -264,7 +253,7 @@ def sent_elsewhere(*urls: str, **environment: str) -> list[str]:
 
 def test_an_encrypted_way_is_taken_only_to_a_server_that_is_trusted(tmp_path: Path) -> None:
     """Trust comes from the system or SSL_CERT_FILE; without it the mail is deferred, never sent in the clear."""
-    context = certificate(tmp_path)
+    context = vouch_for_ourselves(tmp_path)
     with SmtpServer(tls=context) as smtps, SmtpServer(starttls=context) as starttls:
         urls = [f"smtps://localhost:{smtps.port}", f"smtp+starttls://localhost:{starttls.port}"]
         others = [url.replace("localhost", "0") for url in urls]  # another name for this machine

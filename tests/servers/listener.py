@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
+import subprocess
 import threading
 from typing import TYPE_CHECKING, Self
 
@@ -11,6 +13,7 @@ from tests.servers.ports import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
+    from pathlib import Path
 
 HOST = "127.0.0.1"
 PATIENCE = 10.0
@@ -81,3 +84,14 @@ class Listener:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def vouch_for_ourselves(folder: Path) -> ssl.SSLContext:
+    """Make a certificate for this machine that vouches for itself, `cert.pem`; return it as a server shows it."""
+    key, pem = folder / "key.pem", folder / "cert.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
+    subprocess.run([*make, "-keyout", str(key), "-out", str(pem)], check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(pem, key)
+    return context
