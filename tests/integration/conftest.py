@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from actors.domain.email_address import EmailAddress
-from actors.domain.mail import MailKind
+from actors.domain.mail import MailKind, Outcome, Result
 from actors.ports import Issue, KeyUse, NewMail, Redeem, Register
 from service.postgres.accounts import PostgresAccounts
 from service.postgres.mails import PostgresMailQueue
@@ -50,6 +50,16 @@ class Stores:
     async def claimed(self) -> ClaimedMail:
         """Claim the one mail that is due."""
         [mail] = await self.queue.claim(10)
+        return mail
+
+    async def settled(self, mail: ClaimedMail, outcome: Outcome, reason: str = "", wait: float = 0.0) -> None:
+        """Write what became of a claimed mail."""
+        await self.queue.settle([(mail, Result(outcome, reason, wait))])
+
+    async def dead(self, reason: str = "550 5.1.1 no such mailbox at RCPT") -> ClaimedMail:
+        """Claim the one mail that is due, and have its server refuse it for good."""
+        mail = await self.claimed()
+        await self.settled(mail, Outcome.DEAD, reason)
         return mail
 
     async def passed(self, seconds: float) -> None:

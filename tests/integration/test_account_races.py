@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from actors.domain.user import Account
     from actors.kit.mailbox import Address
 
+COUNTS = "SELECT sum(registrations)::int, sum(activations)::int, sum(resends)::int FROM vestibule.business_counts"
 WAYS = 16
 ROUNDS = 5
 
@@ -69,15 +70,40 @@ async def other(database: str) -> AsyncIterator[Stores]:
         yield Stores(postgres, "w2")
 
 
-async def test_of_many_registrations_one_wins(stores: Stores, other: Stores) -> None:
-    """Half of them in each of two workers' batches; one account, one mail, and everybody else is refused."""
-    async with actors(stores) as (registry, _), actors(other) as (registry2, _):
+async def asked(what: str, stores: Stores, email: str) -> list[Any]:
+    """Return what sixteen askers ask for who have read the same."""
+    if what == "registration":
+        return [new_account(email) for _ in range(WAYS)]
+    account = await stores.registered(email)
+    match what:
+        case "redeem":
+            return [redemption(account, account.mails[0].id)] * WAYS
+        case "resend":
+            return [resend(account) for _ in range(WAYS)]
+        case _:
+            for mail in await stores.queue.claim(10):
+                await stores.settled(mail, Outcome.DEAD)
+            return [new_account(email) for _ in range(WAYS)]
+
+
+WINNERS = {"registration": (1, 0, 1), "redeem": (1, 1, 1), "resend": (1, 0, 2), "take-over": (2, 0, 2)}
+
+
+@pytest.mark.parametrize("what", WINNERS)
+async def test_one_of_many_wins(stores: Stores, other: Stores, what: str) -> None:
+    """Half of them in each of two workers' batches; the others are refused, or look again, and nothing is doubled."""
+    registered, activated, mails = WINNERS[what]
+    async with actors(stores) as one, actors(other) as two:
         for number in range(ROUNDS):
             email = f"user{number}@example.com"
-            asks = [partial((registry, registry2)[i % 2].ask, new_account(email)) for i in range(WAYS)]
-            outcomes = await at_once(asks)
-            assert sum(isinstance(outcome, EmailTaken) for outcome in outcomes) == WAYS - 1
-            assert len((await stores.account(email)).mails) == 1
+            messages = await asked(what, stores, email)
+            actor = int(what in {"redeem", "resend"})
+            outcomes = await at_once([partial((one, two)[i % 2][actor].ask, it) for i, it in enumerate(messages)])
+            assert sum(isinstance(outcome, EmailTaken | None) for outcome in outcomes) == WAYS - 1
+            after = await stores.account(email)
+            assert (after.registration, bool(after.activated_at), len(after.mails)) == (registered, activated, mails)
+    [counts] = await stores.rows(COUNTS)
+    assert counts == (registered * ROUNDS, activated * ROUNDS, (mails - registered) * ROUNDS)
 
 
 async def test_crossing_batches_of_registrations_do_not_deadlock(stores: Stores, other: Stores) -> None:
@@ -91,18 +117,6 @@ async def test_crossing_batches_of_registrations_do_not_deadlock(stores: Stores,
         outcomes = await at_once(calls)
         assert sum(added is not None for batch in outcomes for added in batch) == WAYS
     assert await stores.rows("SELECT sum(registrations) FROM vestibule.business_counts") == [(WAYS * ROUNDS,)]
-
-
-async def test_of_many_redeemers_one_activates(stores: Stores, other: Stores) -> None:
-    """The others find the account changed; one activation is counted."""
-    async with actors(stores) as (_, issuer), actors(other) as (_, issuer2):
-        for number in range(ROUNDS):
-            account = await stores.registered(f"user{number}@example.com")
-            hit = redemption(account, account.mails[0].id)
-            outcomes = await at_once([partial((issuer, issuer2)[i % 2].ask, hit) for i in range(WAYS)])
-            assert sum(isinstance(outcome, Redeemed) for outcome in outcomes) == 1
-            assert outcomes.count(None) == WAYS - 1
-    assert await stores.rows("SELECT sum(activations) FROM vestibule.business_counts") == [(ROUNDS,)]
 
 
 async def test_of_many_guesses_five_are_counted(stores: Stores, other: Stores) -> None:
@@ -131,30 +145,6 @@ async def test_a_sixth_guess_never_hits(stores: Stores, other: Stores) -> None:
         assert active == any(isinstance(outcome, Redeemed) for outcome in outcomes)
         assert missed <= 5
         assert active or missed == 5
-
-
-async def test_of_many_resends_one_is_issued(stores: Stores, other: Stores) -> None:
-    """All read the same version; the others look again."""
-    async with actors(stores) as (_, issuer), actors(other) as (_, issuer2):
-        for number in range(ROUNDS):
-            account = await stores.registered(f"user{number}@example.com")
-            asks = [partial((issuer, issuer2)[i % 2].ask, resend(account)) for i in range(WAYS)]
-            outcomes = await at_once(asks)
-            assert outcomes.count(None) == WAYS - 1
-            assert len((await stores.account(account.email_key)).mails) == 2
-
-
-async def test_of_many_take_overs_one_wins(stores: Stores, other: Stores) -> None:
-    """The others are refused, since the address is held again."""
-    async with actors(stores) as (registry, _), actors(other) as (registry2, _):
-        for number in range(ROUNDS):
-            email = f"user{number}@example.com"
-            await stores.registered(email)
-            await stores.queue.settle([(mail, Result(Outcome.DEAD, "550")) for mail in await stores.queue.claim(10)])
-            asks = [partial((registry, registry2)[i % 2].ask, new_account(email)) for i in range(WAYS)]
-            outcomes = await at_once(asks)
-            assert sum(isinstance(outcome, EmailTaken) for outcome in outcomes) == WAYS - 1
-            assert (await stores.account(email)).registration == 2
 
 
 async def test_a_take_over_and_a_redeem_exclude_each_other(stores: Stores, other: Stores) -> None:

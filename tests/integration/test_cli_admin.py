@@ -12,8 +12,6 @@ from uuid import UUID
 
 import trio
 
-from actors.domain.mail import Outcome, Result
-
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -36,8 +34,7 @@ NO_ACCOUNT, NONE_PENDING = (
 async def test_mails_and_accounts_are_shown_and_changed(stores: Stores, database: str, data_dir: Path) -> None:
     """For people and as JSON, never with a code or a hash; what is done already is said in one line."""
     await stores.registered(KEY)
-    mail = await stores.claimed()
-    await stores.queue.settle([(mail, Result(Outcome.DEAD, "550 5.1.1 no such mailbox at RCPT"))])
+    mail = await stores.dead()
     known, unknown = str(mail.id), str(UUID(int=9))
     expected = {
         "mail list --state dead --since 1h": (0, rf"{known}  dead .*{KEY}  550 5.1.1 no such mailbox at RCPT\n"),

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from actors.domain.mail import Outcome, Result
+from actors.domain.mail import Outcome
 from service.postgres.pool import Postgres
 from service.redis.client import Redis
 from service.telemetry.health import LATE_SECONDS, HealthChecks
@@ -34,7 +34,7 @@ async def test_a_failing_mail_server_is_noted_from_its_first_failure_on(health: 
     """The note has the server's words; the queue is degraded once a mail is late; both end with the acceptance."""
     await stores.registered()
     mail = await stores.claimed()
-    await stores.queue.settle([(mail, Result(Outcome.DEFERRED, "535 5.7.8 authentication failed at AUTH", 0.0))])
+    await stores.settled(mail, Outcome.DEFERRED, "535 5.7.8 authentication failed at AUTH", 0.0)
     assert list(await health.notes()) == ["The mail server: 535 5.7.8 authentication failed at AUTH."]
     assert await health.mail_queue() == "ok"
     await stores.passed(LATE_SECONDS + 1)

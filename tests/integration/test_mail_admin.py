@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import psycopg
 import pytest
 import trio
 
-from actors.domain.mail import MailState, Outcome, Result
+from actors.domain.mail import MailState
 from actors.ports import Missed
 from service.postgres.mail_admin import PostgresMailAdmin
 from tests.fakes.accounts import POLICY
 from tests.integration.conftest import Stores, redemption, resend, take_over
-
-if TYPE_CHECKING:
-    from uuid import UUID
 
 KEY = "ada@example.com"
 COUNTS = """
@@ -40,17 +36,10 @@ def admin(stores: Stores) -> PostgresMailAdmin:
     return PostgresMailAdmin(stores.postgres, POLICY, "k2")
 
 
-async def refused(stores: Stores) -> UUID:
-    """Register an account whose mail the server refuses for good; return the mail's id."""
-    await stores.registered()
-    mail = await stores.claimed()
-    await stores.queue.settle([(mail, Result(Outcome.DEAD, "550 5.1.1 no such mailbox at RCPT"))])
-    return mail.id
-
-
 async def test_mails_are_listed_newest_first_and_narrowed(stores: Stores, admin: PostgresMailAdmin) -> None:
     """By id, state, time and number; with the reason, and neither code nor hash."""
-    dead = await refused(stores)
+    await stores.registered()
+    dead = (await stores.dead()).id
     account = await stores.registered("bob@example.com")
     newer = account.mails[0].id
     entries = {entry.id: entry for entry in await admin.mails()}
@@ -73,8 +62,7 @@ async def test_a_dead_mail_is_owed_again_under_a_fresh_code(stores: Stores, admi
     """Once, signed with the newest key, with the guesses of the old one, and against no budget."""
     account = await stores.registered()
     assert await stores.accounts.redeem([redemption(account)]) == [Missed(4)]
-    dead = account.mails[0].id
-    await stores.queue.settle([(await stores.claimed(), Result(Outcome.DEAD, "550"))])
+    dead = (await stores.dead()).id
     assert await admin.replay([dead], dry_run=True) == [dead]
     assert await stores.queue.claim(10) == []
     assert await admin.replay([dead, dead], dry_run=False) == [dead]
@@ -114,7 +102,8 @@ async def test_a_replay_leaves_an_account_alone_that_changes_meanwhile(
     stores: Stores, admin: PostgresMailAdmin, database: str
 ) -> None:
     """It waits for the other transaction and finds another version."""
-    dead = await refused(stores)
+    await stores.registered()
+    dead = (await stores.dead()).id
     with psycopg.connect(database) as other:
         other.execute(RAISE_VERSION)
 
