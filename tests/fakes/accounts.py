@@ -51,15 +51,16 @@ class FakeAccounts:
     async def find(self, email_keys: Sequence[str]) -> list[Account | None]:
         """Return what is there, as of now."""
         self._reach()
-        found = [self._accounts.get(key) for key in email_keys]
-        return [account and replace(account, read_at=self._clock.now) for account in found]
+        return [self._seen(self._accounts.get(key)) for key in email_keys]
 
     async def find_by_id(self, accounts: Sequence[UUID]) -> list[Account | None]:
         """Return what is there, as of now."""
         self._reach()
         by_id = {account.id: account for account in self._accounts.values()}
-        found = [by_id.get(account) for account in accounts]
-        return [account and replace(account, read_at=self._clock.now) for account in found]
+        return [self._seen(by_id.get(account)) for account in accounts]
+
+    def _seen(self, account: Account | None) -> Account | None:
+        return account and replace(account, read_at=self._clock.now)
 
     async def find_answers(self, digests: Collection[bytes]) -> dict[bytes, Answer]:
         """Return the bound keys."""

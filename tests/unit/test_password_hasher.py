@@ -50,24 +50,6 @@ async def hasher(
     assert crashes == []
 
 
-async def test_a_hash_is_checked_by_its_password_alone() -> None:
-    """Hashes are fresh, and a wrong password is a wrong one."""
-    async with hasher(FakeHashing()) as address:
-        first, second = await address.ask(Hash(b"right")), await address.ask(Hash(b"right"))
-        assert first != second
-        assert await address.ask(Check(b"right", first))
-        assert not await address.ask(Check(b"wrong", first))
-
-
-async def test_without_a_hash_the_dummy_is_checked_in_vain() -> None:
-    """The unknown costs what the known costs, and is never right."""
-    hashing = FakeHashing()
-    hashing.accept_all = True
-    async with hasher(hashing) as address:
-        assert not await address.ask(Check(b"whatever", None))
-    assert hashing.checked == [DUMMY]
-
-
 async def test_checks_go_ahead_of_hashes_and_the_threads_are_all_at_work(autojump_clock: MockClock) -> None:
     """A check waits for the hashes at work alone; seven jobs of a second on two threads take four."""
     async with hasher(FakeHashing(seconds=1)) as address, callers() as askers:
@@ -111,19 +93,6 @@ async def test_hashes_that_wait_do_not_refuse_a_check(autojump_clock: MockClock)
             await askers.call_in_turn(address.ask, Hash(b"secret"))
         assert not await address.ask(Check(b"secret", None))
         assert autojump_clock.current_time() <= 1 + LONGEST_WAIT_SECONDS + 1
-
-
-async def test_wrong_guesses_fill_a_window_and_then_cost_nothing() -> None:
-    """The fourth is refused without a check, right or wrong."""
-    hashing = FakeHashing()
-    async with hasher(hashing) as address:
-        right = await hashing.hash(b"right")
-        assert await address.ask(Check(b"right", right, GUESSES))
-        for _ in range(3):
-            assert not await address.ask(Check(b"wrong", right, GUESSES))
-        full = await refused(RateLimited, address.ask(Check(b"right", right, GUESSES)))
-        assert 0 < full.retry_after <= 60.001
-    assert hashing.checks == 4
 
 
 async def test_parallel_guesses_exceed_a_window_by_the_threads_at_most(autojump_clock: MockClock) -> None:

@@ -19,8 +19,6 @@ from tests.fakes.rate_limits import FakeRateLimits
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from trio.testing import MockClock
-
     from actors.domain.rate_limit import Admission
     from actors.kit.mailbox import Address
 
@@ -55,17 +53,6 @@ async def limiter(windows: FakeRateLimits, counted: Counter[str] | None = None) 
     address = supervisor.start(lambda: RateLimiter(windows, Counter() if counted is None else counted))
     async with supervisor.running():
         yield address
-
-
-async def test_it_answers_what_the_windows_decide(autojump_clock: MockClock) -> None:
-    """Three are admitted, the fourth is told to wait, and after that wait it is admitted."""
-    async with limiter(FakeRateLimits(trio.current_time)) as address:
-        for _ in range(3):
-            assert (await address.ask(Admit((MINE,)))).admitted
-        full = await address.ask(Admit((MINE,)))
-        assert not full.admitted
-        await trio.sleep(full.retry_after)
-        assert (await address.ask(Admit((MINE,)))).admitted
 
 
 async def test_what_waits_is_decided_in_one_call() -> None:
