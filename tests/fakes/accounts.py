@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from uuid import UUID
 
 from actors.domain.mail import OWED, MailKind, MailState
 from actors.domain.rate_limit import Rule
 from actors.domain.user import Account, CodeMail, CodePolicy
-from actors.ports import Answer, Missed, Redeemed, Registered
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Sequence
-    from uuid import UUID
-
-    from actors.ports import Issue, KeyUse, NewMail, Redeem, Register
-    from tests.fakes.clock import FakeClock
+from actors.ports import Answer, Issue, KeyUse, Missed, NewMail, Redeem, Redeemed, Register, Registered
+from tests.fakes.clock import FakeClock
 
 POLICY = CodePolicy(
     attempts=5,

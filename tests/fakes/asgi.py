@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import anyio
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from quart import Quart
+from quart import Quart
 
 Pairs = list[tuple[bytes, bytes]]
 JSON = (b"content-type", b"application/json")

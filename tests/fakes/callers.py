@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import trio
@@ -11,9 +12,6 @@ import trio.testing
 
 from actors.domain.errors import Refusal
 from actors.kit.mailbox import MachineError
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
 
 ErrorT = TypeVar("ErrorT", bound=Exception)
 

@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from uuid import UUID, uuid4
 
 from actors.authentication import Authentication, Credentials
 from actors.code_issuer import CodeIssuer
 from actors.domain.code import Keyring
+from actors.domain.mail import MailState
 from actors.domain.rate_limit import Rule
+from actors.domain.user import Account, CodePolicy
 from actors.kit.background import BackgroundTasks
 from actors.kit.supervisor import Supervisor
 from actors.limits import Client, ClientLimits, Limits
 from actors.password_hasher import PasswordHasher
 from actors.rate_limiter import RateLimiter
-from actors.signup import Form, SignUp
+from actors.signup import Form, Registration, SignUp
 from actors.user_registry import UserRegistry
 from service.passwords import EmailAddresses
 from tests.fakes.accounts import POLICY, FakeAccounts
 from tests.fakes.clock import FakeClock
 from tests.fakes.hashing import DUMMY, FakeHashing
 from tests.fakes.rate_limits import FakeRateLimits
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
-
-    from actors.domain.mail import MailState
-    from actors.domain.user import Account, CodePolicy
-    from actors.signup import Registration
 
 EMAIL: Final = "Ada@Example.com"
 KEY: Final = "ada@example.com"

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import sha256
-from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import anyio
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 DUMMY = b"$2b$12$dummy"
 

@@ -3,42 +3,35 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import anyio
+from quart import Quart
 
+from actors.authentication import Credentials
 from actors.domain.errors import InvalidCredentials, UnknownStatus
 from actors.domain.histogram import Histogram
-from actors.domain.rate_limit import Reading, Rule
+from actors.domain.rate_limit import Admission, Reading, Rule
 from actors.domain.totals import Totals
 from actors.domain.user import Account, State
 from actors.kit.background import BackgroundTasks
 from actors.kit.mailbox import Address, Mailbox
+from actors.limits import Client
 from actors.metrics_aggregator import Observation
 from actors.metrics_ports import Business, Delays, MailFigures, Metrics
-from actors.ports import StoreUnavailable
-from actors.signup import Progress, Registration, Resend, SignUp
+from actors.ports import Admit, StoreUnavailable
+from actors.signup import Form, Progress, Registration, Resend, SignUp
 from service.embedded.mail_catcher import list_mails, read_mail
 from service.http.app import Parts, build
+from service.http.health import Verdict
 from service.http.pages import CaughtMails
 from service.settings import Settings
 from tests.fakes.rate_limits import FakeRateLimits
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
-
-    from quart import Quart
-
-    from actors.authentication import Credentials
-    from actors.domain.rate_limit import Admission
-    from actors.limits import Client
-    from actors.ports import Admit
-    from actors.signup import Form
-    from service.http.health import Verdict
 
 ResultT = TypeVar("ResultT")
 

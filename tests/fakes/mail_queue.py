@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID, uuid4
 
 import anyio
 
-from actors.domain.mail import OWED, MailState, Outcome
+from actors.domain.mail import OWED, ClaimedMail, MailState, Outcome, Result
+from actors.kit.mailbox import MachineError
+from actors.ports import NewMail
 from tests.fakes.mails import claimed
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
-
-    from actors.domain.mail import ClaimedMail, Result
-    from actors.kit.mailbox import MachineError
-    from actors.ports import NewMail
 
 LEASE_SECONDS = 15.0
 MAX_AGE_SECONDS = 900.0

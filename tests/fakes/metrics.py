@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from actors.domain.totals import WorkerReport, summed, together
 from actors.metrics_ports import Business, MailFigures, StoredReports
 from actors.ports import StoreUnavailable
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 
 @dataclass

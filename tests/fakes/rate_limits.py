@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
-from actors.domain.rate_limit import TICK_SECONDS, Admission, Reading
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from actors.domain.rate_limit import Bucket
-    from actors.ports import Admit
+from actors.domain.rate_limit import TICK_SECONDS, Admission, Bucket, Reading
+from actors.ports import Admit
 
 
 class FakeRateLimits:

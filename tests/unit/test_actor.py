@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import trio
@@ -11,9 +12,6 @@ import trio.testing
 
 from actors.kit.actor import Actor
 from actors.kit.mailbox import AnswerLost, Ask, Envelope, NotAccepted, Offer
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 class Refused(Exception):

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import pytest
 from click.testing import CliRunner
@@ -20,9 +20,7 @@ from click.testing import CliRunner
 from service import cli
 from service.settings import load, shown
 from tests.servers.ports import free_ports
-
-if TYPE_CHECKING:
-    from tests.servers.smtp import SmtpServer
+from tests.servers.smtp import SmtpServer
 
 PORT = free_ports()
 NOBODY = "127.0.0.1:9"  # the discard port: nothing listens there

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import trio
@@ -11,6 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from actors.code_issuer import CodeIssuer, Wake
 from actors.domain.mail import MailKind
+from actors.kit.mailbox import Address, Ask
 from actors.kit.supervisor import Supervisor
 from actors.ports import Issue, Missed, NewMail, Redeem, Redeemed, Registered, StoreUnavailable
 from tests.fakes.accounts import FakeAccounts
@@ -18,12 +20,7 @@ from tests.fakes.callers import callers, refused
 from tests.fakes.clock import NOON, FakeClock
 from tests.fakes.flows import FakeWakeups
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
-
-    from actors.kit.mailbox import Address, Ask
-
-    AskT = TypeVar("AskT", Redeem, Issue)
+AskT = TypeVar("AskT", Redeem, Issue)
 
 ADA, BOB = UUID(int=1), UUID(int=2)
 

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import anyio
@@ -11,16 +11,10 @@ import pytest
 
 from actors.delivery import IN_HAND, SENDS, WARNING_SECONDS, Delivery
 from actors.domain.code import Keyring
-from actors.domain.mail import Deferred, MailKind, MailState, Outcome, Rejected, Result, ServerUnavailable
-from actors.kit.mailbox import AnswerLost
+from actors.domain.mail import ClaimedMail, Deferred, MailKind, MailState, Outcome, Rejected, Result, ServerUnavailable
+from actors.kit.mailbox import AnswerLost, MachineError
 from actors.ports import StoreUnavailable
 from tests.fakes.mail_queue import MemoryMailQueue, ScriptedTransport
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-
-    from actors.domain.mail import ClaimedMail
-    from actors.kit.mailbox import MachineError
 
 KEYRING = Keyring({"k1": b"1" * 32})
 REISSUED = UUID(int=7)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import pytest
 
 from actors.domain import errors
 from actors.domain.errors import InvalidCode, InvalidEmail, Refusal, WaitRefusal, WeakPassword, WrongCode
 from actors.kit.mailbox import AnswerLost, MachineError, NotAccepted
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 ABSTRACT = {WaitRefusal}
 SECRET = "correct horse battery staple"

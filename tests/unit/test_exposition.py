@@ -1,20 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from prometheus_client import parser
 from prometheus_client.openmetrics import parser as modern_parser
 
 from actors.domain.totals import Totals
+from actors.metrics_ports import Metrics
 from service.telemetry.exposition import BUSINESS, COUNTERS, LEVELS, Families, exposition, wants_openmetrics
 from tests.fakes.http_service import metrics
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from actors.metrics_ports import Metrics
 
 Sample = tuple[str, tuple[tuple[str, str], ...], float]
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -10,9 +10,6 @@ from hypothesis import strategies as st
 from service.http.json_body import check_media, checked, parse
 from service.http.problems import InvalidFields, MalformedRequest, RequestRefused, UnsupportedMedia
 from service.http.schemas import RegisterRequest
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),

@@ -7,8 +7,9 @@ import json
 import logging
 import os
 import select
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -19,9 +20,6 @@ from actors.domain.mail import MailState
 from actors.kit.supervisor import TooManyCrashes
 from service.logging import CAPACITY, PIPE_BUF, LogWriter, as_text, configure, describe
 from service.settings import Settings
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = {"trace", "debug", "info", "success", "warning", "error", "critical", "exception"}

@@ -5,7 +5,7 @@ import re
 from dataclasses import replace
 from email.message import EmailMessage
 from email.policy import default
-from typing import TYPE_CHECKING
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -13,16 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.domain.mail import MailKind, Rejected
-from service.mail.message import Messages, NotAnAddress, Sender, ascii_address, available_locales, nearest
+from service.mail.message import Message, Messages, NotAnAddress, Sender, ascii_address, available_locales, nearest
 from service.mail.server import HttpProvider, SmtpServer, ehlo_name, parse
 from service.mail.transport import check
 from service.settings import Settings, SettingsError, load
 from tests.fakes.mails import claimed
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from service.mail.message import Message
 
 CODE = "012345"
 MAIL = claimed()

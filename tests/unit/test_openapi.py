@@ -1,21 +1,18 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from jsonschema_rs import Draft202012Validator
+from quart import Quart
 
 from actors.signup import KEY
 from service.http.json_body import checked
 from service.http.problems import TABLE, InvalidFields
 from service.http.schemas import ActivateRequest
 from tests.fakes.http_service import FakeService
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from quart import Quart
 
 JsonDocument = dict[str, Any]
 

@@ -9,15 +9,13 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 OPS = Path(__file__).resolve().parents[2] / "ops"
 READING, REGISTER = "GET /api/v1/metrics", "POST /api/v1/users/register"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from actors.domain.errors import RateLimited
 from actors.domain.rate_limit import Bucket, Rule
-from actors.kit.mailbox import NotAccepted
+from actors.kit.mailbox import Address, NotAccepted
 from actors.kit.supervisor import Supervisor
 from actors.password_hasher import LONGEST_WAIT_SECONDS, Check, Hash, PasswordHasher
 from actors.ports import Admit
@@ -19,13 +21,6 @@ from actors.rate_limiter import RateLimiter
 from tests.fakes.callers import callers, refused
 from tests.fakes.hashing import DUMMY, FakeHashing
 from tests.fakes.rate_limits import FakeRateLimits
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from trio.testing import MockClock
-
-    from actors.kit.mailbox import Address
 
 THREADS = 2
 GUESSES = (Bucket(Rule("password", 3, 60), "ada"),)

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from actors.domain.rate_limit import Bucket, Rule
+from actors.domain.rate_limit import Admission, Bucket, Rule
+from actors.kit.mailbox import Address
 from actors.kit.supervisor import Supervisor
 from actors.ports import Admit, StoreUnavailable
 from actors.rate_limiter import GiveBack, RateLimiter
 from tests.fakes.callers import callers, refused
 from tests.fakes.rate_limits import FakeRateLimits
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
-
-    from actors.domain.rate_limit import Admission
-    from actors.kit.mailbox import Address
 
 MINE = Bucket(Rule("register", 3, 3600), "192.0.2.7")
 WIDE = Bucket(Rule("wide", 9, 60), "192.0.2.7")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
@@ -18,9 +18,6 @@ from actors.ports import StoreUnavailable
 from tests.fakes.callers import callers, refused
 from tests.fakes.flows import EMAIL, LIMITS, PASSWORD, Flows, client
 from tests.fakes.hashing import DUMMY
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 UNLIMITED = replace(LIMITS, activate=None, password=None, password_client=None, basic=None, codes_client=None)
 WRONG, BOB = "wrong one", "bob@example.com"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from actors.domain import errors
 from actors.domain.mail import MailKind, MailState
@@ -19,11 +19,6 @@ from actors.ports import NewMail, StoreUnavailable
 from actors.signup import Form, Registration
 from tests.fakes.callers import callers, refused
 from tests.fakes.flows import EMAIL, KEY, LIMITS, NO_LIMITS, PASSWORD, Flows, client
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from trio.testing import MockClock
 
 OTHER, BOB = "another horse", "bob@example.com"
 

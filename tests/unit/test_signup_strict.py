@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -16,9 +16,6 @@ from actors.ports import StoreUnavailable
 from actors.signup import UNIFORM_SECONDS
 from tests.fakes.callers import callers, refused
 from tests.fakes.flows import LIMITS, NO_LIMITS, PASSWORD, Flows, client
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
 
 TAKEN, FREE, OTHER = "Ada@Example.com", "bob@example.com", "another horse"
 

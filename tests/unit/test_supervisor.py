@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from actors.kit.actor import Actor
-from actors.kit.mailbox import AnswerLost, Ask, NotAccepted
+from actors.kit.mailbox import Address, AnswerLost, Ask, Envelope, NotAccepted
 from actors.kit.supervisor import RESTART_BUDGET, RESTART_SECONDS, Supervisor, TooManyCrashes
 from tests.fakes.callers import callers
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from trio.testing import MockClock
-
-    from actors.kit.mailbox import Address, Envelope
 
 
 class Broken(Exception):
