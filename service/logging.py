@@ -17,10 +17,10 @@ import threading
 from collections import deque
 from datetime import UTC, date, datetime
 from enum import Enum
-from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from math import isfinite
 from pathlib import Path, PurePath
+from traceback import StackSummary, walk_tb
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -30,7 +30,6 @@ from actors.kit.supervisor import TooManyCrashes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from types import TracebackType
 
     from loguru import Message, Record
 
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 
 MOST = 8  # exceptions of one chain or group: more tell nothing new
 DEEPEST = 40  # frames of one exception, the innermost: a recursion must not fill the log
-OWN_TEXTS = (TooManyCrashes,)  # exceptions whose text is our own
 ROOT = str(Path(__file__).resolve().parents[1]) + "/"
 
 
@@ -47,27 +45,25 @@ def describe(error: BaseException) -> list[dict[str, Any]]:
 
     A text is added only where it is known to be harmless: the system's words for an OSError, a database's SQLSTATE.
     """
-    found: list[dict[str, Any]] = []
+    found: dict[int, dict[str, Any]] = {}
     waiting: list[BaseException | None] = [error]
-    seen: set[int] = set()
     while waiting and len(found) < MOST:
         one = waiting.pop(0)
-        if one is None or id(one) in seen:
+        if one is None or id(one) in found:
             continue
-        seen.add(id(one))
-        found.append({"type": _name(type(one)), **_harmless(one), "stack": _stack(one.__traceback__)})
+        frames = StackSummary.extract(walk_tb(one.__traceback__), limit=-DEEPEST, lookup_lines=False)
+        stack = [f"{_short(frame.filename)}:{frame.lineno}:{frame.name}" for frame in frames]
+        module = type(one).__module__
+        name = f"{'' if module == 'builtins' else f'{module}.'}{type(one).__qualname__}"
+        found[id(one)] = {"type": name, **_harmless(one), "stack": stack}
         if isinstance(one, BaseExceptionGroup):
             waiting.extend(one.exceptions)
         waiting.append(one.__cause__ if one.__suppress_context__ else one.__cause__ or one.__context__)
-    return found
-
-
-def _name(kind: type[BaseException]) -> str:
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return list(found.values())
 
 
 def _harmless(error: BaseException) -> dict[str, str]:
-    if isinstance(error, OWN_TEXTS):
+    if isinstance(error, TooManyCrashes):  # of our own words
         return {"text": str(error)}
     if isinstance(error, OSError) and isinstance(error.errno, int):
         return {"text": os.strerror(error.errno)}
@@ -75,19 +71,9 @@ def _harmless(error: BaseException) -> dict[str, str]:
     return {"sqlstate": state} if isinstance(state, str) else {}
 
 
-def _stack(trace: TracebackType | None) -> list[str]:
-    frames: list[str] = []
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        frames.append(f"{_short(code.co_filename)}:{trace.tb_lineno}:{code.co_qualname}")
-        trace = trace.tb_next
-    return frames[-DEEPEST:]
-
-
 def _short(path: str) -> str:
     """Leave out where the code is installed: it differs by machine and tells nothing."""
-    _, found, package = path.rpartition("/site-packages/")
-    return package if found else path.removeprefix(ROOT)
+    return path.rpartition("/site-packages/")[2].removeprefix(ROOT)
 
 
 CAPACITY = 10_000  # lines, about 2 MB: ten seconds of a busy worker
@@ -102,17 +88,15 @@ class LogWriter:
     `write` never blocks, and its line leaves GATHER_SECONDS later. Without room it is dropped and counted, and the
     count is written in a line of its own as soon as there is room again. Without a thread (`threaded=False`, for a
     process that forks) a line is written at once if the descriptor can take it and dropped if not. After a fork the
-    child makes a writer of its own; there the parent's does nothing.
+    child makes a writer of its own: the thread, and with it all that this one does, stays with the parent.
     """
 
     def __init__(self, descriptor: int, dropped_line: Callable[[int], str], *, threaded: bool = True) -> None:
         self._descriptor = descriptor
         self._dropped_line = dropped_line
-        self._pid = os.getpid()
         self._lines: deque[bytes] = deque()
-        self._changed = threading.Condition(threading.Lock())
-        self._stopping = self._idle = False
-        self._unreported = 0
+        self._stopping = threading.Event()
+        self._reported = 0
         self.dropped = 0
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True) if threaded else None
         if self._thread is not None:
@@ -120,72 +104,38 @@ class LogWriter:
 
     def write(self, line: str) -> None:
         """Queue one line that ends in a newline."""
-        if os.getpid() != self._pid:
-            return
         data = _bounded(line)
         if self._thread is None:
-            self._write_now(data)
-            return
-        with self._changed:
-            if self._stopping or len(self._lines) >= CAPACITY:
-                self._drop(1)
-                return
+            _, writable, _ = select.select((), (self._descriptor,), (), 0)
+            self.dropped += not (writable and self._put(data))
+        elif self._stopping.is_set() or len(self._lines) >= CAPACITY:
+            self.dropped += 1
+        else:
             self._lines.append(data)
-            if self._idle:
-                self._idle = False
-                self._changed.notify()
 
     def stop(self) -> None:
         """Write what is queued, for a moment at most; later lines are dropped. May be called twice."""
-        if os.getpid() != self._pid or self._thread is None:
-            return
-        with self._changed:
-            self._stopping = True
-            self._changed.notify()
-        self._thread.join(STOP_SECONDS)
-
-    def _drop(self, lines: int) -> None:
-        self.dropped += lines
-        self._unreported += lines
-
-    def _write_now(self, data: bytes) -> None:
-        _, writable, _ = select.select((), (self._descriptor,), (), 0)
-        if not writable or not self._put(data):
-            self._drop(1)
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(STOP_SECONDS)
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                if not self._lines:
-                    self._rest()
-                if not self._lines and not self._unreported:
-                    return
-                unreported, self._unreported = self._unreported, 0
-                batch, lines = self._batch(unreported)
+        while not self._stopping.wait(GATHER_SECONDS):
+            self._write_queued()
+        self._write_queued()
+
+    def _write_queued(self) -> None:
+        """Write whole lines, at most PIPE_BUF bytes at a time, led by the news of lines that were lost."""
+        while self._lines or self._reported < self.dropped:
+            dropped, lines = self.dropped, 0
+            batch = _bounded(self._dropped_line(dropped - self._reported)) if self._reported < dropped else b""
+            while self._lines and len(batch) + len(self._lines[0]) <= PIPE_BUF:
+                batch += self._lines.popleft()
+                lines += 1
             if not self._put(batch):
-                with self._changed:
-                    self._drop(lines)
-                    self._unreported += unreported
-                    if self._stopping:
-                        return
-
-    def _rest(self) -> None:
-        """Wait for a line, then a little for others, or for the end; holds the lock but while it waits."""
-        self._idle = True
-        self._changed.wait_for(lambda: self._lines or self._stopping)
-        self._idle = False
-        self._changed.wait_for(lambda: self._stopping, GATHER_SECONDS)
-
-    def _batch(self, unreported: int) -> tuple[bytes, int]:
-        """Take whole lines of at most PIPE_BUF bytes together, led by the news of lines that were lost."""
-        parts = [_bounded(self._dropped_line(unreported))] if unreported else []
-        size, lines = sum(map(len, parts)), 0
-        while self._lines and (not parts or size + len(self._lines[0]) <= PIPE_BUF):
-            part = self._lines.popleft()
-            parts.append(part)
-            size += len(part)
-            lines += 1
-        return b"".join(parts), lines
+                self.dropped += lines
+                return
+            self._reported = dropped
 
     def _put(self, data: bytes) -> bool:
         """Write all of it; False when nobody can read it any more."""
@@ -206,12 +156,9 @@ def _bounded(line: str) -> bytes:
     return data[: PIPE_BUF - 1].decode("utf-8", "ignore").encode() + b"\n"
 
 
-LEADING = ("worker", "request_id", "route", "status", "ms")  # what one looks for first, in this order
 TEXT_LIMIT = 500  # characters of one extra: no value makes a line that a collector cuts
 ITEM_LIMIT = 20  # of a list
 SAFE_TO_SHOW = (UUID, PurePath, IPv4Address, IPv6Address, date)  # others by type: a repr may hold anything
-COLOURS = {"DEBUG": "\x1b[2m", "WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[1;31m"}
-RESET = "\x1b[0m"
 ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode
 
 
@@ -221,15 +168,18 @@ def configure(settings: Settings, worker: str, *, threaded: bool = True, descrip
     Nothing that logs ever waits for the reader of stdout. A process that forks others passes `threaded=False`; one
     that leaves by `os._exit` calls `stop()` of what is returned first, others are flushed at exit.
     """
-    target = sys.stdout.fileno() if descriptor is None else descriptor
-    people = settings.log_format == "text"
-    render = partial(as_text, colour=os.isatty(target)) if people else as_json
-    writer = LogWriter(target, lambda lines: render(_loss(worker, lines)), threaded=threaded)
+    render = as_text if settings.log_format == "text" else as_json
+
+    def loss(lines: int) -> str:
+        return render(_fields(datetime.now(UTC), "WARNING", "log lines dropped", {"worker": worker, "lines": lines}))
+
+    writer = LogWriter(sys.stdout.fileno() if descriptor is None else descriptor, loss, threaded=threaded)
     logger.remove()
     logger.configure(extra={"worker": worker}, patcher=_strip_exception)
 
     def write(message: Message) -> None:
-        writer.write(render(_fields(message.record)))
+        record = message.record
+        writer.write(render(_fields(record["time"], record["level"].name, record["message"], record["extra"])))
 
     logger.add(write, level=settings.log_level, format="", backtrace=False, diagnose=False)
     logging.basicConfig(handlers=[_FromStandardLogging()], level=logging.WARNING, force=True)
@@ -242,24 +192,20 @@ def as_json(fields: Mapping[str, Any]) -> str:
     return ENCODE(fields) + "\n"
 
 
-def as_text(fields: Mapping[str, Any], *, colour: bool = False) -> str:
+def as_text(fields: Mapping[str, Any]) -> str:
     """Return the fields as one line for a person, with the stack of an exception below."""
-    rest = {key: value for key, value in fields.items() if key not in {"time", "level", "message", "worker"}}
-    stack = rest.pop("exception", None)
-    extras = "".join(f"  {key}={_quoted(value)}" for key, value in rest.items())
-    level, clock = str(fields["level"]), str(fields["time"])[11:23]
-    head = f"{clock} {level:<8}{fields.get('worker', '')} "
-    before, after = (COLOURS.get(level, ""), RESET) if colour else ("", "")
-    return f"{before}{head}{_quoted(fields['message'], spaces=True)}{after}{extras}\n{_indented(stack)}"
+    rest = dict(fields)
+    clock, level, message, worker = (rest.pop(name, "") for name in ("time", "level", "message", "worker"))
+    lines = []
+    for one in rest.pop("exception", ()):
+        harmless = {key: one[key] for key in one.keys() - {"type", "stack"}}
+        lines += [f"    {one['type']}{_extras(harmless)}", *(f"      at {frame}" for frame in one["stack"])]
+    head = f"{clock[11:23]} {level:<8}{worker} {_quoted(message, spaces=True)}{_extras(rest, gap='  ')}"
+    return "\n".join([head, *lines, ""])
 
 
-def _indented(exceptions: list[dict[str, Any]] | None) -> str:
-    lines: list[str] = []
-    for one in exceptions or ():
-        detail = "".join(f" {key}={_quoted(value)}" for key, value in one.items() if key not in {"type", "stack"})
-        lines.append(f"    {one['type']}{detail}\n")
-        lines.extend(f"      at {frame}\n" for frame in one["stack"])
-    return "".join(lines)
+def _extras(values: Mapping[str, object], gap: str = " ") -> str:
+    return "".join(f"{gap}{key}={_quoted(value)}" for key, value in values.items())
 
 
 def _quoted(value: object, *, spaces: bool = False) -> str:
@@ -269,25 +215,10 @@ def _quoted(value: object, *, spaces: bool = False) -> str:
     return text if plain else json.dumps(text)
 
 
-def _fields(record: Record) -> dict[str, Any]:
-    extra = record["extra"]
-    fields = _head(record["time"].astimezone(UTC), record["level"].name, record["message"])
-    for key in LEADING:
-        if key in extra:
-            fields[key] = _shown(extra[key])
-    for key, value in extra.items():
-        if key not in fields:
-            fields[key] = value if key == "exception" else _shown(value)
-    return fields
-
-
-def _head(when: datetime, level: str, message: str) -> dict[str, Any]:
-    clock = when.replace(tzinfo=None).isoformat(timespec="milliseconds")
-    return {"time": f"{clock}Z", "level": level, "message": message}
-
-
-def _loss(worker: str, lines: int) -> dict[str, Any]:
-    return {**_head(datetime.now(UTC), "WARNING", "log lines dropped"), "worker": worker, "lines": lines}
+def _fields(when: datetime, level: str, message: str, extra: Mapping[str, object]) -> dict[str, Any]:
+    clock = when.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds")
+    shown = {key: value if key == "exception" else _shown(value) for key, value in extra.items()}
+    return {"time": f"{clock}Z", "level": level, "message": message} | shown
 
 
 def _shown(value: object) -> object:
