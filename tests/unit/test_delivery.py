@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
-from itertools import pairwise
+from itertools import count, pairwise
 from uuid import UUID, uuid4
 
 import anyio
@@ -24,12 +25,12 @@ class Log:
     """Keeps what is reported."""
 
     def __init__(self) -> None:
-        self.results: list[tuple[UUID, Result]] = []
+        self.results: list[Result] = []
         self.lines: list[str] = []
 
-    def delivered(self, mail: ClaimedMail, result: Result) -> None:
+    def delivered(self, _mail: ClaimedMail, result: Result) -> None:
         """Keep a result."""
-        self.results.append((mail.id, result))
+        self.results.append(result)
 
     def server(self, failure: str | None, seconds: float) -> None:
         """Keep a warning or the end of a failure."""
@@ -42,7 +43,7 @@ class Log:
     @property
     def outcomes(self) -> list[Outcome]:
         """What became of the mails, in the order in which it was known."""
-        return [result.outcome for _, result in self.results]
+        return [result.outcome for result in self.results]
 
 
 class Worker:
@@ -52,33 +53,26 @@ class Worker:
         self.queue = MemoryMailQueue(latency=latency)
         self.transport = ScriptedTransport(seconds=seconds)
         self.log = Log()
-        self.traced: list[str] = []
-        self.reissued = 0
+        self.traced: list[BaseException | None] = []
+        numbers = count(REISSUED.int)
         self.delivery = Delivery(
             self.queue,
             self.transport,
             KEYRING,
             self.log,
             life_needed=60,
-            new_id=self.new_id,
+            new_id=lambda: UUID(int=next(numbers)),
             chance=lambda: 0.0,
             trace=self.trace,
         )
 
-    def new_id(self) -> UUID:
-        """Return another id each time, REISSUED first."""
-        self.reissued += 1
-        return UUID(int=REISSUED.int + self.reissued - 1)
-
     @contextmanager
     def trace(self, _mail: ClaimedMail) -> Iterator[None]:
-        """Note how the send ended."""
+        """Note with what error a send ended, if any."""
         try:
             yield
-        except Exception as error:
-            self.traced.append(type(error).__name__)
-            raise
-        self.traced.append("sent")
+        finally:
+            self.traced.append(sys.exception())
 
     @asynccontextmanager
     async def runs(self, seconds: float = 0.5) -> AsyncIterator[None]:
@@ -95,24 +89,22 @@ class Worker:
             pass
 
 
-def fails(error: Exception, *, after: float = 0.0) -> Callable[[ClaimedMail], Awaitable[None]]:
-    """Return a step of a transport's script that raises."""
-
-    async def step(_: ClaimedMail) -> None:
-        await anyio.sleep(after)
-        raise error
-
-    return step
+def nothing() -> None:
+    """Do nothing."""
 
 
-def stalls(seconds: float, then: Callable[[], object] = lambda: None) -> Callable[[ClaimedMail], Awaitable[None]]:
-    """Return a step of a transport's script that takes its time."""
+def step(
+    error: Exception | None = None, *, seconds: float = 0.0, then: Callable[[], object] = nothing
+) -> Callable[[ClaimedMail], Awaitable[None]]:
+    """Return a step of a transport's script that takes its time, then does something, and raises the error."""
 
-    async def step(_: ClaimedMail) -> None:
+    async def take(_: ClaimedMail) -> None:
         await anyio.sleep(seconds)
         then()
+        if error is not None:
+            raise error
 
-    return step
+    return take
 
 
 # -- one mail
@@ -132,7 +124,7 @@ async def test_a_mail_leaves_with_a_code_that_can_be_redeemed(
     [(mail, code)] = worker.transport.accepted
     assert (mail.id == REISSUED, row.mail.id) == (reissued, mail.id)
     assert code == KEYRING.code(mail.account, mail.id, "k1")
-    assert (row.state, worker.log.outcomes, worker.traced) == (MailState.ACCEPTED, [Outcome.ACCEPTED], ["sent"])
+    assert (row.state, worker.log.outcomes, worker.traced) == (MailState.ACCEPTED, [Outcome.ACCEPTED], [None])
 
 
 async def test_a_code_that_grows_too_old_in_hand_is_reissued(autojump_clock: object) -> None:
@@ -176,13 +168,13 @@ async def test_what_a_server_says_decides_what_becomes_of_the_mail(
 ) -> None:
     """A rejection is final; else the mail waits for its back-off, or for as long as a provider asks, within reason."""
     worker = Worker()
-    worker.transport.script = [fails(error)]
+    worker.transport.script = [step(error)]
     row = worker.queue.owe()
     began = anyio.current_time()
     await worker.run()
-    [(_, result)] = worker.log.results
+    [result] = worker.log.results
     assert (result.outcome, row.reason, round(row.due_at - began)) == (outcome, reason, waits)
-    assert worker.traced == [type(error).__name__]
+    assert worker.traced == [error]
     assert "ada@" not in repr(result)
     assert isinstance(result.error, ZeroDivisionError) == (reason == "internal ZeroDivisionError")
 
@@ -190,7 +182,7 @@ async def test_what_a_server_says_decides_what_becomes_of_the_mail(
 async def test_a_refused_mail_is_tried_after_growing_pauses_with_the_same_code(autojump_clock: object) -> None:
     """Retries wait 1, 2, 4, 8, 15, then 30 s, plus at most the second between sweeps."""
     worker = Worker()
-    worker.transport.script = [fails(Deferred("451 at RCPT")) for _ in range(7)]
+    worker.transport.script = [step(Deferred("451 at RCPT")) for _ in range(7)]
     worker.queue.owe()
     await worker.run(120)
     times = [at for at, _ in worker.transport.tried]
@@ -247,7 +239,7 @@ async def test_mails_that_must_be_alone_are_sent_with_no_other_in_hand(autojump_
     others = [worker.queue.owe() for _ in range(3)]
     suspects = [worker.queue.owe(alone=True) for _ in range(2)]
     beside: list[int] = []
-    worker.transport.always = stalls(0, lambda: beside.append(worker.delivery.in_hand))
+    worker.transport.always = step(then=lambda: beside.append(worker.delivery.in_hand))
     await worker.run(1)
     assert worker.queue.states() == {MailState.ACCEPTED}
     assert [row.mail.tries for row in (*others, *suspects)] == [1] * 5
@@ -289,7 +281,7 @@ async def test_an_acceptance_is_written_when_the_queue_is_back_and_not_sent_agai
     """The server has the mail: its outcome is written however long the database is away."""
     worker = Worker()
     failures = [AnswerLost(), *(StoreUnavailable() for _ in range(90))]
-    worker.transport.script = [stalls(0, lambda: worker.queue.failures.extend(failures))]
+    worker.transport.script = [step(then=lambda: worker.queue.failures.extend(failures))]
     row = worker.queue.owe()
     await worker.run(120)
     assert (len(worker.transport.accepted), row.state) == (1, MailState.ACCEPTED)
@@ -338,8 +330,7 @@ async def test_a_mail_whose_claim_is_lost_is_let_go(autojump_clock: object, when
         row.mail = replace(row.mail, fence=row.mail.fence + 1)
         row.due_at += 3600
 
-    steps = {"sending": stalls(3600), "accepted": stalls(0, overtake)}
-    worker.transport.script = [steps[when]]
+    worker.transport.script = [step(seconds=3600) if when == "sending" else step(then=overtake)]
     async with worker.runs(1):
         if when == "sending":
             overtake()
@@ -402,8 +393,8 @@ async def test_mails_that_were_not_tried_in_an_outage_lose_nothing(autojump_cloc
     """One mail tries for all and has the reason; what left before the outage was known costs no try either."""
     worker = Worker()
     failure = ServerUnavailable("no STARTTLS offered")
-    worker.transport.script = [fails(failure, after=apart * number) for number in range(SENDS)]
-    worker.transport.always = fails(failure)
+    worker.transport.script = [step(failure, seconds=apart * number) for number in range(SENDS)]
+    worker.transport.always = step(failure)
     rows = [worker.queue.owe() for _ in range(SENDS * 2)]
     await worker.run(0.9)
     assert sorted(row.mail.tries for row in rows) == [0] * (SENDS * 2 - 1) + [1]
@@ -413,7 +404,7 @@ async def test_mails_that_were_not_tried_in_an_outage_lose_nothing(autojump_cloc
 async def test_an_outage_without_mails_is_still_warned_about(autojump_clock: object) -> None:
     """Once a minute, until the next mail says how the server does; a rejection shows that it can be reached."""
     worker = Worker()
-    worker.transport.script = [fails(ServerUnavailable("connection refused")), fails(Rejected("550 5.1.1 at RCPT"))]
+    worker.transport.script = [step(ServerUnavailable("connection refused")), step(Rejected("550 5.1.1 at RCPT"))]
     row = worker.queue.owe()
     async with worker.runs(0.5):
         row.due_at += 150
@@ -427,7 +418,7 @@ async def test_an_outage_without_mails_is_still_warned_about(autojump_clock: obj
 
 
 @pytest.mark.parametrize(
-    "steps",
+    "errors",
     [
         [Deferred("451 at RCPT"), Deferred("450 at RCPT")],
         [Deferred("451 at RCPT"), None, Deferred("451 at RCPT")],
@@ -436,11 +427,11 @@ async def test_an_outage_without_mails_is_still_warned_about(autojump_clock: obj
     ],
 )
 async def test_refusals_that_do_not_show_a_failing_server_let_each_mail_back_off_alone(
-    autojump_clock: object, steps: list[Exception | None]
+    autojump_clock: object, errors: list[Exception | None]
 ) -> None:
     """Different refusals, an acceptance between, our own errors, and rejections stop nothing."""
     worker = Worker()
-    worker.transport.script = [stalls(0) if step is None else fails(step) for step in steps]
+    worker.transport.script = [step(error) for error in errors]
     async with worker.runs():
         for number in range(4):
             worker.queue.owe(f"ada@{number}.example")
@@ -471,7 +462,7 @@ async def test_a_refusal_of_one_mail_in_a_refusing_servers_outage_ends_nothing(a
     """Only an acceptance shows that a server that refused all mails takes them again."""
     worker = Worker()
     refusal = Deferred("554 5.7.1 at RCPT")
-    worker.transport.script = [fails(refusal), fails(refusal), fails(Rejected("550 5.1.1")), fails(refusal)]
+    worker.transport.script = [step(refusal), step(refusal), step(Rejected("550 5.1.1")), step(refusal)]
     for number in range(4):
         worker.queue.owe(f"ada@{number}.example")
     await worker.run(6)
