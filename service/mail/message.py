@@ -51,23 +51,16 @@ HEADERS = {
 }
 
 
-class NotAnAddress(ValueError):
-    """The text is no address that a mail server takes without SMTPUTF8; the error does not repeat it."""
-
-
-def ascii_address(text: str) -> str:
-    """Return the address with its domain in ASCII (IDNA 2008); raises NotAnAddress."""
-    local, at, domain = text.rpartition("@")
-    if not at or not (ATOMS.fullmatch(local) or QUOTED.fullmatch(local)):
-        raise NotAnAddress
+def ascii_address(text: str) -> str | None:
+    """Return the address with its domain in ASCII (IDNA 2008); None for what no server takes without SMTPUTF8."""
+    local, _, domain = text.rpartition("@")
     if not domain.isascii():
         try:
             domain = idna.encode(domain, uts46=True).decode("ascii")
         except idna.IDNAError:
-            raise NotAnAddress from None
-    if not DOMAIN.fullmatch(domain):
-        raise NotAnAddress
-    return f"{local}@{domain}"
+            return None
+    sound = (ATOMS.fullmatch(local) or QUOTED.fullmatch(local)) and DOMAIN.fullmatch(domain)
+    return f"{local}@{domain}" if sound else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +73,12 @@ class Sender:
     @classmethod
     def parse(cls, text: str) -> Sender:
         """Read MAIL_FROM, `address` or `Name <address>`; raises SettingsError."""
-        name, address = parseaddr(text)
-        whole = text.strip() == address or text.rstrip().endswith(f"<{address}>")
-        try:
-            return cls(name, ascii_address(address if whole and text.isprintable() else ""))
-        except NotAnAddress:
-            raise SettingsError("VESTIBULE_MAIL_FROM: must be an address, or Name <address>") from None
+        name, typed = parseaddr(text)
+        whole = text.strip() == typed or text.rstrip().endswith(f"<{typed}>")
+        address = ascii_address(typed)
+        if address is None or not whole or not text.isprintable():
+            raise SettingsError("VESTIBULE_MAIL_FROM: must be an address, or Name <address>")
+        return cls(name, address)
 
     @property
     def domain(self) -> str:
@@ -138,13 +131,11 @@ class Messages:
 
         What all mails of a kind and language share is made once: it costs a millisecond of CPU, most of a mail.
         """
-        locale = nearest(mail.locale, self._templates.locales)
-        own = self._own(mail.recipient, mail.id)
-        if code is None:
-            return replace(self._built(mail.kind, locale, None), **own)
-        sample, form = self._form(mail.kind, locale, len(code))
-        if form is None:
+        locale, own = nearest(mail.locale, self._templates.locales), self._own(mail.recipient, mail.id)
+        form = self._form(mail.kind, locale, len(code)) if code is not None else None
+        if code is None or form is None:
             return replace(self._built(mail.kind, locale, code), **own)
+        sample = SAMPLES[0][: len(code)]
         html = None if form.html is None else form.html.replace(sample, code)
         mime = form.mime.replace(sample.encode(), code.encode())
         return replace(form, text=form.text.replace(sample, code), html=html, mime=mime, **own)
@@ -156,23 +147,21 @@ class Messages:
 
     def _own(self, recipient: str, mail: UUID) -> dict[str, Any]:
         """Return what a message has of its own; its id does not tell the mail's, which stays inside."""
-        digest = hashlib.sha256(mail.bytes).hexdigest()
-        try:
-            address = ascii_address(recipient)
-        except NotAnAddress:
-            raise Rejected("the recipient is no address for SMTP") from None
+        digest, address = hashlib.sha256(mail.bytes).hexdigest(), ascii_address(recipient)
+        if address is None:
+            raise Rejected("the recipient is no address for SMTP")
         return {"recipient": address, "message_id": f"<{digest[:32]}@{self.sender.domain}>"}
 
-    def _build_form(self, kind: MailKind, locale: str, digits: int) -> tuple[str, Message | None]:
-        """Return a sample code and the message that carries it.
+    def _build_form(self, kind: MailKind, locale: str, digits: int) -> Message | None:
+        """Return the message that carries the first sample code.
 
-        No message where replacing the sample would not make the message of another code: the template groups its
-        digits, say, or has a number that looks like the sample.
+        None where replacing the sample would not make the message of another code: the template groups its digits,
+        say, or has a number that looks like the sample.
         """
         sample, other = (sample[:digits] for sample in SAMPLES)
         form, expected = self._built(kind, locale, sample), self._built(kind, locale, other)
         same = form.mime.replace(sample.encode(), other.encode()) == expected.mime
-        return sample, form if same else None
+        return form if same else None
 
     def _built(self, kind: MailKind, locale: str, code: str | None) -> Message:
         return self._message(locale, *self._templates.render(kind, locale, code))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from service.mail.message import NotAnAddress, ascii_address
+from service.mail.message import ascii_address
 from service.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -88,10 +88,9 @@ def ehlo_name(settings: Settings, sender_domain: str) -> str:
         return f"[IPv6:{name}]"
     if re.fullmatch(r"[0-9.]+", name):
         return f"[{name}]"
-    try:
-        return name if name.startswith("[") else ascii_address(f"postmaster@{name}").rpartition("@")[2]
-    except NotAnAddress:
-        return sender_domain
+    if name.startswith("["):
+        return name
+    return (ascii_address(f"postmaster@{name}") or sender_domain).rpartition("@")[2]
 
 
 def connection_reason(error: BaseException) -> str:

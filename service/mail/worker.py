@@ -20,7 +20,7 @@ from taskiq_redis import RedisStreamBroker
 from actors.delivery import Delivery
 from actors.domain.code import Keyring
 from actors.domain.mail import Outcome
-from actors.domain.totals import Totals, WorkerReport
+from actors.domain.totals import WorkerReport
 from actors.kit.mailbox import MachineError
 from service import logging
 from service.mail.smtp import LONGEST_DIALOGUE_SECONDS
@@ -70,13 +70,9 @@ def run(settings: Settings, servers: Servers, heartbeat: Heartbeat | None = None
     options = {"use_uvloop": settings.loop != "asyncio"}  # Taskiq knows no other loop than asyncio's
     work = partial(_work, settings, servers, transport, lambda: writer.dropped)
     try:
-        anyio.run(heartbeat or _bare, work, backend="asyncio", backend_options=options)
+        anyio.run(partial(heartbeat, work) if heartbeat else work, backend="asyncio", backend_options=options)
     finally:
         writer.stop()
-
-
-async def _bare(work: Callable[[], Awaitable[None]]) -> None:
-    await work()
 
 
 async def _work(
@@ -146,14 +142,12 @@ def _endings() -> list[signal.Signals]:
 
 async def _count_lost_lines(metrics: PostgresMetrics, worker: str, lost_lines: Callable[[], int]) -> NoReturn:
     """Write to the metrics how many log lines were lost, when it is more; until cancelled."""
-    totals, written = Totals(worker), 0
+    written = 0
     while True:
         await anyio.sleep(COUNT_SECONDS)
         if (lost := lost_lines()) > written:
-            totals.raise_to({LOG_LINES_DROPPED: lost})
-            totals.version += 1
             with suppress(MachineError):  # written the next time
-                await metrics.write(WorkerReport(worker, totals.version, totals.totals(), leaving=True))
+                await metrics.write(WorkerReport(worker, lost, {LOG_LINES_DROPPED: lost}, leaving=True))
                 written = lost
 
 
