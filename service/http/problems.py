@@ -139,7 +139,7 @@ TABLE: Mapping[type[Exception], Problem] = {
         "Type the code from the latest mail. `superseded` says that it was an older one, which cost no attempt."),
     domain.ActivationFailed: Problem(400, "ActivationFailed", "The account was not activated.",
         "Check the address, the password and the code of the latest mail, or ask for a new code."),
-    domain.InvalidCredentials: Problem(401, "InvalidCredentials", "The e-mail address or the password is wrong.",
+    domain.InvalidCredentials: Problem(401, "InvalidCredentials", "The e-mail address or the password is wrong, or not sent in UTF-8.",
         "Send Basic auth with the address and the password of the registration.", BASIC),
     OpsTokenMissing: Problem(401, "OpsTokenRequired", "This is for operators, who send a token.",
         "Send `Authorization: Bearer` with the value of VESTIBULE_OPS_TOKEN.", BEARER),
