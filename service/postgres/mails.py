@@ -154,11 +154,13 @@ ON CONFLICT (day, worker) DO UPDATE SET mails_dead = b.mails_dead + EXCLUDED.mai
 """
 )
 
-# Ids are UUIDv7: those of a month ago are the low end of the primary key. A statement takes some milliseconds, and no
-# other one waits for it.
+# Ids are UUIDv7: those of a month ago are the low end of the primary key. The database's clock decides, whatever the
+# clock that made an id said. A statement takes some milliseconds, and no other one waits for it.
 PURGE_MAILS: Final = """
 DELETE FROM vestibule.mails WHERE id = ANY(ARRAY(
-    SELECT id FROM vestibule.mails WHERE id < %(before)s AND state NOT IN ('queued', 'sending')
+    SELECT id FROM vestibule.mails
+    WHERE id < %(before)s AND created_at < now() - make_interval(days => %(days)s)
+        AND state NOT IN ('queued', 'sending')
     ORDER BY id LIMIT %(rows)s FOR UPDATE SKIP LOCKED
 )) RETURNING 1
 """
@@ -232,9 +234,13 @@ class PostgresMailQueue:
 
 
 async def purge(postgres: Postgres, before: UUID) -> None:
-    """Delete what has expired, some rows at a time: bound keys, and settled mails with ids less than `before`."""
+    """Delete what has expired, some rows at a time: bound keys, and settled mails of a month ago.
+
+    `before` is the least id of a mail that is younger, so that no younger one is read.
+    """
+    parameters = {"before": before, "days": KEPT_DAYS, "rows": PURGED_ROWS}
     for sql in (PURGE_ANSWERS, PURGE_MAILS):
-        while len(await postgres.run(sql, {"before": before, "rows": PURGED_ROWS})) == PURGED_ROWS:
+        while len(await postgres.run(sql, parameters)) == PURGED_ROWS:
             pass
 
 

@@ -84,11 +84,13 @@ def launched(
 
 
 @contextmanager
-def running(folder: Path, loop: str, settings: Mapping[str, str]) -> Iterator[Instance]:
+def running(
+    folder: Path, loop: str, settings: Mapping[str, str], variables: Mapping[str, str] | None = None
+) -> Iterator[Instance]:
     """Run an `up` with these settings beside quick ones; it ends in order with the body, or dies with this process."""
     port, output = free_ports(), folder / "output"
     own = {"DATA_DIR": str(folder / "data"), "BIND": f"{HOST}:{port}", "LOOP": loop, **QUICK, **settings}
-    with launched(COMMAND, environment(own), output) as process:
+    with launched(COMMAND, environment(own) | dict(variables or {}), output) as process:
         instance = Instance(loop, port, folder / "data", output, process, own)
         wait_for(instance.ready, f"`vestibule up` is ready under {loop}", START_SECONDS)
         yield instance

@@ -9,7 +9,7 @@ import pytest
 
 from actors.domain.mail import MailKind, MailState, Outcome
 from actors.domain.user import State
-from service.postgres.mails import KILLS, LEASE_SECONDS, PURGED_ROWS, purge
+from service.postgres.mails import KEPT_DAYS, KILLS, LEASE_SECONDS, PURGED_ROWS, purge
 from tests.fakes.accounts import POLICY
 from tests.integration.conftest import Stores, new_mail, redemption, resend, take_over
 
@@ -260,7 +260,7 @@ FROM generate_series(1, %(all)s::int) AS n
 
 
 async def test_what_has_expired_is_purged_however_much_it_is(stores: Stores) -> None:
-    """Bound keys, and settled mails that are older than asked; owed ones stay, whatever their age."""
+    """Bound keys, and settled mails by their id and the database's clock; owed ones stay, whatever their age."""
     await stores.registered()
     many = 2 * PURGED_ROWS
     await stores.postgres.run(OLD_MAILS, {"state": "accepted", "first": 1, "last": many})
@@ -269,5 +269,8 @@ async def test_what_has_expired_is_purged_however_much_it_is(stores: Stores) -> 
     await purge(stores.postgres, UUID(int=0))
     assert await stores.rows("SELECT count(*) FROM vestibule.mails") == [(many + 2,)]
     assert await stores.rows("SELECT count(*) FROM vestibule.answers") == [(60,)]
+    await purge(stores.postgres, UUID(int=2**128 - 1))
+    assert await stores.rows("SELECT count(*) FROM vestibule.mails") == [(many + 2,)]
+    await stores.passed(KEPT_DAYS * 86400)
     await purge(stores.postgres, UUID(int=2**128 - 1))
     assert await stores.rows("SELECT state FROM vestibule.mails") == [("queued",)]
