@@ -31,7 +31,7 @@ test *arguments: _venv
 # Run the slow tests: chaos, long fuzz, the browser
 [no-exit-message]
 test-slow *arguments: _venv
-    @exec {{ python }} -m pytest -m slow "$@"
+    @exec {{ python }} -m pytest -m slow --ignore tests/compat "$@"
 
 # Run some tests without coverage: just try tests/unit/test_supervisor.py -k drain
 [no-exit-message]

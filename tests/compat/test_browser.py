@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Browser
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason=MISSING)]
 EMAIL, PASSWORD = "ada@example.test", "correct horse battery"
 CALL = """async ([url, method, body, basic]) => {
   const headers = { "Content-Type": "application/json" };

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     Form = Literal["NFC", "NFD"]
 
+pytestmark = pytest.mark.slow
 WALKS = Path(__file__).with_name("walks")
 PAGE_PORT = free_ports(1)
 ORIGIN = f"http://{HOST}:{PAGE_PORT}"

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 MOUNTS = (
     os.geteuid() == 0 and subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True).returncode == 0
 )
-pytestmark = pytest.mark.skipif(not MOUNTS, reason="this user may not mount file systems")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not MOUNTS, reason="this user may not mount file systems")]
 
 PASSWORD = "correct horse battery"
 LIMITS = ("REGISTER_LIMIT", "ACTIVATE_LIMIT", "PASSWORD_LIMIT", "PASSWORD_CLIENT_LIMIT", "BASIC_LIMIT", "CODE_LIMITS")
