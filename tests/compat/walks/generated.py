@@ -6,7 +6,7 @@ import base64
 import sys
 
 from generated_client import AuthenticatedClient, Client  # type: ignore[import-not-found]  # made by the test
-from generated_client.api.accounts import activate, me, register  # type: ignore[import-not-found]  # as above
+from generated_client.api.default import activate, me, register  # type: ignore[import-not-found]  # as above
 from generated_client.models import ActivateRequestType1, RegisterRequest  # type: ignore[import-not-found]  # as above
 
 url, email, password = sys.argv[1:]
