@@ -21,11 +21,10 @@ default:
 up *arguments: _venv
     @exec .venv/bin/vestibule up "$@"
 
-# Run all tests but the slow ones, those that hurt processes last, and hold their coverage to the floors
+# Run all tests but the slow ones, and hold their coverage to the floors
 test *arguments: _venv
     @{{ python }} -m coverage erase
-    {{ python }} -m pytest -m 'not slow' --ignore tests/faults --numprocesses logical --maxprocesses 4 --durations 10 --cov --cov-report= "$@"
-    {{ python }} -m pytest -m 'not slow' tests/faults --numprocesses logical --maxprocesses 2 --durations 10 --cov --cov-append --cov-report= "$@"
+    {{ python }} -m pytest -m 'not slow' --numprocesses logical --maxprocesses 4 --durations 10 --cov --cov-report= "$@"
     @{{ python }} .ci/coverage_floor.py actors={{ actors_floor }} service={{ service_floor }}
 
 # Run the slow tests: chaos, long fuzz, the browser

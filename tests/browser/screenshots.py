@@ -32,7 +32,7 @@ def pictures(launched: Browser, place: Place, folder: Path) -> list[Path]:
     page = light.new_page()
     place.bad_day()
     for number in range(PEOPLE):
-        place.person(number)
+        place.visit(number)
     sign_in(page, place.url, TOKEN)
     page.locator("#routes").filter(has_text="activate").wait_for()
     take(page, "operations")

@@ -20,19 +20,6 @@ WAYS = {
     "with the token": {"Authorization": f"Bearer {OPS_TOKEN}"},
     "with a wrong one": {"Authorization": "Bearer another-token-altogether"},
 }
-CALLS = {
-    ("post", "/api/v1/users/register"),
-    ("post", "/api/v1/users/activate"),
-    ("post", "/api/v1/users/resend"),
-    ("get", "/api/v1/users/activation"),
-    ("get", "/api/v1/users/activation/{token}"),
-    ("get", "/api/v1/users/me"),
-    ("get", "/api/v1/metrics"),
-    ("get", "/metrics"),
-    ("get", "/api/v1/health"),
-    ("get", "/livez"),
-    ("get", "/readyz"),
-}
 LOADED = re.compile(rb"""<(?:script|link|img|iframe)\b[^>]*?(?:src|href)=["']([^"']+)|@import|url\(""")
 
 scenarios("features/for_operators.feature")
@@ -88,15 +75,6 @@ def all_well(story: Story) -> None:
         "checks": {"database": "ok", "redis": "ok", "mail_queue": "ok"},
         "notes": [],
     }
-
-
-@then("it describes the calls of the contract")
-def describes_calls(story: Story) -> None:
-    """Look each of them up."""
-    document = story.answer.json()
-    assert document["openapi"].startswith("3.1")
-    described = {(method, path) for path, item in document["paths"].items() for method in item}
-    assert described >= CALLS
 
 
 @then("it is a page that loads nothing from another host")

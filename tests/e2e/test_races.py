@@ -1,4 +1,7 @@
-"""Many at once, through HTTP and over all workers: there is one winner, and everybody hears the truth."""
+"""Many at once, through HTTP and over all workers: one winner, and the truth for everybody.
+
+The races of resends, redeems and new registrations are run on the stores, in tests/integration/test_account_races.py.
+"""
 
 from __future__ import annotations
 
@@ -13,28 +16,19 @@ from tests.e2e.at_once import at_once
 from tests.e2e.client import USERS
 from tests.e2e.instance import HOST
 from tests.e2e.world import wrong_code
-from tests.servers.waiting import wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tests.e2e.client import Answer
     from tests.e2e.conftest import Story
     from tests.e2e.world import Person
 
 MANY = 16
-ROUNDS = 5
 ABORT = struct.pack("ii", 1, 0)  # SO_LINGER: close with a reset
 
 
 def outcomes(answers: list[Answer]) -> Counter[str]:
     """Count what was heard."""
     return Counter(answer.outcome for answer in answers)
-
-
-def stands(person: Person, state: str) -> bool:
-    """Return whether the person's registration is in this state."""
-    return person.state() == state
 
 
 def test_of_sixteen_registrations_of_one_address_one_wins(story: Story) -> None:
@@ -64,58 +58,6 @@ def test_sixteen_wrong_codes_at_once_are_five_attempts(story: Story) -> None:
     wrong = wrong_code(person.code())
     heard = outcomes(at_once([partial(person.activate, wrong)] * MANY))
     assert heard == {"400 InvalidActivationCode": 5, "429 CodeAttemptsExhausted": MANY - 5}
-
-
-def test_a_redeem_that_meets_resends_wins_once_or_can_be_repeated(story: Story) -> None:
-    """The old code works until the new mail is there; whatever the order, the account can be activated exactly once."""
-    for _ in range(ROUNDS):
-        person = story.place.person().registered()
-        code = person.code()
-        calls: list[Callable[[], Answer]] = [partial(person.activate, code), person.resend]
-        answers = at_once(calls * (MANY // 2))
-        redeems, resends = outcomes(answers[0::2]), outcomes(answers[1::2])
-        assert redeems["200"] <= 1
-        assert redeems.keys() <= {"200", "409 UserAlreadyActivated", "400 InvalidActivationCode"}
-        assert resends.keys() <= {"202", "409 UserAlreadyActivated", "429 ResendTooSoon"}
-        if not redeems["200"]:
-            assert all(answer.json()["superseded"] for answer in answers[0::2])
-            latest = 1 + resends["202"]
-            wait_for(partial(stands, person, "accepted"), "the latest mail is accepted")
-            newest = story.place.post.to(person.email)[-1].code
-            assert latest >= 2
-            assert person.activate(newest).outcome == "200"
-        assert person.me().json()["is_activated"]
-
-
-def test_a_redeem_never_activates_what_somebody_else_has_registered_anew(story: Story) -> None:
-    """The account is the first owner's, or the new one's: then the first password is worth nothing.
-
-    One attempt is left when a wrong one, right ones and re-registrations come at once.
-    """
-    for _ in range(ROUNDS):
-        _one_of_two_owners(story.place.person().registered())
-
-
-def _one_of_two_owners(first: Person) -> None:
-    code = first.code()
-    for _ in range(4):
-        first.activate(wrong_code(code))
-    second = first.another_password()
-    pair: list[Callable[[], Answer]] = [partial(first.activate, code), second.register]
-    calls: list[Callable[[], Answer]] = [partial(first.activate, wrong_code(code)), *pair * 7]
-    answers = at_once(calls)
-    redeems, registrations = outcomes(answers[1::2]), outcomes(answers[2::2])
-    assert redeems["200"] + registrations["201"] <= 1
-    assert not {"500", "503"} & {outcome[:3] for outcome in redeems | registrations}
-    if redeems["200"]:
-        assert first.me().json()["is_activated"]
-        assert second.me().status == 401
-    elif registrations["201"]:
-        assert first.me().status == first.activate(code).status == 401
-        assert first.activate(second.mail(2).code).status == 401
-        assert second.activate(second.code(2)).outcome == "200"
-    else:
-        assert first.state() == "exhausted"
 
 
 def test_a_registration_goes_on_when_its_client_has_left(story: Story) -> None:

@@ -1,8 +1,8 @@
 """A service without servers, under the real supervisor, generation and worker: `python stand_in.py up`.
 
-Its settings are bad while the version is `bad`, its plan is of another version while that is `newer`. As many embedded
-servers and mail workers as STAND_IN_SERVERS and STAND_IN_MAIL_WORKERS say do nothing; the latter do not even end while
-the version is `stubborn`. The application is in stand_in_app.py, which the supervisor never imports.
+Its settings are bad while the version is `bad`, its plan is of another version while that is `newer`. The mail workers,
+and the one server of `up`, do nothing; the former do not even end while the version is `stubborn`. The application is
+in stand_in_app.py, which the supervisor never imports.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def version() -> str:
     return Path(os.environ["STAND_IN_FOLDER"], "version").read_text(encoding="utf-8").strip()
 
 
-def plan() -> None:
+def plan(mode: str) -> None:
     """Print the supervisor's plan."""
     if version() == "bad":
         sys.exit("vestibule: VESTIBULE_CODE_DIGITS is wrong")
@@ -35,8 +35,8 @@ def plan() -> None:
         "data_dir": os.environ["VESTIBULE_DATA_DIR"],
         "grace": float(os.environ.get("VESTIBULE_GRACE_SECONDS", "20")),
         "drain": float(os.environ.get("VESTIBULE_DRAIN_SECONDS", "0")),
-        "mail_workers": int(os.environ.get("STAND_IN_MAIL_WORKERS", "0")),
-        "servers": [(name, int(signal.SIGTERM)) for name in os.environ.get("STAND_IN_SERVERS", "").split()],
+        "mail_workers": int(os.environ.get("VESTIBULE_MAIL_WORKERS", "0")),
+        "servers": [("sleeper", int(signal.SIGTERM))] if mode == "up" else [],
         "log_level": "INFO",
         "log_format": "json",
         "guide": [],
@@ -64,8 +64,8 @@ def main() -> int:
         parser.add_argument(name, type=int)
     given = parser.parse_args()
     match given.words:
-        case ["plan", *_]:
-            plan()
+        case ["plan", mode, *_]:
+            plan(mode)
         case ["generation"]:
             from stand_in_app import (  # type: ignore[import-not-found]  # noqa: PLC0415 - a script beside this one
                 generation,

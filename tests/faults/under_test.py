@@ -1,22 +1,21 @@
-"""Starts the stand-in service as its own program, looks at its processes, and puts load on it."""
+"""Starts the stand-in service as its own program, looks at its processes, and asks it."""
 
 from __future__ import annotations
 
 import http.client
-import os
 import re
 import signal
 import subprocess
 import sys
-import threading
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
-from tests.servers.processes import kill
+from tests.e2e.instance import HOST, environment, launched
+from tests.servers.ports import free_ports
 from tests.servers.waiting import titled, wait_for
 
 if TYPE_CHECKING:
@@ -24,26 +23,26 @@ if TYPE_CHECKING:
 
 PROGRAM = Path(__file__).with_name("stand_in.py")
 STARTED = re.compile(r'"started".*"child": ?"api-\d+", ?"pid": ?(\d+)')
+ANSWER = re.compile(r"\d+ v\d")
+WORKERS = 2
 
 
 @dataclass
 class Running:
-    """A running stand-in: its address, its supervisor, its output."""
+    """A running stand-in: its address, its supervisor, its output, and the folder in which it looks for wishes."""
 
     port: int
     process: subprocess.Popen[bytes]
-    output: Path
-    version: Path
-
-    @property
-    def folder(self) -> Path:
-        """Where the stand-in looks for a test's wishes."""
-        return self.version.parent
+    folder: Path
 
     @property
     def supervisor(self) -> psutil.Process:
         """The supervisor's process."""
         return psutil.Process(self.process.pid)
+
+    def becomes(self, version: str) -> None:
+        """Replace the code."""
+        self.folder.joinpath("version").write_text(version, encoding="utf-8")
 
     def workers(self) -> list[int]:
         """Return the pids of the API workers that were ready and still run, by their generation's own word."""
@@ -54,13 +53,26 @@ class Running:
         """Return the pids of the processes whose title begins so."""
         return titled(self.process.pid, title)
 
-    def said(self) -> str:
-        """Return what the service has printed so far."""
-        return self.output.read_text(encoding="utf-8")
+    def said(self, since: int = 0) -> str:
+        """Return what the service has printed so far, after so many characters."""
+        return self.folder.joinpath("output").read_text(encoding="utf-8")[since:]
+
+    def says(self, text: str, since: int = 0, promised: float = 20.0) -> None:
+        """Wait until it has said this."""
+        wait_for(lambda: text in self.said(since), f"it says {text}", promised)
+
+    def starts_workers(self, number: int) -> None:
+        """Wait until there are so many API workers, ready or not."""
+        wait_for(lambda: len(self.titled("api worker")) == number, "the workers are being started")
+
+    def settles(self) -> None:
+        """Wait until there is one generation, whose workers are ready and answer."""
+        wait_for(lambda: len(self.titled("generation")) == 1 and len(self.workers()) == WORKERS, "it has settled")
+        assert self.get()[0] == http.HTTPStatus.OK
 
     def get(self, path: str = "/", timeout: float = 10.0) -> tuple[int, str]:
         """Ask once over a new connection; return status and body."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=timeout)
         try:
             connection.request("GET", path)
             answer = connection.getresponse()
@@ -68,23 +80,25 @@ class Running:
         finally:
             connection.close()
 
-    def asked(self, told: int = 0) -> int:
-        """Wait for a request for something slow, in what was said after so many characters; return its worker."""
-        wait_for(lambda: "\nslow " in self.said()[told:], "it is under way")
-        return int(self.said()[told:].partition("\nslow ")[2].split()[0])
-
     def hang_up(self) -> None:
         """Ask for a reload."""
-        os.kill(self.process.pid, signal.SIGHUP)
+        self.process.send_signal(signal.SIGHUP)
+
+    def stops(self) -> None:
+        """End it in order, without a traceback and without a process left."""
+        family = [child.pid for child in self.supervisor.children(recursive=True)]
+        self.process.terminate()
+        assert self.process.wait(20) == 0
+        wait_for(lambda: not any(psutil.pid_exists(pid) for pid in family), "nothing is left", 1.0)
+        assert "Traceback" not in self.said()
 
 
 @contextmanager
 def running(  # noqa: PLR0913 - by name
     folder: Path,
-    port: int,
     mode: str = "serve",
     *,
-    loop: str = "uvloop",
+    version: str = "v1",
     ready: bool = True,
     before: Sequence[str] = (),
     stdin: int = subprocess.DEVNULL,
@@ -94,77 +108,38 @@ def running(  # noqa: PLR0913 - by name
 
     `before` is a command that becomes the one behind it, like nohup; `stdin` may be a terminal.
     """
-    version, output = folder / "version", folder / "output"
-    if not version.exists():
-        version.write_text("v1", encoding="utf-8")
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("VESTIBULE_")},
-        "STAND_IN_FOLDER": str(folder),
-        "VESTIBULE_BIND": f"127.0.0.1:{port}",
-        "VESTIBULE_DATA_DIR": str(folder / "data"),
-        "VESTIBULE_LOG_FORMAT": "json",
-        "VESTIBULE_WORKERS": "2",
-        "VESTIBULE_LOOP": loop,
-        **settings,
-    }
-    environment = {name: value for name, value in environment.items() if value}
+    port = free_ports()
+    own = {"BIND": f"{HOST}:{port}", "DATA_DIR": str(folder / "data"), "LOG_FORMAT": "json", "WORKERS": str(WORKERS)}
+    variables = environment(own | settings) | {"STAND_IN_FOLDER": str(folder)}
+    folder.joinpath("version").write_text(version, encoding="utf-8")
     command = [*before, sys.executable, str(PROGRAM), mode]
-    with output.open("wb") as sink:
-        process = subprocess.Popen(
-            command, env=environment, stdin=stdin, stdout=sink, stderr=sink, start_new_session=True
-        )
-    service = Running(port, process, output, version)
-    try:
+    with launched(command, variables, folder / "output", stdin) as process:
+        service = Running(port, process, folder)
         if ready:
-            wait_for(lambda: "Vestibule runs on" in service.said(), "the service is ready")
+            service.says("Vestibule runs on")
         yield service
-    finally:
-        kill(process)
 
 
-@dataclass
-class Load:
-    """What a load has seen: how many answers, by whom, and every failure."""
+class Asker:
+    """A strict client: it sends its next request unless it was told `Connection: close`, and never repeats one."""
 
-    answers: int = 0
-    bodies: set[str] = field(default_factory=set)
-    failures: list[str] = field(default_factory=list)
+    def __init__(self, port: int, *, kept: bool = True) -> None:
+        self._connection = http.client.HTTPConnection(HOST, port, timeout=10)
+        self._kept = kept
+
+    def __call__(self) -> str:
+        """Return the answer, a worker's pid and its version, or the name of what went wrong."""
+        try:
+            self._connection.request("GET", "/")
+            body = self._connection.getresponse().read().decode()
+        except (OSError, http.client.HTTPException) as error:
+            self._connection.close()
+            return type(error).__name__
+        if not self._kept:
+            self._connection.close()
+        return body
 
 
-@contextmanager
-def load(port: int, clients: int = 4, pause: float = 0.005, *, kept: bool = True) -> Iterator[Load]:
-    """Ask all the time while the body runs, over kept-alive connections or, not `kept`, over a new one each time.
-
-    The client is a strict one: it sends its next request unless it was told `Connection: close`, and never repeats.
-    """
-    seen, stop, guard = Load(), threading.Event(), threading.Lock()
-
-    def ask() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        while not stop.wait(pause):
-            try:
-                connection.request("GET", "/")
-                answer = connection.getresponse()
-                body = answer.read().decode()
-                if not kept:
-                    connection.close()
-                with guard:
-                    seen.answers += 1
-                    seen.bodies.add(body)
-                    if answer.status != 200:
-                        seen.failures.append(str(answer.status))
-            except (OSError, http.client.HTTPException) as error:
-                with guard:
-                    seen.failures.append(type(error).__name__)
-                connection.close()
-        connection.close()
-
-    threads = [threading.Thread(target=ask) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield seen
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
+def failures(seen: Sequence[str]) -> list[str]:
+    """Return what was no answer."""
+    return [one for one in seen if not ANSWER.fullmatch(one)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,17 +14,7 @@ import pytest
 from tests.servers.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
-KEPT = (
-    "HOME",
-    "LANG",
-    "SSL_CERT_FILE",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "NO_PROXY",
-    "http_proxy",
-    "https_proxy",
-    "no_proxy",
-)
+KEPT = re.compile(r"HOME|LANG|SSL_CERT_FILE|PIP_\w+|(https?|no)_proxy", re.IGNORECASE)
 
 
 @pytest.mark.slow
@@ -32,7 +23,7 @@ def test_a_fresh_clone_needs_python_and_pip_only(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
     python = getattr(sys, "_base_executable", sys.executable)
-    environment = {name: os.environ[name] for name in os.environ if name in KEPT or name.startswith("PIP_")}
+    environment = {name: value for name, value in os.environ.items() if KEPT.fullmatch(name)}
     environment |= {"PATH": f"{Path(python).parent}:{os.defpath}", "PIP_REQUIRE_VIRTUALENV": "1", "PIP_USER": "1"}
     command = [python, clone / "dev", "_venv"]
     started = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(4)]
@@ -49,15 +40,12 @@ def test_a_fresh_clone_needs_python_and_pip_only(tmp_path: Path) -> None:
     assert_up_ends_with_ctrl_c([python, clone / "dev", "up"], environment, tmp_path)
 
 
-def assert_up_ends_with_ctrl_c(command: list[str | Path], environment: dict[str, str], elsewhere: Path) -> None:
+def assert_up_ends_with_ctrl_c(command: list[str | Path], variables: dict[str, str], elsewhere: Path) -> None:
     """Start it from another folder; Ctrl-C ends it with 0, and its own last line is the last one."""
-    settings = environment | {
-        "VESTIBULE_BIND": f"127.0.0.1:{free_ports(1)}",
-        "VESTIBULE_LOG_FORMAT": "text",
-        "VESTIBULE_LOG_LEVEL": "WARNING",
-    }
+    settings = {"BIND": f"127.0.0.1:{free_ports()}", "LOG_FORMAT": "text", "LOG_LEVEL": "WARNING"}
+    own = variables | {f"VESTIBULE_{name}": value for name, value in settings.items()}
     with subprocess.Popen(
-        command, env=settings, cwd=elsewhere, stdout=subprocess.PIPE, text=True, start_new_session=True
+        command, env=own, cwd=elsewhere, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as up:
         assert up.stdout is not None
         said = next((line for line in up.stdout if "Ctrl-C" in line), None)

@@ -10,11 +10,6 @@ Feature: What the service tells operators, programs and people
     When somebody opens "/readyz"
     Then the answer is 200
 
-  Scenario: The description names every call
-    When somebody opens "/openapi.json"
-    Then the answer is 200
-    And it describes the calls of the contract
-
   Scenario Outline: Pages for people load nothing from elsewhere
     When a browser opens "<path>"
     Then the answer is 200

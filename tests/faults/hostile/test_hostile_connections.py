@@ -11,7 +11,6 @@ import pytest
 
 from tests.faults.hostile.raw import HOST, LIVEZ, PATIENCE, REGISTER, Talk, ask, get, talk
 from tests.faults.under_test import running
-from tests.servers.ports import free_ports
 from tests.servers.waiting import patience, wait_for
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def test_a_connection_that_its_client_has_closed_is_given_up_at_once(service: In
 @BOTH
 def test_idle_connections_starve_nobody(tmp_path: Path, loop: str) -> None:
     """Beyond its bound a worker ends the longest idle connection, none that is served; who asks is answered."""
-    with few_files(), running(tmp_path, free_ports(1), loop=loop) as service, ExitStack() as crowd:
+    with few_files(), running(tmp_path, LOOP=loop) as service, ExitStack() as crowd:
         root = get("/")
         first = crowd.enter_context(talk(service.port, root))
         assert first.hear().status == 200
@@ -86,7 +85,7 @@ def test_idle_connections_starve_nobody(tmp_path: Path, loop: str) -> None:
 @BOTH
 def test_who_does_not_read_is_cut_off_and_holds_no_worker_back(tmp_path: Path, loop: str) -> None:
     """An answer that nobody takes costs its connection after some seconds; nothing is left that a stop waits for."""
-    with running(tmp_path, free_ports(1), loop=loop) as service, socket.socket() as connection:
+    with running(tmp_path, LOOP=loop) as service, socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.settimeout(1.0)
         connection.connect((HOST, service.port))

@@ -3,150 +3,88 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import statistics
 import time
-from base64 import b64encode
 from collections import defaultdict
-from dataclasses import dataclass, field
+from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
-import psutil
 import pytest
 
-from service.embedded.mail_catcher import list_mails
-from tests.e2e.instance import running
+from tests.e2e.instance import HOST, running
+from tests.e2e.post import CaughtMails, Post
+from tests.e2e.world import Person, Place
 from tests.faults.hostile.conftest import OFF, unharmed
-from tests.faults.hostile.raw import HOST, LIVEZ, PASSWORD, REGISTER, register
-from tests.servers.waiting import patience, titled, wait_for
+from tests.faults.hostile.raw import LIVEZ, register
+from tests.faults.outage import told
+from tests.servers.waiting import patience
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.e2e.instance import Instance
 
 CROWD: Final = 200
 SECONDS: Final = 12.0
 OWNERS: Final = 5
-SETTINGS: Final = {
-    **dict.fromkeys((*OFF, "CODE_LIMITS"), "off"), "BCRYPT_COST": "12", "CODE_TTL_SECONDS": "600",
-}  # fmt: skip
-CODE_LINE: Final = re.compile(r"^\s*(\d{6})\s*$", re.MULTILINE)
+SETTINGS: Final = {**dict.fromkeys((*OFF, "CODE_LIMITS"), "off"), "BCRYPT_COST": "12", "CODE_TTL_SECONDS": "600"}
 RETRY: Final = re.compile(rb"retry-after: (\d+)", re.IGNORECASE)
-LENGTH: Final = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
+Seen = dict[str, list[float]]
 
 
-@dataclass
-class Seen:
-    """How long answers took, by what was asked and their status."""
-
-    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    most_memory: int = 0
-
-    def table(self) -> list[str]:
-        """Return a line for each kind of answer, in milliseconds."""
-        lines = []
-        for what, times in self.seconds.items():
-            spots = sorted(times)
-            marks = [spots[min(len(spots) - 1, int(len(spots) * part))] * 1000 for part in (0.5, 0.95, 0.99, 1.0)]
-            lines.append(
-                f"{what}: {len(spots)}, p50 {marks[0]:.0f}, p95 {marks[1]:.0f}, p99 {marks[2]:.0f}, max {marks[3]:.0f}"
-            )
-        return lines
-
-    def p99(self, what: str) -> float:
-        """Return the 99th percentile."""
-        return statistics.quantiles(self.seconds[what], n=100)[98]
-
-
-class Connection:
-    """One kept connection that notes what it hears."""
-
-    def __init__(self, port: int, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.port, self.seen, self.reader, self.writer = port, seen, reader, writer
-
-    @classmethod
-    async def open(cls, port: int, seen: Seen) -> Connection:
-        """Connect."""
-        return cls(port, seen, *await asyncio.open_connection(HOST, port))
-
-    async def ask(self, what: str, request: bytes) -> tuple[int, int]:
-        """Return the status and the seconds after which to try again."""
-        began = time.perf_counter()
-        self.writer.write(request)
-        head = await self.reader.readuntil(b"\r\n\r\n")
-        length, wait = LENGTH.search(head), RETRY.search(head)
-        await self.reader.readexactly(int(length[1]) if length else 0)
-        self.seen.seconds[f"{what} {head[9:12].decode()}"].append(time.perf_counter() - began)
-        return int(head[9:12]), int(wait[1]) if wait else 0
+async def ask(port: int, what: str, request: bytes, seen: Seen) -> tuple[int, int]:
+    """Ask over a new connection; return the status and the seconds after which to try again."""
+    began = time.perf_counter()
+    reader, writer = await asyncio.open_connection(HOST, port)
+    writer.write(request)
+    head = await reader.readuntil(b"\r\n\r\n")
+    writer.close()
+    wait = RETRY.search(head)
+    seen[f"{what} {head[9:12].decode()}"].append(time.perf_counter() - began)
+    return int(head[9:12]), int(wait[1]) if wait else 0
 
 
 async def one_of_the_crowd(port: int, seen: Seen, until: float) -> None:
-    """Register again and again; wait as told when there is no room, and come back over a new connection."""
+    """Register again and again, and wait as told when there is no room."""
     while time.perf_counter() < until:
-        connection = await Connection.open(port, seen)
-        status, wait = await connection.ask("register", register(f"{token_hex(8)}@example.com"))
-        connection.writer.close()
-        assert status in {201, 503}
-        assert (status == 503) == (wait > 0)
+        status, wait = await ask(port, "register", register(f"{token_hex(8)}@example.com"), seen)
+        assert (status, wait > 0) in {(201, False), (503, True)}
         await asyncio.sleep(wait)  # as long as the service said, which is what is measured
 
 
-async def weigh(seen: Seen, until: float, pids: list[int]) -> None:
-    """Look at the workers' memory, now and then."""
-    while time.perf_counter() < until:
-        seen.most_memory = max(seen.most_memory, sum(psutil.Process(pid).memory_info().rss for pid in pids))
-        await asyncio.sleep(0.5)  # between two weighings
-
-
-async def bystander(connection: Connection, until: float) -> None:
+async def bystander(port: int, seen: Seen, until: float) -> None:
     """Ask for nothing in particular."""
     while time.perf_counter() < until:
-        assert (await connection.ask("livez", LIVEZ))[0] == 200
+        assert (await ask(port, "livez", LIVEZ, seen))[0] == 200
         await asyncio.sleep(0.02)  # a bystander, no second crowd
 
 
-async def owner(connection: Connection, email: str, code: str) -> None:
+async def owner(person: Person, code: str, seen: Seen) -> None:
     """Repeat the registration and activate, in the middle of it."""
-    assert (await connection.ask("repeat", register(email, key_of(email))))[0] == 201
-    basic = b64encode(f"{email}:{PASSWORD}".encode())
-    body = json.dumps({"code": code}).encode()
-    head = REGISTER.replace(b"/register", b"/activate") + b"Authorization: Basic " + basic
-    request = head + f"\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
-    assert (await connection.ask("activate", request))[0] == 200
+    began = time.perf_counter()
+    assert (await asyncio.to_thread(person.register, Idempotency_Key=person.email[4:16])).outcome == "201"
+    assert (await asyncio.to_thread(person.activate, code)).outcome == "200"
+    seen["owner"].append(time.perf_counter() - began)
 
 
-async def flood(service: Instance, codes: dict[str, str]) -> Seen:
+async def flood(port: int, owners: dict[str, Person]) -> Seen:
     """Let the crowd come, and owners and a bystander into it."""
-    seen = Seen()
+    seen: Seen = defaultdict(list)
     until = time.perf_counter() + SECONDS
     async with asyncio.TaskGroup() as group:
-        group.create_task(weigh(seen, until, titled(service.process.pid, "api worker")))
-        for _ in range(2):
-            connection = await Connection.open(service.port, seen)
-            group.create_task(bystander(connection, until))
+        group.create_task(bystander(port, seen, until))
         for _ in range(CROWD):
-            group.create_task(one_of_the_crowd(service.port, seen, until))
-        for email, code in codes.items():
+            group.create_task(one_of_the_crowd(port, seen, until))
+        for code, person in owners.items():
             await asyncio.sleep(1.5)  # spread over the flood, one owner after the other
-            group.create_task(owner(await Connection.open(service.port, seen), email, code))
+            group.create_task(owner(person, code, seen))
     return seen
 
 
-def key_of(email: str) -> str:
-    """Return the header under which an owner registers."""
-    return f"Idempotency-Key: {email.partition('@')[0]}"
-
-
-async def registered(service: Instance) -> list[str]:
-    """Register the owners, and let each worker hash once."""
-    emails = [f"{token_hex(8)}@example.com" for _ in range(OWNERS)]
-    for email in emails:
-        connection = await Connection.open(service.port, Seen())
-        assert (await connection.ask("register", register(email, key_of(email))))[0] == 201
-    return emails
+def memory(service: Instance, line: str) -> int:
+    """Return what the workers take (`VmRSS`) or have taken at most (`VmHWM`), in KiB."""
+    statuses = [Path(f"/proc/{pid}/status").read_text(encoding="ascii") for pid in service.titled("api worker")]
+    return sum(int(re.findall(rf"{line}:\s+(\d+)", status)[0]) for status in statuses)
 
 
 @pytest.mark.slow
@@ -154,17 +92,18 @@ async def registered(service: Instance) -> list[str]:
 def test_a_flood_of_registrations_is_turned_away_at_once(tmp_path: Path, loop: str) -> None:
     """Who finds no room hears it before anything is hashed, memory stays flat, and owners are served meanwhile."""
     with running(tmp_path, loop, SETTINGS) as service, unharmed(service):
-        emails = asyncio.run(registered(service))
-        mails = service.data_dir / "mails"
-        wait_for(lambda: {mail.to for mail in list_mails(mails, OWNERS)} >= set(emails), "the owners' mails")
-        found = {mail.to: CODE_LINE.search(mail.text) for mail in list_mails(mails, OWNERS)}
-        before = sum(psutil.Process(pid).memory_info().rss for pid in titled(service.process.pid, "api worker"))
-        seen = asyncio.run(flood(service, {email: code[1] for email, code in found.items() if code}))
-        print(f"{loop}: memory {(seen.most_memory - before) >> 20:+} MiB", *seen.table(), sep="\n  ")  # noqa: T201 - with -s
-        assert len(seen.seconds["register 503"]) > CROWD // 2
-        assert statistics.median(seen.seconds["register 503"]) < patience(0.1)
-        assert seen.p99("livez 200") < patience(0.1)
-        assert max(seen.seconds["activate 200"] + seen.seconds["repeat 201"]) < patience(2.0)
-        assert len(seen.seconds["activate 200"]) == OWNERS
-        assert max(seen.seconds["register 201"]) < patience(5.0)
-        assert seen.most_memory - before < 60 * 2**20
+        place = Place(service, Post(CaughtMails(service.data_dir / "mails"), service.ledger))
+        people = [place.person() for _ in range(OWNERS)]
+        for person in people:
+            assert person.register(Idempotency_Key=person.email[4:16]).outcome == "201"
+        owners, before = {person.code(): person for person in people}, memory(service, "VmRSS")
+        seen = asyncio.run(flood(service.port, owners))
+        grown = memory(service, "VmHWM") - before
+        told(loop=loop, grown=grown, **{f"median {what}": statistics.median(times) for what, times in seen.items()})
+        assert len(seen["register 503"]) > CROWD // 2
+        assert statistics.median(seen["register 503"]) < patience(0.1)
+        assert statistics.quantiles(seen["livez 200"], n=100)[98] < patience(0.1)
+        assert len(seen["owner"]) == OWNERS
+        assert max(seen["owner"]) < patience(4.0)
+        assert max(seen["register 201"]) < patience(5.0)
+        assert grown < 60 * 2**10
