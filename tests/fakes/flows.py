@@ -42,14 +42,16 @@ NO_LIMITS: Final = Limits(None, None, None, None, None, None)
 
 
 class FakeWakeups:
-    """The Wakeups port: remembers the mails it was told of."""
+    """The Wakeups port: remembers the mails it was told of, and counts the calls."""
 
     def __init__(self) -> None:
         self.woken: list[UUID] = []
+        self.calls = 0
 
     async def wake(self, mails: Sequence[UUID]) -> None:
         """Remember."""
         self.woken += mails
+        self.calls += 1
 
 
 class Flows:

@@ -1,12 +1,11 @@
-"""The mail's back-off, and what a mail and its failures show."""
+"""The mail's back-off."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.domain.mail import BACKOFF_SECONDS, Deferred, Rejected, backoff
-from tests.fakes.mails import claimed
+from actors.domain.mail import BACKOFF_SECONDS, backoff
 
 
 @given(tries=st.integers(1, 10_000), chance=st.floats(0, 1, exclude_max=True))
@@ -22,15 +21,3 @@ def test_the_pause_between_attempts_grows_to_a_bound(tries: int, chance: float) 
 def test_the_first_pauses_are_short() -> None:
     """A code that lives a minute wants its mail soon."""
     assert [backoff(tries, 0) for tries in (1, 2, 3, 100)] == [1, 2, 4, 30]
-
-
-def test_a_claimed_mail_does_not_show_its_recipient() -> None:
-    """Its repr is safe in a log."""
-    mail = claimed()
-    assert "ada" not in repr(mail)
-
-
-def test_a_failed_mail_carries_its_reason() -> None:
-    """A reply code and a class, for the outbox row and for the log."""
-    assert (Rejected("550 5.1.1").reason, str(Rejected("550 5.1.1"))) == ("550 5.1.1", "550 5.1.1")
-    assert (Deferred("421").reason, str(Deferred("421"))) == ("421", "421")

@@ -10,17 +10,8 @@ import pytest
 
 import actors
 
-SECRET = {
-    "email",
-    "password",
-    "idempotency_key",
-    "status_token",
-    "password_hash",
-    "typed",
-    "email_key",
-    "digest",
-    "subject",
-}
+SECRET = {"email", "email_key", "typed", "recipient", "password", "password_hash", "idempotency_key", "status_token"}
+SECRET |= {"secret", "hashed", "digest", "subject"}
 MODULES = [importlib.import_module(module.name) for module in pkgutil.walk_packages(actors.__path__, "actors.")]
 CLASSES = sorted(
     {

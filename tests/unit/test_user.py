@@ -19,11 +19,6 @@ from tests.fakes.clock import NOON
 NO_BUDGETS = replace(POLICY, budgets=())
 
 
-def seconds(number: float) -> timedelta:
-    """Return a duration."""
-    return timedelta(seconds=number)
-
-
 NEWEST = CodeMail(
     id=UUID(int=2),
     registration=2,
@@ -32,7 +27,7 @@ NEWEST = CodeMail(
     state=MailState.ACCEPTED,
     created_at=NOON,
     accepted_at=NOON,
-    expires_at=NOON + seconds(60),
+    expires_at=NOON + timedelta(seconds=60),
     guesses=0,
     counted=True,
 )
@@ -63,7 +58,9 @@ def pending(*mails: CodeMail) -> Account:
 def mail(state: MailState = MailState.ACCEPTED, *, left: float = 60, guesses: int = 0) -> CodeMail:
     """Return a code mail in a state, with so many seconds left and guesses used."""
     accepted = NOON if state in {MailState.ACCEPTED, MailState.DELIVERED} else None
-    return replace(NEWEST, state=state, accepted_at=accepted, expires_at=NOON + seconds(left), guesses=guesses)
+    return replace(
+        NEWEST, state=state, accepted_at=accepted, expires_at=NOON + timedelta(seconds=left), guesses=guesses
+    )
 
 
 CASES = [
@@ -133,7 +130,7 @@ def test_a_codes_time_is_unknown_until_its_mail_is_accepted() -> None:
     """Then it counts down to 0."""
     assert pending(mail(MailState.QUEUED)).code_expires_in() is None
     assert PENDING.code_expires_in() == 60
-    assert replace(PENDING, read_at=NOON + seconds(61)).code_expires_in() == 0
+    assert replace(PENDING, read_at=NOON + timedelta(seconds=61)).code_expires_in() == 0
 
 
 @pytest.mark.parametrize(
@@ -156,7 +153,7 @@ def test_a_codes_time_is_unknown_until_its_mail_is_accepted() -> None:
 def test_codes_have_a_cool_down_and_budgets(ages: list[float], cooldown: float, budget: float, today: int) -> None:
     """Thirty seconds apart, five an hour, ten a day; the longer wait counts, and a reissue counts nowhere."""
     account = pending(
-        replace(NEWEST, counted=False), *[replace(NEWEST, created_at=NOON - seconds(age)) for age in ages]
+        replace(NEWEST, counted=False), *[replace(NEWEST, created_at=NOON - timedelta(seconds=age)) for age in ages]
     )
     assert POLICY.wait(ages[:1]) == pytest.approx(cooldown)
     assert POLICY.budget_wait(account.code_ages()) == pytest.approx(budget)
@@ -181,9 +178,3 @@ def test_attempts_left_are_never_negative(guesses: int, older: int, allowed: int
     left = account.attempts_left(policy)
     assert left == max(0, allowed - guesses, allowed - older)
     assert (left == 0) == (account.live_mails(policy) == [])
-
-
-def test_an_account_shows_neither_address_nor_hash() -> None:
-    """Its repr is safe in a log."""
-    assert "ada" not in repr(PENDING).casefold()
-    assert "$2b$" not in repr(PENDING)
