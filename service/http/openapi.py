@@ -126,7 +126,7 @@ PROBLEM = {
         "errors": {"type": "array", "items": {"type": "object", "properties": {"field": TEXT, "message": TEXT}}},
         "reasons": {"type": "array", "items": TEXT},
         "attempts_left": NUMBER,
-        "superseded": {"const": True},
+        "superseded": {"type": "boolean"},
         "resend_url": TEXT,
         "failing": {"type": "array", "items": TEXT},
     },
