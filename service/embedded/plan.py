@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import anyio
-import psycopg
 
 from actors.domain.mail import Deferred, Rejected
 from service.embedded.servers import URLS, announce, embedded, gather, plain, resolve
 from service.mail.transport import open_transport
-from service.postgres.migrations import MigrationError, first_line, migrate, pending
-from service.postgres.pool import PROBE, Transaction, configure
+from service.postgres.migrations import MigrationError, migrate, pending
 from service.processes.listener import CannotStart
 from service.processes.supervisor import VERSION
 from service.redis import client as redis_client
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from service.embedded.servers import Servers
     from service.settings import Settings
 
-PATIENCE_SECONDS = 3
-NAMES = {"database_url": "database", "redis_url": "redis", "mail_url": "mail server"}
 PAGES = {"sign-up page": "/", "API": "/docs", "mails": "/dev/mail", "operations": "/ops", "metrics": "/metrics"}
 
 
@@ -38,8 +35,11 @@ class Unreachable(CannotStart):
 def describe(settings: Settings, mode: str, step: str) -> dict[str, Any]:
     """Return the supervisor's plan; raises CannotStart for a mistake that waiting does not repair."""
     if mode != "up":
+        servers = resolve(settings)
         with suppress(Unreachable):  # it serves when the database comes
-            migrated(resolve(settings).database_url)
+            migrated(servers.database_url)
+        with suppress(Unreachable):  # it serves without Redis
+            _redis(servers.redis_url)
     elif step == "start":
         given(settings)
     else:
@@ -78,18 +78,25 @@ def prepare(settings: Settings, running: Mapping[str, str]) -> None:
 
 def given(settings: Settings) -> None:
     """Return if every server whose URL is set can be used; raises CannotStart for the first that cannot."""
-    urls = {name: url for name in URLS if (url := plain(getattr(settings, name)))}
-    for name, fault in faults(settings, urls):
-        if fault:
-            raise CannotStart(f"VESTIBULE_{name.upper()}: {fault}")
+    tries: dict[str, Callable[[str], object]] = {
+        "database_url": partial(migrated, missing=True),
+        "redis_url": _redis,
+        "mail_url": partial(_mail, settings, None),
+    }
+    for name in URLS:
+        if url := plain(getattr(settings, name)):
+            tries[name](url)
 
 
-def migrated(database_url: str) -> None:
-    """Return if the database is at this version; raises CannotStart with what to do, Unreachable for an outage."""
+def migrated(database_url: str, *, missing: bool = False) -> None:
+    """Return if the database is at this version; raises CannotStart with what to do, Unreachable for an outage.
+
+    With `missing` migrations may be missing.
+    """
     with _explained():
-        missing = pending(database_url)
-    if missing:
-        raise CannotStart(f"the database lacks {', '.join(missing)}: run `vestibule migrate` first")
+        lacking = pending(database_url)
+    if lacking and not missing:
+        raise CannotStart(f"the database lacks {', '.join(lacking)}: run `vestibule migrate` first")
 
 
 def bring_up(database_url: str) -> list[str]:
@@ -107,53 +114,37 @@ def _explained() -> Iterator[None]:
         raise kind(f"VESTIBULE_DATABASE_URL: {error}") from None
 
 
-def faults(settings: Settings, urls: Mapping[str, str], send_to: str | None = None) -> Iterator[tuple[str, str | None]]:
-    """Yield what is wrong with the server at each URL, by the name of its setting; None for nothing."""
-    mail = partial(_mail, settings, send_to)
-    tries: dict[str, Callable[[str], str | None]] = {"database_url": _postgres, "redis_url": _redis, "mail_url": mail}
-    for name, url in urls.items():
-        yield name, tries[name](url)
-
-
 def check(settings: Settings, servers: Servers, send_to: str | None) -> Iterator[tuple[str, str | None]]:
     """Yield each server's name with what is wrong, None for nothing."""
-    for name, fault in faults(settings, {name: getattr(servers, name) for name in NAMES}, send_to):
-        found = fault
-        if name == "database_url" and fault is None:
-            try:
-                migrated(servers.database_url)
-            except CannotStart as refused:
-                found = str(refused)
-        yield NAMES[name], found
+    tries = {
+        "database": partial(migrated, servers.database_url),
+        "redis": partial(_redis, servers.redis_url),
+        "mail server": partial(_mail, settings, send_to, servers.mail_url),
+    }
+    for name, attempt in tries.items():
+        try:
+            attempt()
+        except CannotStart as refused:
+            yield name, re.sub(r"^VESTIBULE_\w+: ", "", str(refused))
+        else:
+            yield name, None
 
 
-def _postgres(url: str) -> str | None:
-    try:
-        with psycopg.connect(url, autocommit=True, connect_timeout=PATIENCE_SECONDS) as connection:
-            configure(connection)
-            [[(usable, _)]] = Transaction([(PROBE, None)]).run(connection)
-    except psycopg.errors.UndefinedTable:
-        return None  # the migrations say so in better words, or make it
-    except psycopg.OperationalError as error:
-        return f"the server cannot be reached: {first_line(error)}"
-    except psycopg.Error as error:
-        return f"the database cannot be used: {error.sqlstate or 'is that a connection URL?'}"
-    return None if usable else "the database cannot be written to: is it a standby, or is a right missing?"
-
-
-def _redis(url: str) -> str | None:
+def _redis(url: str) -> None:
+    """Return if Redis can be used; raises CannotStart with what is wrong, Unreachable for an outage."""
     try:
         redis_client.check(url)
+    except redis_client.RedisUnavailable as away:
+        raise Unreachable(f"VESTIBULE_REDIS_URL: {away}") from None
     except redis_client.RedisRefusal as refused:
-        return f"Redis refuses: {refused}"
-    except redis_client.RedisUnavailable:
-        return "the server cannot be reached"
+        raise CannotStart(f"VESTIBULE_REDIS_URL: Redis refuses: {refused}") from None
     except redis_client.BadRedisUrl as bad:
-        return str(bad)
-    return None
+        raise CannotStart(f"VESTIBULE_REDIS_URL: {bad}") from None
 
 
-def _mail(settings: Settings, send_to: str | None, url: str) -> str | None:
+def _mail(settings: Settings, send_to: str | None, url: str) -> None:
+    """Return if the mail server can be used; raises CannotStart with what is wrong."""
+
     async def attempt() -> str | None:
         async with open_transport(settings, url) as transport:
             try:
@@ -164,4 +155,5 @@ def _mail(settings: Settings, send_to: str | None, url: str) -> str | None:
                 return str(refused)
         return None
 
-    return anyio.run(attempt)
+    if fault := anyio.run(attempt):
+        raise CannotStart(f"VESTIBULE_MAIL_URL: {fault}")

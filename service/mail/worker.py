@@ -29,6 +29,7 @@ from service.postgres.ids import uuid7
 from service.postgres.mails import PostgresMailQueue
 from service.postgres.metrics import PostgresMetrics
 from service.postgres.pool import Postgres
+from service.redis.client import refusal
 from service.redis.wakeups import STREAM, STREAM_LENGTH, TASK
 from service.telemetry.runtime import LOG_LINES_DROPPED
 from service.telemetry.tracing import tracing
@@ -274,9 +275,16 @@ class Listener:
         self._away = False
 
     def _failed(self, errors: BaseExceptionGroup[Exception]) -> None:
-        if not self._away:
-            logger.warning("no wake-ups: Redis is away; sweeping instead", error=_first(errors))
+        error: Exception | BaseExceptionGroup[Exception] = errors
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if self._away:
+            return
         self._away = True
+        if reply := refusal(error):
+            logger.warning("no wake-ups: Redis refuses to work for us; sweeping instead", reply=reply)
+        else:
+            logger.warning("no wake-ups: Redis is away; sweeping instead", error=type(error).__name__)
 
 
 async def _disconnect(broker: RedisStreamBroker, finish: asyncio.Event) -> None:
@@ -285,11 +293,3 @@ async def _disconnect(broker: RedisStreamBroker, finish: asyncio.Event) -> None:
     while True:
         await anyio.sleep(DISCONNECT_SECONDS)
         await broker.connection_pool.disconnect()
-
-
-def _first(errors: BaseExceptionGroup[Exception]) -> str:
-    """Name the first error; its text may hold a URL."""
-    one: BaseException = errors
-    while isinstance(one, BaseExceptionGroup):
-        one = one.exceptions[0]
-    return type(one).__name__

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Final
 
 import psycopg
+from psycopg.conninfo import make_conninfo
+from psycopg.pq import PGconn, Ping
 
-from service.postgres.pool import configure
+from service.postgres.pool import configure, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -18,6 +21,19 @@ if TYPE_CHECKING:
 
     from service.postgres.pool import Connection
 
+NOT_TRUSTED: Final = re.compile("certificate|does not support SSL")  # said before any log-in
+# Said to a log-in that may go well later: no room, a pooler without its server, no primary among the hosts.
+PASSING: Final = re.compile(
+    "too many|connection slots|no more connections|server login|cannot connect to server|query_wait_timeout"
+    "|shutting down|session is read-only|hot standby"
+)
+REMEDIES: Final = {
+    "statement pooling mode": "PgBouncer needs pool_mode = transaction or session",
+    "permission denied for database": "GRANT CREATE ON DATABASE … to it, or run `vestibule migrate` as an owner",
+    "permission denied for schema vestibule": "GRANT USAGE ON SCHEMA vestibule to the role, if it is Vestibule's",
+    "during recovery": "it is a standby: name the primary",
+    "certificate verify failed": "name the CA by &sslrootcert=",
+}
 LOCK: Final = 0x5645_5354  # "VEST": one migration at a time on a database
 LOCK_SECONDS: Final = 60  # another migration may be at work
 CONNECT_SECONDS: Final = 5  # an operator watches the start
@@ -37,6 +53,14 @@ CREATE TABLE vestibule.migrations (
 )
 """
 APPLIED: Final = "SELECT version, checksum FROM vestibule.migrations"
+# What the role may not do with the tables; their owner may everything.
+LACKING: Final = """
+SELECT needed || ' on ' || oid::regclass
+FROM pg_class, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS needed
+WHERE relnamespace = to_regnamespace('vestibule') AND relkind = 'r' AND relname <> 'migrations'
+    AND NOT has_table_privilege(oid, needed)
+ORDER BY 1
+"""
 RECORD: Final = "INSERT INTO vestibule.migrations (version, name, checksum) VALUES (%s, %s, %s)"
 
 
@@ -90,15 +114,29 @@ def migrate(url: str, steps: Sequence[Migration] | None = None) -> list[str]:
             connection.execute(CREATE_SCHEMA)
         if connection.execute(TABLE).fetchone() != (True,):
             connection.execute(CREATE_TABLE)
-        return _apply(connection, migrations() if steps is None else steps)
+        applied = _apply(connection, migrations() if steps is None else steps)
+        _look_for_rights(connection)
+        return applied
 
 
 def pending(url: str) -> list[str]:
-    """Return the names of the migrations that the database lacks; raises MigrationError."""
-    with _connected(url) as connection:
+    """Return the names of the migrations that the database lacks; raises MigrationError, for missing rights too."""
+    with _connected(url) as connection, connection.transaction():
         known = connection.execute(TABLE).fetchone() == (True,)
         done: dict[int, str] = dict(connection.execute(APPLIED).fetchall()) if known else {}
-        return [step.name for step in migrations() if step.version not in done]
+        missing = [step.name for step in migrations() if step.version not in done]
+        if not missing:
+            _look_for_rights(connection)
+        return missing
+
+
+def _look_for_rights(connection: Connection) -> None:
+    lacking = [right for (right,) in connection.execute(LACKING).fetchall()]
+    if lacking:
+        raise MigrationError(
+            f"the role lacks {', '.join(lacking)}: "
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA vestibule to it"
+        )
 
 
 @contextmanager
@@ -120,12 +158,11 @@ def _connected(url: str) -> Iterator[Connection]:
                 )
             yield connection
     except psycopg.OperationalError as error:
-        raise MigrationError(
-            f"cannot reach the database: {first_line(error)}", unreachable=not error.sqlstate
-        ) from None
+        raise MigrationError(f"cannot reach the database: {_words(error)}", unreachable=is_outage(url, error)) from None
     except psycopg.Error as error:
-        reason = first_line(error) if error.sqlstate else "is that a connection URL?"  # libpq's words quote the URL
-        raise MigrationError(f"the database cannot be used: {reason}") from None
+        reason = _words(error) if error.sqlstate else "is that a connection URL?"  # libpq's words quote the URL
+        standby = isinstance(error, psycopg.errors.FeatureNotSupported)
+        raise MigrationError(f"the database cannot be used: {reason}", unreachable=standby) from None
 
 
 def _apply(connection: Connection, steps: Sequence[Migration]) -> list[str]:
@@ -145,6 +182,19 @@ def _apply(connection: Connection, steps: Sequence[Migration]) -> list[str]:
     return applied
 
 
-def first_line(error: psycopg.Error) -> str:
-    """Return what the database, or the way to it, says first."""
-    return (str(error).strip().splitlines() or ["no reason given"])[0]
+def _words(error: psycopg.Error) -> str:
+    """Return what the database says first, and what to do about it."""
+    line = first_line(error)
+    return ": ".join([line, *(remedy for words, remedy in REMEDIES.items() if words in line)])
+
+
+def is_outage(url: str, error: psycopg.OperationalError) -> bool:
+    """Return whether waiting may help a connection that failed.
+
+    libpq tells no SQLSTATE of a log-in that was refused, so the server is asked whether it takes log-ins at all.
+    """
+    text = str(error)
+    if error.sqlstate or NOT_TRUSTED.search(text):
+        return False
+    ping = PGconn.ping(make_conninfo(url, connect_timeout=CONNECT_SECONDS).encode())
+    return ping in {Ping.REJECT, Ping.NO_RESPONSE} or PASSING.search(text) is not None

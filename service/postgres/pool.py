@@ -72,6 +72,7 @@ SETTINGS: Final = (
     "SET {0} statement_timeout = '1500ms'",
     "SET {0} search_path = pg_catalog",  # no function or operator of other programs stands before the server's own
     "SET {0} extra_float_digits = 1",
+    "SET {0} array_nulls = on",  # NULL in a list is no word
     "SET {0} jit = off",  # compiling takes longer than any statement
 )
 # A plan is made once for each statement, and finds its rows by an index even if the tables are small when it is made.
@@ -84,9 +85,16 @@ SET_LOCAL: Final = "; ".join(SETTINGS).format("LOCAL").split("; ")
 # Ready means that a registration would be stored: the schema is there and may be written to, and what is read comes as
 # the types that it has.
 PROBE: Final = """
-SELECT current_setting('transaction_read_only') = 'off' AND has_table_privilege('vestibule.accounts', 'INSERT'), now()
-FROM (SELECT count(*) FROM vestibule.accounts WHERE false) AS present
+SELECT current_setting('transaction_read_only') = 'off' AND bool_and(has_table_privilege(written, 'INSERT')), now()
+FROM (SELECT count(*) FROM vestibule.accounts WHERE false) AS present, unnest(ARRAY[
+    'vestibule.accounts', 'vestibule.mails', 'vestibule.answers', 'vestibule.business_counts'
+]) AS written
 """
+
+
+def first_line(error: psycopg.Error) -> str:
+    """Return what the database, or the way to it, says first; no value stands in it, and no password."""
+    return (str(error).strip().splitlines() or ["no reason given"])[0]
 
 
 class Stalled(Exception):
@@ -273,6 +281,7 @@ class Postgres:
         self._threads = threads
         self._aside = aside
         self.breaker = Breaker(stalls=(Stalled, DeadlinePassed), refusals=())
+        self._reply = ""  # what the server, or the way to it, said last
 
     @classmethod
     @asynccontextmanager
@@ -354,14 +363,15 @@ class Postgres:
     def _judge(self, error: psycopg.Error) -> None:
         """Return when the transaction can be tried again; raise Stalled when the server is no use, else the error."""
         state = error.sqlstate or ""
-        if state in UNUSABLE:
-            raise Unusable from None
         if state == LOCKED:
             raise Locked from None
         if state.startswith(ROLLED_BACK):
             return
-        if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+        if state not in UNUSABLE and not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
             raise error
+        self._reply = first_line(error)
+        if state in UNUSABLE:
+            raise Unusable from None
         self._connections.drop()
         if state and not state.startswith((GOING, CUT)):
             raise Stalled from None  # out of disk, memory or connections
@@ -390,7 +400,8 @@ class Postgres:
 
     def _log(self) -> None:
         if self.breaker.is_open:
-            reason = self.breaker.reason
-            logger.warning("the database does not answer: requests are refused until it does", reason=reason)
+            log = logger.bind(reason=self.breaker.reason, **({"reply": self._reply} if self._reply else {}))
+            log.warning("the database does not answer: requests are refused until it does")
+            self._reply = ""
         else:
             logger.info("the database answers again")

@@ -7,6 +7,7 @@ import re
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
 
 import anyio
 import redis
@@ -35,16 +36,18 @@ SOCKET_SECONDS = 0.3  # a stalled server costs a caller this, once; a healthy on
 CALL_SECONDS = 1.0  # bounds what no socket time-out does: a name server that does not answer, a server that trickles
 THREADS = 4  # batches of the limiter, the metrics and the wake-ups; each waits for the network, not for a core
 SPARE_CONNECTIONS = 4
-# Every kind of command that the stores use, on keys of its own: a user without one of these rights would be refused
-# now and then. The last one leaves nothing behind.
+# Every kind of command that the stores and the mail worker use, on keys of its own: a user without one of these rights
+# would be refused now and then. The last one leaves nothing behind.
 PROBE = """
-SET vestibule:probe:s 1 PX 1000; EXISTS vestibule:probe:s;
-HSET vestibule:probe:h f 1; EXPIRE vestibule:probe:h 1; HGETALL vestibule:probe:h; HDEL vestibule:probe:h f;
-ZADD vestibule:probe:z 1 1; ZRANGEBYSCORE vestibule:probe:z 1 1; ZREMRANGEBYSCORE vestibule:probe:z 1 1;
-ZREM vestibule:probe:z 1; XADD vestibule:probe:x MAXLEN 1 * f 1;
-DEL vestibule:probe:s vestibule:probe:h vestibule:probe:z vestibule:probe:x
+PING; MULTI; EXEC; SET {}:s 1 PX 1000; EXISTS {}:s;
+HSET {}:h f 1; EXPIRE {}:h 1; HGETALL {}:h; HDEL {}:h f;
+ZADD {}:z 1 1; EXPIRE {}:z 1; ZRANGEBYSCORE {}:z 1 1; ZREMRANGEBYSCORE {}:z 1 1; ZREM {}:z 1;
+XADD {}:x MAXLEN 1 * f 1; EXPIRE {}:x 1; XGROUP CREATE {}:x g 0; XREADGROUP GROUP g c NOACK STREAMS {}:x >;
+DEL {}:s {}:h {}:z {}:x
 """
 NO_RIGHT_IN_SCRIPT = "ACL failure in script: "
+UNKNOWN_COMMAND = re.compile(r"unknown command '(\w+)'")
+NO_DATABASE = "DB index is out of range"
 
 # An error reply is an outage like a time-out (out of memory, read-only, no permission, disk full): a server that
 # reads but does not write would show every window empty for ever.
@@ -55,11 +58,11 @@ REFUSALS = (redis.ConnectionError, OSError)
 class RedisUnavailable(Exception):
     """Redis is away or refuses to work: go on without it.
 
-    With `asked` it is unknown whether a write was done; without, nothing was sent.
+    With `asked` it is unknown whether a write was done; without, nothing was sent. The text is for an operator.
     """
 
-    def __init__(self, *, asked: bool) -> None:
-        super().__init__()
+    def __init__(self, *, asked: bool, reply: str = "") -> None:
+        super().__init__(f"Redis refuses: {reply}" if reply else "the server cannot be reached")
         self.asked = asked
 
 
@@ -149,23 +152,35 @@ class Redis:
 
 def refusal(error: Exception) -> str:
     """Return what Redis answers, without keys and names; it names the command or the right. Empty for no answer."""
-    text = str(error).rpartition("caused error: ")[2]  # before it redis-py shows a pipeline's command and its keys
-    if _refuses_us(error) or isinstance(error, ReadOnlyError | OutOfMemoryError):
-        return re.sub(r"\bUser \S+ has", "has", text.removeprefix(NO_RIGHT_IN_SCRIPT))[:120]
+    if words := mistake(error):
+        return words
+    if isinstance(error, ReadOnlyError | OutOfMemoryError):
+        return _text(error)[:120]
     if isinstance(error, ResponseError):
-        return text.partition(" ")[0][:40]  # its code; the rest can hold what a script was given
+        return _text(error).partition(" ")[0][:40]  # its code; the rest can hold what a script was given
     return ""
 
 
-def _refuses_us(error: Exception) -> bool:
-    """Whether the user, the password or a right is the reason: an operator's mistake, not an outage."""
-    return isinstance(error, NoPermissionError | AuthenticationError) or NO_RIGHT_IN_SCRIPT in str(error)
+def mistake(error: Exception) -> str:
+    """Return what an operator has to mend, in words without keys and names; empty for an outage."""
+    text = _text(error)
+    if isinstance(error, NoPermissionError | AuthenticationError) or NO_RIGHT_IN_SCRIPT in text:
+        return re.sub(r"\bUser \S+ has", "has", text.removeprefix(NO_RIGHT_IN_SCRIPT))[:120]
+    if unknown := UNKNOWN_COMMAND.search(text):
+        return f"it has no command '{unknown[1].lower()}': is it renamed?"
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return "its certificate is not trusted: name the CA by ?ssl_ca_certs="
+    return NO_DATABASE if NO_DATABASE in text else ""
+
+
+def _text(error: Exception) -> str:
+    return str(error).rpartition("caused error: ")[2]  # before it redis-py shows a pipeline's command and its keys
 
 
 def probe(client: redis.Redis) -> None:
     """Write and read once with every kind of command; raises redis.RedisError with what Redis refuses."""
     with client.pipeline(transaction=False) as pipeline:
-        for command in PROBE.split(";"):
+        for command in PROBE.replace("{}", f"vestibule:probe:{uuid4().hex}").split(";"):
             pipeline.execute_command(*command.split())  # type: ignore[no-untyped-call]  # redis-py's
         pipeline.execute()
     TIME.run(client, [([], []), ([], [])])
@@ -180,9 +195,9 @@ def check(url: str) -> None:
         try:
             probe(client)
         except (*STALLS, *REFUSALS) as error:
-            if _refuses_us(error):
-                raise RedisRefusal(refusal(error)) from None
-            raise RedisUnavailable(asked=True) from None
+            if words := mistake(error):
+                raise RedisRefusal(words) from None
+            raise RedisUnavailable(asked=True, reply=refusal(error)) from None
 
 
 class Script:

@@ -193,5 +193,5 @@ def test_tls_with_a_ca_of_one_s_own(valkey: str, valkey_server: ValkeyServer, tm
     """`rediss://` trusts the CA that the URL names, and without it no certificate of that CA."""
     with Proxy(valkey_server.socket, vouch_for_ourselves(tmp_path)) as proxy:
         check(f"rediss://127.0.0.1:{proxy.port}/0?ssl_ca_certs={tmp_path / 'cert.pem'}")
-        with pytest.raises(RedisUnavailable):
+        with pytest.raises(RedisRefusal, match="certificate"):
             check(f"rediss://127.0.0.1:{proxy.port}/0")
