@@ -32,6 +32,12 @@ test *arguments: _venv
 test-slow *arguments: _venv
     @exec {{ python }} -m pytest -m slow --ignore tests/compat "$@"
 
+# Try Vestibule on every server as people run it, and print the table: works, refused in one line, or untested
+[no-exit-message]
+compat *arguments: _venv
+    @{{ python }} -m tests.compat.install
+    @exec {{ python }} -m pytest -m slow tests/compat --numprocesses 2 "$@"
+
 # Run some tests without coverage: just try tests/unit/test_supervisor.py -k drain
 [no-exit-message]
 try *arguments: _venv

