@@ -52,21 +52,33 @@ ABOUT_US = re.compile(
     re.IGNORECASE,
 )
 ADDRESSES = re.compile(r"<[^>]*>|\S*@\S*")
-WORDS = {  # for the enhanced code, else for the code
+WORDS = {  # for the enhanced code or the code, where it says enough
     "5.1.1": "no such mailbox",
     "5.1.2": "no such domain",
     "5.2.2": "mailbox full",
     "5.3.4": "message too big",
-    "5.7.1": "not permitted",
     "5.7.8": "authentication failed",
+    "534": "authentication mechanism too weak",
+    "535": "authentication failed",
+}
+WORDS_FOR_TEXT = {  # else for what the text speaks of
+    r"helo|ehlo": "host name refused",
+    r"relay|rcpthosts": "relaying denied",
+    r"sender": "sender refused",
+    r"gr[ae]y-?list": "greylisted",
+    r"too m|\brate\b": "too much for the server",
+    r"block|reputation": "blocked",
+    r"starttls": "encryption required",
+}
+GENERAL_WORDS = {  # else for the enhanced code or the code
+    "4.7.1": "not permitted",
+    "5.7.1": "not permitted",
     "421": "service not available",
     "450": "mailbox busy",
     "451": "error at the server",
     "452": "no room at the server",
     "454": "not available for now",
     "530": "authentication required",
-    "534": "authentication mechanism too weak",
-    "535": "authentication failed",
     "550": "mailbox not available",
     "552": "too big",
     "553": "address not allowed",
@@ -348,6 +360,9 @@ def _reason(error: SMTPResponseException, stage: str) -> str:
     """Return the reply's codes with words of our own, and the stage; the reply's text may hold addresses."""
     enhanced = ENHANCED.match(error.message)
     codes = [str(error.code), *([enhanced[0]] if enhanced else [])]
-    words = [WORDS[code] for code in reversed(codes) if code in WORDS][:1]
+    text = ADDRESSES.sub("", error.message)
+    told = [words for topic, words in WORDS_FOR_TEXT.items() if re.search(topic, text, re.IGNORECASE)]
+    exact, general = ([table[code] for code in reversed(codes) if code in table] for table in (WORDS, GENERAL_WORDS))
+    words = [*exact, *told, *general][:1]
     reason = " ".join([*codes, *words])
     return reason if words and stage == "AUTH" else f"{reason} at {stage}"

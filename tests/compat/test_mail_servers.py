@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import subprocess
+import threading
 import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -15,7 +16,6 @@ import pytest
 from tests.compat.mail_rows import HOLDS, KILLS, TAKES, greylisting, one_a_connection
 from tests.compat.smtp_script import HANG_UP, ScriptedServer, usual
 from tests.compat.whole_service import whole_service
-from tests.faults.outage import passes
 from tests.servers.ports import free_ports
 from tests.servers.waiting import patience, wait_for
 
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = {"MAIL_EHLO": "app.example.org", "MAIL_FROM": "Läden <no-reply@example.org>", "WORKERS": "1"}
-DOMAINS = ("example.com", "example.net")
+SETTINGS = {"MAIL_EHLO": "app.example.org", "MAIL_FROM": "Läden <no-reply@example.org>"}
+DOMAINS, GONE = ("example.com", "example.net"), "gone.example.com"
 HELD_SECONDS = 4.0
 MOST_TRIES = 8  # of one that tries for all, in that time and what it takes to notice
 
@@ -83,14 +83,14 @@ class Services:
         host = f"[{server.host}]" if ":" in server.host else server.host
         url = f"{scheme}://{user}{host}:{server.port}"
         if url not in self._running:
-            trust = ("env", f"SSL_CERT_FILE={self.trusted}")
             database = self._postgres.clone()
             self._stack.callback(self._postgres.drop, database)
             stores = {
                 "DATABASE_URL": self._postgres.url_of(database),
                 "REDIS_URL": self._redis.url.replace("db=0", f"db={1 + len(self._running)}"),
             }
-            one = whole_service(self._folders.mktemp("s"), trust, MAIL_URL=url, **stores, **SETTINGS)
+            settings = {"MAIL_URL": url, **stores, **SETTINGS}
+            one = whole_service(self._folders.mktemp("s"), settings, SSL_CERT_FILE=str(self.trusted))
             self._running[url] = self._stack.enter_context(one)
         return self._running[url]
 
@@ -106,7 +106,7 @@ def services(
 
 def accepted(service: Service, people: list[str], promised: float) -> None:
     """Wait until the mails of all of them are accepted, and nothing is left to note."""
-    wait_for(lambda: service.states(people) == {"accepted"}, "all mails have left", promised)
+    wait_for(lambda: service.states(people) <= {"accepted"}, "all mails have left", promised)
     wait_for(lambda: service.notes() == [], "health has nothing to note", 3.0)
 
 
@@ -118,7 +118,7 @@ def test_a_server_that_takes_mail_gets_it(name: str, services: Services, record_
         service = services.service(row.scheme, server)
         server.script = row.script()
         seconds = service.walks(server.codes, row.promised)
-        accepted(service, service.registered(10, *DOMAINS), 2 * row.promised)
+        accepted(service, service.registered(row.crowd, *DOMAINS), 2 * row.promised)
         assert all(mail.content.isascii() for mail in server.mails)
         assert all(mail.session.secure == (row.scheme != "smtp") for mail in server.mails)
         assert {session.name for session in server.sessions} - {""} == {"app.example.org"}
@@ -141,7 +141,7 @@ def test_a_server_that_refuses_us_holds_mails_up_and_kills_none(
         people = service.registered(6, *DOMAINS)
         seen = wait_for(lambda: any(row.says in note for note in service.notes()), f"health says {row.says}", 5.0)
         tries = len(server.sessions), server.said("AUTH")
-        passes(HELD_SECONDS)
+        threading.Event().wait(HELD_SECONDS)
         assert service.states(people) <= {"queued", "sending"}
         assert len(server.sessions) - tries[0] <= MOST_TRIES
         assert server.said("AUTH") - tries[1] <= MOST_TRIES
@@ -162,13 +162,12 @@ def test_only_what_is_said_about_the_recipient_or_the_mail_kills_it(
     stage, reply = KILLS[name]
     with services.server("smtp", {}) as server:
         service = services.service("smtp", server)
-        people = service.registered(0)
 
         def script(session: Session, verb: str, _argument: str) -> str | None:
-            return reply if verb == stage and session.recipient in people else None
+            return reply if verb == stage and session.recipient.endswith(f"@{GONE}") else None
 
         server.script = script
-        people += service.registered(1)
+        people = service.registered(1, GONE)
         accepted(service, service.registered(2, *DOMAINS), 5.0)
         wait_for(lambda: service.states(people) == {"undeliverable"}, "it is dead", 5.0)
         assert server.to(people[0]) == []
@@ -242,9 +241,9 @@ def test_the_second_host_of_a_name_serves_when_the_first_is_dead(
     hosts.write_text("::1 mail.example.test\n127.0.0.1 mail.example.test localhost\n", encoding="utf-8")
     before = ("unshare", "-rm", "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', str(hosts))
     with ScriptedServer(script=one_a_connection("421 4.7.0 enough")()) as server, dead(how, server.port):
-        stores = {"DATABASE_URL": database, "REDIS_URL": valkey, **SETTINGS}
         url = f"smtp://mail.example.test:{server.port}"
-        with whole_service(tmp_path, before, MAIL_URL=url, **stores) as service:
+        settings = {"DATABASE_URL": database, "REDIS_URL": valkey, "MAIL_URL": url, **SETTINGS}
+        with whole_service(tmp_path, settings, before) as service:
             [first, second] = service.registered(2)
             seconds = wait_for(lambda: service.states([first, second]) == {"accepted"}, "mails", 15.0)
             again = wait_for(lambda: service.states(service.registered()) == {"accepted"}, "another", 4.0)

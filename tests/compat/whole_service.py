@@ -7,17 +7,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tests.e2e.client import basic
+from tests.e2e.instance import COMMAND, QUICK, environment, launched
 from tests.faults.clients import SECRET, Answer, Clients, new
-from tests.faults.outage import SETTINGS, running_up
 from tests.servers.ports import free_ports
-from tests.servers.waiting import wait_for
+from tests.servers.waiting import patience, wait_for
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-START_SECONDS = 60.0
+START_SECONDS, STOP_SECONDS = 60.0, 40.0
+COMMON = {"RESEND_COOLDOWN_SECONDS": "0", "WORKERS": "1"}
 USERS = "/api/v1/users"
 
 
@@ -93,12 +94,16 @@ class Service:
 
 
 @contextmanager
-def whole_service(folder: Path, before: Sequence[str] = (), **settings: str) -> Iterator[Service]:
-    """Run a service with these settings; `before` is a command that becomes it."""
+def whole_service(
+    folder: Path, settings: Mapping[str, str], before: Sequence[str] = (), **variables: str
+) -> Iterator[Service]:
+    """Run a service with these settings, ready at the beginning, and other variables; `before` is what becomes it."""
     port, output = free_ports(), folder / "output"
-    own = {"BIND": f"127.0.0.1:{port}", "DATA_DIR": str(folder / "data")}
-    with running_up(SETTINGS | own | settings, output, before) as process:
+    own = {"BIND": f"127.0.0.1:{port}", "DATA_DIR": str(folder / "data"), **QUICK, **COMMON, **settings}
+    with launched([*before, *COMMAND], environment(own) | variables, output) as process:
         one = Service(Clients(port), process, output)
         wait_for(lambda: "runs on" in one.said() or process.poll() is not None, "it starts", START_SECONDS)
         assert process.poll() is None, one.said()
         yield one
+        process.terminate()
+        assert process.wait(patience(STOP_SECONDS)) == 0, one.said()[-2000:]

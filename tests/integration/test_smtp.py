@@ -232,7 +232,7 @@ def test_a_server_that_serves_fewer_connections_is_no_failing_server() -> None:
         assert server.names == {"mx.example.org"}
     with SmtpServer(most=0) as server:
         [outcome] = send(server.url, mail())
-        assert reason(outcome).endswith(": 421 4.7.0 service not available at connect")
+        assert reason(outcome).endswith(": 421 4.7.0 too much for the server at connect")
 
 
 SENDING = """
