@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import anyio
 import bcrypt
 import pytest
 from loguru import logger
@@ -16,8 +15,8 @@ COST = 4
 SECRET = "pässword".encode()
 
 
-async def hashes_and_checks() -> None:
-    """Hash as `$2b$` with a salt of its own, and check against it and the dummy."""
+async def test_hashes_and_checks() -> None:
+    """Hashes are plain `$2b$` bcrypt with a salt of their own, which any product can check."""
     async with Bcrypt.open(COST, 2) as hashing:
         first, second = await hashing.hash(SECRET), await hashing.hash(SECRET)
         dummy, seconds = hashing.dummy()
@@ -28,16 +27,6 @@ async def hashes_and_checks() -> None:
         assert not await hashing.check(b"password", first)
         assert not await hashing.check(SECRET, dummy)
         assert 0 < seconds < 1
-
-
-async def test_hashes_and_checks() -> None:
-    """Hashes are plain bcrypt, which any product can check (Trio)."""
-    await hashes_and_checks()
-
-
-def test_hashes_and_checks_on_asyncio() -> None:
-    """The same on the other loop."""
-    anyio.run(hashes_and_checks, backend="asyncio")
 
 
 @pytest.mark.parametrize("corrupt", [b"", b"$2b$04$short", b"no hash at all"])

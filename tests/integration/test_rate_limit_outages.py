@@ -18,9 +18,10 @@ from service.postgres.rate_limits import PAGE, PostgresRateLimits
 from service.redis.client import Redis
 from service.redis.fallback import REMEMBERED, RateLimitsFallback
 from service.redis.rate_limits import PREFIX, RedisRateLimits
+from tests.servers.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from actors.domain.rate_limit import Admission
     from tests.servers.valkey import ValkeyServer
@@ -63,13 +64,6 @@ async def worker(valkey: ValkeyServer, database: str, bucket: Bucket) -> AsyncIt
         aside.start_soon(one.limits.cleaning)
         yield one
         aside.cancel_scope.cancel()
-
-
-async def until(true: Callable[[], bool]) -> None:
-    """Wait for another process, which has three seconds."""
-    with anyio.fail_after(3):
-        while not true():  # noqa: ASYNC110 - what is awaited is another process
-            await anyio.sleep(0.01)
 
 
 def bucket() -> Bucket:

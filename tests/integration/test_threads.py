@@ -12,6 +12,7 @@ import pytest
 
 from actors.kit.mailbox import NotAccepted
 from service.threads import DeadlinePassed, Threads
+from tests.servers.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -39,21 +40,9 @@ class Gate:
         self.ended += 1
         return "through"
 
-    def wait_running(self, calls: int = 1) -> None:
-        """Return once so many calls run."""
-        for _ in range(calls):
-            assert self.runs.acquire(timeout=PATIENCE)
-
     def open(self) -> None:
         """Let all calls end."""
         self._open.set()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what threads do."""
-    with anyio.fail_after(PATIENCE):
-        while not condition():  # noqa: ASYNC110 - a thread tells no event
-            await anyio.sleep(0.001)
 
 
 async def hands_over_outcomes() -> None:
