@@ -71,15 +71,12 @@ def exposition(metrics: Metrics, *, openmetrics: bool) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Families(Collector):
-    """Everything that is exported, for prometheus_client to write; a family without samples is left out."""
+    """Everything that is exported, for prometheus_client to write."""
 
     metrics: Metrics
 
     def collect(self) -> Iterator[Metric]:
         """Yield the families."""
-        yield from (family for family in self._all() if family.samples)
-
-    def _all(self) -> Iterator[Metric]:
         yield from _requests(self.metrics.totals)
         for name, help_ in BUSINESS.items():
             yield CounterMetricFamily(f"vestibule_{name}", help_, value=getattr(self.metrics.business, name))

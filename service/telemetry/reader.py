@@ -63,16 +63,27 @@ class Reader:
             return self._metrics
 
     async def _read(self) -> Metrics:
-        now = self._now()
-        oldest = first_slice(now)
-        reported = await self._live_reports()  # before the lasting store: what is forgotten here is there already
-        remembered, current = await self._lasting_figures(oldest, reported)
-        lasting, business, mail = remembered
+        now, notes = self._now(), []
+        try:  # before the lasting store: what is forgotten here is there already
+            reported = await self._live.read()
+        except MachineError:
+            reported = None
+            notes.append(REDIS_AWAY)
+        known = reported.reports if reported else ()
+        try:
+            workers = [self._totals.worker, *(report.worker for report in known)]
+            lasting = await self._lasting.read(first_slice(now), workers)
+            business, mail = await self._figures.business(), await self._figures.mail()
+            self._remembered = (replace(lasting, live=frozenset()), business, mail)
+        except MachineError:
+            if self._remembered is None:
+                raise
+            lasting, business, mail = self._remembered
+            notes.append(DATABASE_AWAY)
         levels, slices = self._runtime().levels, self._totals.slices(now)
         own = WorkerReport(self._totals.worker, self._totals.version + 1, self._totals.totals(), levels, slices)
-        reports = together([*lasting.reports, *(reported.reports if reported else ()), own]).values()
-        live = (reported.live if reported else lasting.live) | {self._totals.worker}
-        notes = [] if reported else [REDIS_AWAY]
+        reports = together([*lasting.reports, *known, own]).values()
+        live = (reported or lasting).live | {own.worker}
         return Metrics(
             totals=summed(reports, lasting.folded),
             levels={report.worker: report.levels for report in reports if report.worker in live},
@@ -80,26 +91,5 @@ class Reader:
             business=business,
             mail=mail,
             workers=len(live),
-            notes=notes if current else [*notes, DATABASE_AWAY],
+            notes=notes,
         )
-
-    async def _live_reports(self) -> StoredReports | None:
-        try:
-            return await self._live.read()
-        except MachineError:
-            return None
-
-    async def _lasting_figures(
-        self, oldest: int, reported: StoredReports | None
-    ) -> tuple[tuple[StoredReports, Business, MailFigures], bool]:
-        """Return what the database holds, and whether it was read just now."""
-        known = [report.worker for report in reported.reports] if reported else []
-        try:
-            lasting = await self._lasting.read(oldest, [*known, self._totals.worker])
-            self._remembered = (lasting, await self._figures.business(), await self._figures.mail())
-        except MachineError:
-            if self._remembered is None:
-                raise
-            held, business, mail = self._remembered
-            return (replace(held, live=frozenset()), business, mail), False
-        return self._remembered, True
