@@ -259,7 +259,7 @@ class SignUp:
     async def resend(self, client: Client, credentials: Credentials) -> Resend | None:
         """Issue a new code; the old one stays alive until the new mail is accepted. None in strict mode, always."""
         if not self.strict:
-            return await self._reissue(client, await self._authenticated(client, credentials))
+            return await self._reissue(client, await self.profile(client, credentials))
         try:
             account = await self.authentication.authenticate(client, credentials)
             await self.authentication.count_guess(client, credentials)  # every call counts that does not answer 200
@@ -306,7 +306,7 @@ class SignUp:
 
     async def progress(self, client: Client, credentials: Credentials) -> Progress:
         """Say where the caller's registration stands; in strict mode a pending one is InvalidCredentials."""
-        account = await self._authenticated(client, credentials)
+        account = await self.profile(client, credentials)
         return self._progress(account, account.email)
 
     async def progress_of(self, status_token: str) -> Progress:
@@ -327,11 +327,7 @@ class SignUp:
         )
 
     async def profile(self, client: Client, credentials: Credentials) -> Account:
-        """Return the caller's account; in strict mode a pending one is InvalidCredentials."""
-        return await self._authenticated(client, credentials)
-
-    async def _authenticated(self, client: Client, credentials: Credentials) -> Account:
-        """Check the password and count the call."""
+        """Return the caller's account, and count the call; in strict mode a pending one is InvalidCredentials."""
         async with self._uniform_failure(client, credentials, errors.InvalidCredentials):
             account = await self.authentication.authenticate(client, credentials)
             if self.strict and not account.is_activated:

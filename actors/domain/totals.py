@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from actors.domain.histogram import Histogram
@@ -129,20 +129,13 @@ def first_slice(now: float) -> int:
 
 
 def together(reports: Iterable[WorkerReport]) -> dict[str, WorkerReport]:
-    """Join what several stores know of each worker: the maximum of each total, the newest slices and levels."""
+    """Join what several stores know of each worker: its newest totals, all slices, the newest levels that there are."""
     joined: dict[str, WorkerReport] = {}
     for report in sorted(reports, key=lambda each: each.version):
-        older = joined.get(report.worker)
-        joined[report.worker] = report if older is None else _later(older, report)
+        older = joined.get(report.worker, report)
+        slices = {**older.slices, **report.slices}
+        joined[report.worker] = replace(report, levels=report.levels or older.levels, slices=slices)
     return joined
-
-
-def _later(older: WorkerReport, newer: WorkerReport) -> WorkerReport:
-    totals = dict(older.totals)
-    for name, value in newer.totals.items():
-        totals[name] = max(value, totals.get(name, 0))
-    slices = {**older.slices, **newer.slices}
-    return WorkerReport(newer.worker, newer.version, totals, newer.levels or older.levels, slices, newer.leaving)
 
 
 def summed(reports: Iterable[WorkerReport], folded: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -95,15 +95,15 @@ def test_a_clock_that_goes_back_loses_no_latency() -> None:
 
 
 def test_what_several_stores_know_of_a_worker_is_joined() -> None:
-    """The maximum of each total, the levels of the newest report that has some, all slices."""
-    old = WorkerReport("w", 1, {"a": 1, "b": 7}, {"level": 1}, {0: {REGISTER: b"old"}, 60: {REGISTER: b"old"}})
+    """The newest totals, the levels of the newest report that has some, all slices."""
+    old = WorkerReport("w", 1, {"a": 1, "b": 5}, {"level": 1}, {0: {REGISTER: b"old"}, 60: {REGISTER: b"old"}})
     new = WorkerReport("w", 2, {"a": 2, "b": 6}, {}, {60: {REGISTER: b"new"}}, leaving=True)
     other = WorkerReport("o", 1, {"a": 10})
     joined = together([new, other, old])
     assert joined["w"] == WorkerReport(
-        "w", 2, {"a": 2, "b": 7}, {"level": 1}, {0: {REGISTER: b"old"}, 60: {REGISTER: b"new"}}, leaving=True
+        "w", 2, {"a": 2, "b": 6}, {"level": 1}, {0: {REGISTER: b"old"}, 60: {REGISTER: b"new"}}, leaving=True
     )
-    assert summed(joined.values(), {"w": {"a": 2, "b": 3}}) == {"a": 10, "b": 4}
+    assert summed(joined.values(), {"w": {"a": 2, "b": 3}}) == {"a": 10, "b": 3}
 
 
 def test_the_window_merges_all_workers_and_leaves_out_what_is_older() -> None:
