@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 from pytest_bdd import given, parsers, step, then, when
 
-from tests.e2e.world import Person, Place, Services
+from tests.e2e.instance import running
+from tests.e2e.post import CaughtMails, Post, ServerMails
+from tests.e2e.world import ROOMY, STRICT, Person, Place
+from tests.servers.smtp import SmtpServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,11 +32,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", params=["uvloop", "trio"])
-def services(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
-    """Give the instances under one loop; they end in order when its tests have ended."""
-    all_of_it = Services(request.param, tmp_path_factory)
-    yield all_of_it
-    all_of_it.close()
+def loop(request: pytest.FixtureRequest) -> str:
+    """Give each loop in turn."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def mail_server() -> Iterator[SmtpServer]:
+    """Run the mail server of the strict service."""
+    with SmtpServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def roomy(loop: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """Give the service without limits, whose mails go to the built-in catcher."""
+    with running(tmp_path_factory.mktemp("roomy"), loop, ROOMY) as instance:
+        yield Place(instance, Post(CaughtMails(instance.data_dir / "mails"), instance.ledger))
+
+
+@pytest.fixture(scope="session")
+def strict(loop: str, tmp_path_factory: pytest.TempPathFactory, mail_server: SmtpServer) -> Iterator[Place]:
+    """Give the service with everyday limits, an operators' token, a mail server, and codes that live two seconds."""
+    with running(tmp_path_factory.mktemp("strict"), loop, STRICT | {"MAIL_URL": mail_server.url}) as instance:
+        yield Place(instance, Post(ServerMails(mail_server), instance.ledger))
 
 
 @dataclass
@@ -57,10 +79,9 @@ class Story:
 
 
 @pytest.fixture(autouse=True)
-def story(services: Services, request: pytest.FixtureRequest) -> Story:
-    """Begin a scenario, on the strict service if a tag says so."""
-    strict = request.node.get_closest_marker("strict") is not None
-    return Story(services.strict if strict else services.roomy)
+def story(loop: str, request: pytest.FixtureRequest) -> Story:
+    """Begin a scenario, on the strict service if a tag says so; each starts when it is needed first."""
+    return Story(request.getfixturevalue("strict" if request.node.get_closest_marker("strict") else "roomy"))
 
 
 @given("a new person")

@@ -16,7 +16,7 @@ from tests.e2e.stores import found_in
 from tests.e2e.world import wrong_code
 
 if TYPE_CHECKING:
-    from tests.e2e.world import Place, Services
+    from tests.e2e.world import Place
 
 
 def visit_everything(place: Place) -> None:
@@ -36,9 +36,9 @@ def visit_everything(place: Place) -> None:
 
 
 @pytest.fixture(params=["roomy", "strict"])
-def place(services: Services, request: pytest.FixtureRequest) -> Place:
+def place(loop: str, request: pytest.FixtureRequest) -> Place:
     """Give each of the instances."""
-    there: Place = getattr(services, request.param)
+    there: Place = request.getfixturevalue(request.param)
     return there
 
 

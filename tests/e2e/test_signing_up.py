@@ -8,15 +8,15 @@ from pytest_bdd import given, parsers, scenarios, then, when
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import Story
-    from tests.e2e.world import Services
+    from tests.servers.smtp import SmtpServer
 
 scenarios("features/signing_up.feature")
 
 
 @given("a mail server that takes the next mail but cannot say so")
-def server_hangs_up(services: Services) -> None:
+def server_hangs_up(mail_server: SmtpServer) -> None:
     """Break the connection after the mail and before its answer."""
-    services.mail_server.hang_up(at="DATA")
+    mail_server.hang_up(at="DATA")
 
 
 @when(parsers.re(r'they register with the language "(?P<chosen>.*)" in a browser that speaks "(?P<browser>.*)"$'))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.e2e.conftest import Story
-    from tests.e2e.world import Services
+    from tests.servers.smtp import SmtpServer
 
 PUBLIC = {"state", "code_expires_in", "attempts_left", "resend_in"}
 
@@ -20,17 +20,17 @@ scenarios("features/status.feature")
 
 
 @pytest.fixture
-def mail_server_is_back(services: Services) -> Iterator[None]:
+def mail_server_is_back(mail_server: SmtpServer) -> Iterator[None]:
     """Let no scenario leave the mail server away."""
     yield
-    services.mail_server.refuse()
-    services.mail_server.accept()
+    mail_server.refuse()
+    mail_server.accept()
 
 
 @when("they register while the mail server is away")
-def register_without_mail(story: Story, services: Services, mail_server_is_back: None) -> None:
+def register_without_mail(story: Story, mail_server: SmtpServer, mail_server_is_back: None) -> None:
     """Close the mail server's port first."""
-    services.mail_server.refuse()
+    mail_server.refuse()
     assert story.person.register().outcome == "201"
 
 
@@ -43,9 +43,9 @@ def nothing_runs(story: Story) -> None:
 
 
 @when("the mail server is back")
-def mail_server_back(services: Services) -> None:
+def mail_server_back(mail_server: SmtpServer) -> None:
     """Open its port again."""
-    services.mail_server.accept()
+    mail_server.accept()
 
 
 @then(parsers.parse('their state becomes "{state}" and at most {seconds:d} seconds are left'))
@@ -91,9 +91,9 @@ def views_agree(story: Story) -> None:
 
 
 @when("they register while the mail server knows nobody of that name")
-def register_unknown(story: Story, services: Services) -> None:
+def register_unknown(story: Story, mail_server: SmtpServer) -> None:
     """Have the recipient refused for good."""
-    services.mail_server.know_nobody(story.person.email)
+    mail_server.know_nobody(story.person.email)
     assert story.person.register().outcome == "201"
 
 

@@ -1,20 +1,15 @@
-"""The two instances of a loop, the people who come to them, and what has happened in a scenario."""
+"""An instance and the people who come to it."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import count
 from secrets import token_hex
 from typing import Self
 
-import pytest
-
 from tests.e2e.client import Answer, Client
-from tests.e2e.instance import Instance, running
-from tests.e2e.post import CaughtMails, Post, ReceivedMail, ServerMails
-from tests.servers.smtp import SmtpServer
+from tests.e2e.instance import Instance
+from tests.e2e.post import Post, ReceivedMail
 from tests.servers.waiting import wait_for
 
 OPS_TOKEN = "operators-" + token_hex(12)
@@ -102,52 +97,6 @@ class Person:
     def another_password(self) -> Person:
         """Return the same person with another password."""
         return Person(self.place, self.client, self.email, f"battery staple {token_hex(8)}", self.status_url)
-
-
-class Services:
-    """The instances under one loop, each started when it is needed first."""
-
-    def __init__(self, loop: str, folders: pytest.TempPathFactory) -> None:
-        self.loop = loop
-        self.started: list[Place] = []
-        self._failed: set[str] = set()
-        self._folders = folders
-        self._stack = ExitStack()
-
-    @cached_property
-    def roomy(self) -> Place:
-        """The one without limits, whose mails go to the built-in catcher."""
-        instance = self._start("roomy", ROOMY)
-        return self._open(instance, Post(CaughtMails(instance.data_dir / "mails"), instance.ledger))
-
-    @cached_property
-    def mail_server(self) -> SmtpServer:
-        """The mail server of the strict one."""
-        return self._stack.enter_context(SmtpServer())
-
-    @cached_property
-    def strict(self) -> Place:
-        """The one with the limits of every day, an operators' token, a mail server, and codes that live two seconds."""
-        instance = self._start("strict", {**STRICT, "MAIL_URL": self.mail_server.url})
-        return self._open(instance, Post(ServerMails(self.mail_server), instance.ledger))
-
-    def _start(self, name: str, settings: dict[str, str]) -> Instance:
-        if name in self._failed:
-            pytest.fail(f"the {name} service did not start under {self.loop}: see the first test that needed it")
-        self._failed.add(name)
-        folder = self._folders.mktemp(f"{name}-{self.loop}")
-        instance = self._stack.enter_context(running(folder, self.loop, settings))
-        self._failed.remove(name)
-        return instance
-
-    def _open(self, instance: Instance, post: Post) -> Place:
-        place = Place(instance, post)
-        self.started.append(place)
-        return place
-
-    def close(self) -> None:
-        """Stop what was started, and hold it to ending in order."""
-        self._stack.close()
 
 
 def wrong_code(code: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -23,12 +22,6 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = ["api", "mail-worker", "migrate"]
 
 
-def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a program of the virtual environment to its end."""
-    env = {**os.environ, **environment}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-
-
 @pytest.fixture(scope="module")
 def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the secrets that make-secrets makes."""
@@ -39,39 +32,25 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "secrets"
 
 
-def test_compose_follows_its_specification() -> None:
-    """The file passes the Compose specification's own schema."""
-    checked = run(str(BIN / "check-jsonschema"), "--builtin-schema", "vendor.compose-spec", "compose.yml")
-    assert checked.returncode == 0, checked.stdout + checked.stderr
-
-
-def test_dockerfile_passes_its_linter() -> None:
-    """Hadolint finds nothing."""
-    linted = run(str(BIN / "hadolint"), str(DOCKERFILE))
+@pytest.mark.parametrize(
+    "check",
+    [["check-jsonschema", "--builtin-schema", "vendor.compose-spec", "compose.yml"], ["hadolint", str(DOCKERFILE)]],
+)
+def test_its_linters_find_nothing(check: list[str]) -> None:
+    """compose.yml follows the Compose specification's own schema, and Hadolint passes the Dockerfile."""
+    linted = subprocess.run([BIN / check[0], *check[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
     assert linted.returncode == 0, linted.stdout + linted.stderr
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_every_service_is_pinned_watched_and_restarted(name: str) -> None:
-    """Each service has an exact version, a health check and a restart policy; only `migrate` is to end."""
+def test_every_service_is_pinned_watched_restarted_and_closed_to_the_outside(name: str) -> None:
+    """Each has an exact version, a restart policy but for `migrate`, a health check, and ports on loopback only."""
     service = SERVICES[name]
     assert re.search(r":v?\d+\.\d+[\w.-]*$", service["image"]), service["image"]
-    if name == "migrate":
-        assert service["restart"] == "no"
-    else:
-        assert service["restart"] == "unless-stopped"
-        assert name == "api" or service["healthcheck"]["test"]
-
-
-def test_the_image_checks_the_api_itself() -> None:
-    """The API needs no check of its own in compose.yml: the image asks /livez."""
+    assert service["restart"] == ("no" if name == "migrate" else "unless-stopped")
+    assert name in {"migrate", "api"} or service["healthcheck"]["test"]  # the image asks the API's /livez itself
     assert re.search(r"^HEALTHCHECK.*\n?.*/livez", DOCKERFILE.read_text(encoding="utf-8"), re.MULTILINE)
-
-
-@pytest.mark.parametrize("name", SERVICES)
-def test_ports_are_published_on_loopback_only(name: str) -> None:
-    """Nothing of it is reachable from another machine until somebody puts a proxy in front."""
-    assert all(port.startswith("127.0.0.1:") for port in SERVICES[name].get("ports", []))
+    assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
 
 
 @pytest.mark.parametrize(("name", "folder"), [("postgres", "/var/lib/postgresql"), ("valkey", "/data")])
@@ -139,14 +118,10 @@ def test_the_commands_given_are_commands(name: str) -> None:
     command.make_context(words[0], words[1:])
 
 
-def test_services_wait_for_the_migrations() -> None:
-    """The API and the mail worker start when the database is at the newest migration, not before."""
+def test_services_wait_for_the_migrations_and_trust_the_gateway() -> None:
+    """API and mail worker start on the newest schema; what comes through the published port may speak for others."""
     for name in ("api", "mail-worker"):
         assert SERVICES[name]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
-
-
-def test_the_trusted_proxy_is_the_gateway_of_the_published_network() -> None:
-    """Whatever comes through the published port has this address, so it is the one that may speak for others."""
     network = COMPOSE["networks"]["edge"]["ipam"]["config"][0]
     assert SERVICES["api"]["environment"]["VESTIBULE_TRUSTED_PROXIES"] == f"{network['gateway']}/32"
 
