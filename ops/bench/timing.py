@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Ask = Callable[[Connection, int], Awaitable[Answer]]
 
 OWNERS, OTHERS, WRONG = "the owners own words", "somebody elses words", "no password of anyone"
-ACCEPTED, UNAUTHORIZED = 202, 401
+ACCEPTED, FAILED, UNAUTHORIZED = 202, 400, 401
 COIN = random.SystemRandom()
 
 
@@ -63,12 +63,12 @@ def register(address: Callable[[int], str], password: str) -> Ask:
     return ask
 
 
-def me(address: Callable[[int], str], password: str) -> Ask:
-    """Return a call that asks for the account of the address of a number."""
+def basic(method: str, path: str, address: Callable[[int], str], password: str, body: bytes = b"") -> Ask:
+    """Return a call with Basic auth for the address of a number."""
 
     async def ask(connection: Connection, number: int) -> Answer:
-        basic = base64.b64encode(f"{address(number)}:{password}".encode()).decode()
-        return await connection.request("GET", "/api/v1/users/me", headers=f"Authorization: Basic {basic}\r\n")
+        own = base64.b64encode(f"{address(number)}:{password}".encode()).decode()
+        return await connection.request(method, f"/api/v1/users/{path}", body, f"Authorization: Basic {own}\r\n")
 
     return ask
 
@@ -108,27 +108,36 @@ def unknown(number: int) -> str:
     return f"other{number}@example.org"
 
 
-def fresh(number: int) -> str:
-    """Return an address as long that is registered once it is measured."""
-    return f"fresh{number}@example.org"
-
-
 async def measure_open(cost: int, count: int, loop: str) -> None:
     """Print what log-in tells of an open service."""
     async with service(cost, loop, bcrypt_ceiling(cost, 0.5)):
         await prepare(count)
-        login = me(known, WRONG), me(unknown, WRONG)
+        login = basic("GET", "me", known, WRONG), basic("GET", "me", unknown, WRONG)
         print((await compare("open: log-in, wrong password, known : unknown", count, UNAUTHORIZED, *login)).line())
 
 
 async def measure_strict(cost: int, count: int, loop: str) -> None:
-    """Print what log-in and register tell of a strict one."""
-    async with service(cost, loop, bcrypt_ceiling(cost, 0.5), ENUMERATION="strict"):
-        await prepare(count)
-        login = me(known, WRONG), me(unknown, WRONG)
-        print((await compare("strict: log-in, wrong password, known : unknown", count, UNAUTHORIZED, *login)).line())
-        both = register(known, OTHERS), register(fresh, OTHERS)
-        print((await compare("strict: register, taken : free", count, ACCEPTED, *both)).line())
+    """Print what a strict service tells somebody who registers active and free addresses and tries his password."""
+    async with service(cost, loop, bcrypt_ceiling(cost, 0.5), ENUMERATION="strict") as bench:
+        await bench.registrations(4, count)
+        await bench.activations(4)
+
+        def active(number: int) -> str:
+            return bench.accounts[number]
+
+        def free(number: int) -> str:
+            return active(number).replace("bench", "fresh")
+
+        async def shown(what: str, status: int, make: Callable[[Callable[[int], str]], Ask]) -> None:
+            print((await compare(f"strict: {what}, active : free", count, status, make(active), make(free))).line())
+
+        await shown("log-in, wrong password", UNAUTHORIZED, lambda address: basic("GET", "me", address, WRONG))
+        await shown("register", ACCEPTED, lambda address: register(address, OTHERS))
+        code = b'{"code": "123456"}'
+        await shown("then activate", FAILED, lambda address: basic("POST", "activate", address, OTHERS, code))
+        await shown("then resend", ACCEPTED, lambda address: basic("POST", "resend", address, OTHERS, b"{}"))
+        await shown("then status", UNAUTHORIZED, lambda address: basic("GET", "activation", address, OTHERS))
+        await shown("then log-in", UNAUTHORIZED, lambda address: basic("GET", "me", address, OTHERS))
 
 
 def main() -> None:
