@@ -7,21 +7,7 @@ from typing import TYPE_CHECKING
 
 from quart import Response, request
 
-from actors.domain.errors import (
-    ActivationFailed,
-    AlreadyActivated,
-    CodeAttemptsExhausted,
-    CodeExpired,
-    CodesExhausted,
-    EmailTaken,
-    IdempotencyKeyReused,
-    InvalidCredentials,
-    InvalidEmail,
-    ResendTooSoon,
-    UnknownStatus,
-    WeakPassword,
-    WrongCode,
-)
+from actors.domain import errors
 from actors.signup import KEY, Form
 from service.http.client import choose, credentials, idempotency_key
 from service.http.json_body import read, read_nothing
@@ -63,7 +49,13 @@ class Users:
     @describes(
         {201: RegisteredView, 202: AcceptedView},
         body=RegisterRequest,
-        problems=(EmailTaken, IdempotencyKeyReused, InvalidEmail, WeakPassword, CodesExhausted),
+        problems=(
+            errors.EmailTaken,
+            errors.IdempotencyKeyReused,
+            errors.InvalidEmail,
+            errors.WeakPassword,
+            errors.CodesExhausted,
+        ),
         parameters=(IDEMPOTENCY_KEY,),
         limited=True,
     )
@@ -84,12 +76,12 @@ class Users:
         body=ActivateRequest,
         access="basic",
         problems=(
-            WrongCode,
-            ActivationFailed,
-            InvalidCredentials,
-            AlreadyActivated,
-            CodeExpired,
-            CodeAttemptsExhausted,
+            errors.WrongCode,
+            errors.ActivationFailed,
+            errors.InvalidCredentials,
+            errors.AlreadyActivated,
+            errors.CodeExpired,
+            errors.CodeAttemptsExhausted,
         ),
         limited=True,
     )
@@ -103,7 +95,7 @@ class Users:
     @describes(
         {202: ResendView},
         access="basic",
-        problems=(InvalidCredentials, AlreadyActivated, ResendTooSoon, CodesExhausted),
+        problems=(errors.InvalidCredentials, errors.AlreadyActivated, errors.ResendTooSoon, errors.CodesExhausted),
         limited=True,
     )
     async def resend(self) -> Response:
@@ -113,17 +105,17 @@ class Users:
         resend = await self._run(partial(self._signup.resend, client, sent))
         return AcceptedView(email=sent.email).response(202) if resend is None else ResendView.of(resend).response(202)
 
-    @describes({200: ProgressView}, access="basic", problems=(InvalidCredentials,), limited=True)
+    @describes({200: ProgressView}, access="basic", problems=(errors.InvalidCredentials,), limited=True)
     async def activation(self) -> Response:
         """Say where the caller's registration stands."""
         return ProgressView.of(await self._signup.progress(self._clients.current(), credentials())).response()
 
-    @describes({200: StateView}, problems=(UnknownStatus,))
+    @describes({200: StateView}, problems=(errors.UnknownStatus,))
     async def activation_of(self, token: str) -> Response:
         """Say where a registration stands."""
         return StateView.of(await self._signup.progress_of(token)).response()
 
-    @describes({200: ProfileView}, access="basic", problems=(InvalidCredentials,), limited=True)
+    @describes({200: ProfileView}, access="basic", problems=(errors.InvalidCredentials,), limited=True)
     async def me(self) -> Response:
         """Return the caller's account."""
         return ProfileView.of(await self._signup.profile(self._clients.current(), credentials())).response()
