@@ -104,27 +104,16 @@ def plan(mode: str, step: str, running: tuple[str, ...]) -> None:
 def generation(number: int, listener: int, pipe: int) -> None:
     """Run one generation of API workers."""
     settings = _settings()
-    import socket
-
-    from service import logging, wiring
+    from service import wiring
     from service.embedded.servers import resolve
     from service.passwords import common_passwords
     from service.processes.generation import Generation
     from service.processes.spawn import set_title
-    from service.processes.worker import serve as serve_worker
 
     set_title(f"generation {number}")
-    logging.configure(settings, "generation", threaded=False)
-    servers, shared = resolve(settings), socket.socket(fileno=listener)
+    servers = resolve(settings)
     common_passwords()  # read once, and shared by all workers
-
-    def work(name: str, pipe: int) -> int:
-        return serve_worker(settings, name, shared, pipe, lambda *names: wiring.api(settings, servers, *names))
-
-    workers = Generation(
-        settings.workers, work, pipe, shared, grace=settings.grace_seconds, drain=settings.drain_seconds
-    )
-    os._exit(workers.run())
+    os._exit(Generation(settings, listener, pipe, lambda *names: wiring.api(settings, servers, *names)).run())
 
 
 @vestibule.command(hidden=True)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import runpy
 from contextlib import asynccontextmanager
 from functools import cache, lru_cache
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from time import thread_time
 from typing import TYPE_CHECKING, Final
@@ -30,7 +29,6 @@ MOST_LOCAL_BYTES: Final = 64  # RFC 5321, section 4.5.3.1.1
 ATOM: Final = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 DOMAINS_KEPT: Final = 1024  # most people share a few, and reading one takes as long as all the rest of the address
 DOT_ATOM: Final = re.compile(rf"{ATOM}(\.{ATOM})*")
-SEPARATOR: Final = "\n"
 
 
 class Bcrypt:
@@ -66,42 +64,17 @@ class Bcrypt:
             return False
 
 
-class CommonPasswords:
-    """A container of words in lower case, kept as a text for each initial: 30,000 in 240 kB, found in microseconds.
-
-    A set of them takes 4 MB; and few objects are shared by forked processes, whose reference counts would copy the
-    pages of many small ones.
-    """
-
-    def __init__(self, words: list[str]) -> None:
-        self._texts: dict[str, str] = {}
-        for initial, same in groupby(sorted(words), key=itemgetter(0)):
-            self._texts[initial] = SEPARATOR + SEPARATOR.join(same) + SEPARATOR
-
-    def __contains__(self, word: object) -> bool:
-        if not isinstance(word, str) or not word or SEPARATOR in word:
-            return False
-        return f"{SEPARATOR}{word}{SEPARATOR}" in self._texts.get(word[0], "")
-
-
 @cache
-def common_passwords() -> CommonPasswords:
-    """Return the list, read once: call it before processes are forked.
+def common_passwords() -> frozenset[str]:
+    """Return the well-known passwords in lower case, read once: call it before processes are forked.
 
     Only the module of the lists is run, and forgotten: importing zxcvbn builds dictionaries of 16 MB.
     """
     library = importlib.util.find_spec("zxcvbn")
-    if library is None or not library.submodule_search_locations:
-        msg = "zxcvbn is not installed"
-        raise ModuleNotFoundError(msg)
-    path = Path(library.submodule_search_locations[0], "frequency_lists.py")
-    spec = importlib.util.spec_from_file_location("frequency_lists", path)
-    if spec is None or spec.loader is None:
-        msg = "zxcvbn has no frequency lists"
-        raise ModuleNotFoundError(msg)
-    lists = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(lists)
-    return CommonPasswords([word.casefold() for word in lists.FREQUENCY_LISTS["passwords"]])
+    if library is None or library.origin is None:
+        raise ModuleNotFoundError("zxcvbn is not installed")
+    lists = runpy.run_path(str(Path(library.origin).with_name("frequency_lists.py")))
+    return frozenset(word.casefold() for word in lists["FREQUENCY_LISTS"]["passwords"])
 
 
 class EmailAddresses:

@@ -72,15 +72,9 @@ class Child:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """End it and its process group at once."""
+        """End it at once; what it has started dies with it."""
         self.killed = True
         self.signal(signal.SIGKILL)
-        self.sweep()
-
-    def sweep(self) -> None:
-        """End what is left in its process group."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
 
     def overdue(self) -> str | None:
         """Return why it must be killed now, or None."""
@@ -202,7 +196,6 @@ class Processes(ABC):
 
     def ended(self, child: Child, code: int) -> None:
         """Take note of a child that has ended."""
-        child.sweep()
         os.close(child.pipe)
         self.log("INFO" if child.leaving else "WARNING", "ended", child=child.name, pid=child.pid, code=code)
         if child in self.others:

@@ -7,35 +7,36 @@ generation: its workers finish what their clients have begun. SIGUSR2 is the fin
 from __future__ import annotations
 
 import gc
+import socket
 from typing import TYPE_CHECKING
 
 from loguru import logger
 
+from service import logging
 from service.processes.children import BEAT, LEAVE, READY, STOP, Child, Processes, Service, report
 from service.processes.spawn import set_title
+from service.processes.worker import serve
 
 if TYPE_CHECKING:
     import signal
-    import socket
-    from collections.abc import Callable
 
-    Serve = Callable[[str, int], int]  # runs in a forked worker: its name, the pipe to report on; returns the exit code
+    from service.processes.worker import Open
+    from service.settings import Settings
 
 
 class Generation(Processes):
     """Keeps the workers running until it is told to leave; `pipe` is where it reports to the supervisor."""
 
-    def __init__(  # noqa: PLR0913 - by name
-        self, workers: int, serve: Serve, pipe: int, listener: socket.socket, *, grace: float, drain: float
-    ) -> None:
+    def __init__(self, settings: Settings, listener: int, pipe: int, opened: Open) -> None:
         super().__init__()
-        self.services = [Service(f"api-{number}", grace) for number in range(1, workers + 1)]
-        self._serve = serve
+        self._settings = settings
+        self._listener = socket.socket(fileno=listener)
         self._pipe = pipe
-        self._listener = listener
-        self._grace = grace
-        self._drain = drain
+        self._opened = opened
+        grace = settings.grace_seconds
+        self.services = [Service(f"api-{number}", grace) for number in range(1, settings.workers + 1)]
         self._announced = self._failed = False
+        logging.configure(settings, "generation", threaded=False)
 
     def run(self) -> int:
         """Serve until told to leave and every worker has ended; return 0, or 1 if not all workers could start."""
@@ -59,7 +60,7 @@ class Generation(Processes):
 
         def work(pipe: int) -> int:
             set_title(service.name.replace("api-", "api worker "))
-            return self._serve(service.name, pipe)
+            return serve(self._settings, service.name, self._listener, pipe, self._opened)
 
         return self.launch(service.name, work)
 
@@ -82,5 +83,6 @@ class Generation(Processes):
     def _leave(self, number: int) -> None:
         self.stopping = True
         self._listener.close()  # of which the workers have their own copies
+        drain = self._settings.drain_seconds if number == STOP else 0
         for child in self.children():
-            child.stop(number, self._grace + (self._drain if number == STOP else 0))
+            child.stop(number, self._settings.grace_seconds + drain)

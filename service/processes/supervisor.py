@@ -25,7 +25,7 @@ from service.processes.spawn import execute, set_title
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     Command = Callable[..., list[str]]  # the command line for some words of ours
 
@@ -105,7 +105,7 @@ class Supervisor(Processes):
         self._generation = 0
         self._listener: socket.socket | None = None
         self._pid_file: int | None = None
-        self._announced = self._reloading = self._again = False
+        self._prepared = self._announced = self._reloading = self._again = False
         self._refusal: CannotStart | None = None
 
     def run(self) -> int:
@@ -182,44 +182,44 @@ class Supervisor(Processes):
 
     def _start_step(self, said: str) -> None:
         """Start what a step of the plan was waited for."""
-        if self._step != "prepare":
-            self._plan = Plan.read(said)
-        match self._step:
-            case "start":
-                self._log = Log(self._plan.log_format, self._plan.log_level)
-                self._start_servers()
-                if self._mode == "up":
-                    self._ask("prepare", *(f"{one.name}={one.child.pid}" for one in self.services if one.child))
-                else:
-                    self._add_workers()
-            case "prepare":
-                self._add_workers()
-            case "reload":
-                self._reloading = True
-                for service in self.services:
-                    if service.tier < FIRST_SERVER:
-                        service.successor = self.start(service)
+        if self._step == "prepare":
+            self._prepared = True
+            return
+        self._plan = Plan.read(said)
+        if self._step == "reload":
+            self._reloading = True
+            for service in self.services:
+                if service.tier < FIRST_SERVER:
+                    service.successor = self.start(service)
+            return
+        self._log = Log(self._plan.log_format, self._plan.log_level)
+        self._take_pid_file()
+        if self._plan.bind is not None:
+            self._listener = open_listener(self._plan.bind)
+        self.services = list(self._planned_services(self._plan))
+        self._prepared = self._mode != "up"
+        if self._mode == "up":
+            servers = [service for service in self.services if service.tier >= FIRST_SERVER]
+            for server in servers:
+                server.child = self.start(server)
+            self._ask("prepare", *(f"{one.name}={one.child.pid}" for one in servers if one.child))
 
-    def _start_servers(self) -> None:
+    def _take_pid_file(self) -> None:
         try:
-            if self._mode != "worker":
-                self._pid_file = take_pid_file(Path(self._plan.data_dir))
+            self._pid_file = take_pid_file(Path(self._plan.data_dir)) if self._mode != "worker" else None
         except CannotStart as refusal:
             if self._mode == "up":
                 raise
             self.log("WARNING", "`vestibule reload` will not find this supervisor", reason=str(refusal))
-        if self._plan.bind is not None:
-            self._listener = open_listener(self._plan.bind)
-        for tier, (name, stop_signal) in enumerate(reversed(self._plan.servers), FIRST_SERVER):
-            self.services.insert(0, Service(name, SERVER_SECONDS, ("server", name), tier, stop_signal))
-        self.fill()
 
-    def _add_workers(self) -> None:
-        grace = self._plan.grace
-        if self._listener is not None:
-            self.services.append(Service(API, grace, ("generation",), API_TIER, STOP))
-        for number in range(1, self._plan.mail_workers + 1):
-            self.services.append(Service(f"mail-{number}", grace, ("worker", "--supervised"), MAIL_TIER))
+    @staticmethod
+    def _planned_services(plan: Plan) -> Iterator[Service]:
+        for tier, (name, stop_signal) in enumerate(reversed(plan.servers), FIRST_SERVER):
+            yield Service(name, SERVER_SECONDS, ("server", name), tier, stop_signal)
+        if plan.bind is not None:
+            yield Service(API, plan.grace, ("generation",), API_TIER, STOP)
+        for number in range(1, plan.mail_workers + 1):
+            yield Service(f"mail-{number}", plan.grace, ("worker", "--supervised"), MAIL_TIER)
 
     def start(self, service: Service) -> Child:
         """Execute a service's program; what reports gets a pipe, the generation the listening socket too."""
@@ -242,15 +242,16 @@ class Supervisor(Processes):
 
     def _go_on(self) -> None:
         """Take the next step of a start or a reload."""
-        if self._planning is None or self._step == "reload":  # a server that ends before is a start that failed
-            self.fill()
-        ready = bool(self.services) and all(service.ready() for service in self.services)
+        if not self._prepared:  # a server that ends now is a start that failed
+            return
+        self.fill()
+        ready = all(service.ready() for service in self.services)
         if self._reloading and ready:
             self._reloading = False
             for service in self.services:
                 self.replace(service)
             self.log("INFO", "reloaded", generation=self._generation)
-        if not self._announced and ready and self._planning is None:
+        if not self._announced and ready:
             self._announced = True
             self._announce()
         if self._again and self._planning is None and not self._reloading:

@@ -15,7 +15,7 @@ import hypercorn.trio
 from loguru import logger
 
 from service import logging
-from service.processes.children import BEAT, BEAT_SECONDS, READY, RECYCLE, report
+from service.processes.children import BEAT, BEAT_SECONDS, LEAVE, READY, RECYCLE, STOP, report
 from service.processes.hypercorn_fixes import WorkerConfig, harden
 
 if TYPE_CHECKING:
@@ -34,24 +34,6 @@ SETTLE_TURNS = 20  # of the loop: a connection accepted in the last one is count
 STOP_SECONDS = 0.2  # a request that is on its way over an idle connection still gets its answer
 
 
-class Counted:
-    """An ASGI application that calls `full` once, when it has had `limit` requests; 0 is never."""
-
-    def __init__(self, app: Any, limit: int, full: Callable[[], None]) -> None:  # noqa: ANN401 - any ASGI framework
-        self._app = app
-        self._limit = limit
-        self._full = full
-        self._served = 0
-
-    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        """Serve one request or one lifespan."""
-        if scope["type"] == "http":
-            self._served += 1
-            if self._served == self._limit:
-                self._full()
-        await self._app(scope, receive, send)
-
-
 class Worker:
     """Runs an application until a signal; answers that were begun are finished within the grace.
 
@@ -68,7 +50,9 @@ class Worker:
         )
         self._leave = anyio.Event()
         self._patience = anyio.CancelScope()  # with connections that are still open, once it was told to leave
-        self._drain: Callable[[], None] = lambda: None
+        self._drain: Callable[[], None] = lambda: None  # until the application is open
+        limit = settings.max_requests  # 0 is never reached
+        self._requests_left = limit + random.randint(0, limit // 10)  # noqa: S311 - workers must not all be replaced at once
 
     async def run(self, opening: AbstractAsyncContextManager[tuple[Any, Callable[[], None]]]) -> None:
         """Serve; return when everything that was accepted has been answered and all actors have drained."""
@@ -76,25 +60,29 @@ class Worker:
             group.start_soon(beat, self._pipe)
             group.start_soon(self._obey)
             group.start_soon(self._config.cut_slow_heads)
-            async with opening as (app, self._drain):
-                limit = self._settings.max_requests
-                limit += random.randint(0, limit // 10)  # noqa: S311 - workers must not all be replaced at once
-                counted = Counted(app, limit, lambda: report(self._pipe, RECYCLE))
-                async with anyio.create_task_group() as serving:
-                    serving.start_soon(self._serve, counted)
+            async with opening as (self._app, self._drain), anyio.create_task_group() as serving:
+                serving.start_soon(self._serve)
             group.cancel_scope.cancel()
 
-    async def _serve(self, app: Counted) -> None:
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """Serve one request or one lifespan; ask to be replaced when MAX_REQUESTS have come."""
+        if scope["type"] == "http":
+            self._requests_left -= 1
+            if self._requests_left == 0:
+                report(self._pipe, RECYCLE)
+        await self._app(scope, receive, send)
+
+    async def _serve(self) -> None:
         """Run Hypercorn, in a task of its own: its task group leaves a mark of cancellation on the one it ran in."""
         serve = hypercorn.trio.serve if self._settings.loop == "trio" else hypercorn.asyncio.serve
-        await serve(cast("Any", app), self._config, shutdown_trigger=self._until_told)
+        await serve(cast("Any", self), self._config, shutdown_trigger=self._until_told)
 
     async def _obey(self) -> None:
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGUSR2, signal.SIGINT) as received:
+        with anyio.open_signal_receiver(LEAVE, STOP, signal.SIGINT) as received:
             async for number in received:
-                if number == signal.SIGTERM:
+                if number == LEAVE:
                     self._go(min(self._settings.keep_alive_seconds + 0.5, self._settings.grace_seconds))
-                elif number == signal.SIGUSR2:
+                elif number == STOP:
                     self._drain()
                     await anyio.sleep(self._settings.drain_seconds)
                     self._go(STOP_SECONDS)

@@ -8,7 +8,6 @@ while the version is `slow`, and none starts while it is `broken`.
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import time
 from contextlib import asynccontextmanager
@@ -17,10 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from service import logging
 from service.processes.generation import Generation
 from service.processes.spawn import set_title
-from service.processes.worker import serve
 from service.settings import load
 
 if TYPE_CHECKING:
@@ -105,15 +102,7 @@ async def build(_name: str, _lost_lines: Callable[[], int]) -> AsyncIterator[tup
 def generation(number: int, listener: int, pipe: int) -> None:
     """Run API workers as the console command does, with another app."""
     set_title(f"generation {number}")
-    settings = load(os.environ)
-    logging.configure(settings, "generation", threaded=False)
-    shared = socket.socket(fileno=listener)
-    grace, drain = settings.grace_seconds, settings.drain_seconds
-
-    def work(name: str, pipe: int) -> int:
-        return serve(settings, name, shared, pipe, build)
-
-    os._exit(Generation(settings.workers, work, pipe, shared, grace=grace, drain=drain).run())
+    os._exit(Generation(load(os.environ), listener, pipe, build).run())
 
 
 def version() -> str:
