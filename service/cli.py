@@ -31,7 +31,7 @@ REFUSED, BAD_SETTINGS = 1, 2  # exit codes
 LOG_FORMAT = "VESTIBULE_LOG_FORMAT"
 MOST_LISTED = MOST_REPLAYED = 10_000  # in one call; a repeated replay takes the next ones
 
-hidden = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -189,7 +189,7 @@ def mail() -> None:
 @click.option("--state", type=click.Choice([state.value for state in MailState]), help="Only mails in this state.")
 @click.option("--since", help="Created since: 90s, 30m, 2h, 1d ago, or a time.")
 @click.option("--limit", type=click.IntRange(1, MOST_LISTED), default=100, show_default=True)
-@hidden
+@json_option
 def mail_list(state: str | None, since: str | None, limit: int, *, as_json: bool) -> None:
     """List the newest mails; never a code."""
     when = _since(since)
@@ -202,7 +202,7 @@ def mail_list(state: str | None, since: str | None, limit: int, *, as_json: bool
 
 @mail.command("show")
 @click.argument("mail_id", type=click.UUID)
-@hidden
+@json_option
 def mail_show(mail_id: UUID, *, as_json: bool) -> None:
     """Show one mail."""
     mails = _with_admin(lambda admin: admin.mails(mail_id=mail_id))
@@ -216,7 +216,7 @@ def mail_show(mail_id: UUID, *, as_json: bool) -> None:
 @click.option("--dead", is_flag=True, help="All dead mails.")
 @click.option("--since", help="With --dead: created since.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
-@hidden
+@json_option
 def mail_replay(mail_id: UUID | None, since: str | None, *, dead: bool, dry_run: bool, as_json: bool) -> None:
     """Owe a mail again, or all dead ones, under fresh codes."""
     if (mail_id is None) != dead:
@@ -245,7 +245,7 @@ def user() -> None:
 
 @user.command("show")
 @click.argument("email")
-@hidden
+@json_option
 def user_show(email: str, *, as_json: bool) -> None:
     """Show one account, without code and password hash."""
     key, policy = _key(email), _settings().code_policy

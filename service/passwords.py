@@ -42,7 +42,7 @@ class Bcrypt:
     @asynccontextmanager
     async def open(cls, cost: int, number: int) -> AsyncIterator[Bcrypt]:
         """Keep the threads around the body."""
-        async with Threads.open("bcrypt", number, nice=NICE) as threads:
+        async with Threads("bcrypt", number, nice=NICE) as threads:
             yield cls(cost, threads)
 
     def dummy(self) -> tuple[bytes, float]:

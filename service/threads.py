@@ -10,17 +10,18 @@ import asyncio
 import os
 import threading
 from collections import deque
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import anyio
 
 from actors.kit.mailbox import NotAccepted
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
+    from types import TracebackType
 
 ResultT = TypeVar("ResultT")
 
@@ -69,26 +70,28 @@ class ThreadStatistics:
 class Threads:
     """Runs calls on threads of its own, in the order in which they come.
 
-    `deadline` is how many seconds an asker waits (None: for ever), `limit` how many calls may wait or run. An asker
-    that is cancelled stops nothing: its call runs to its end. Closing lets the calls that run end, for STOP_SECONDS,
-    and refuses those that wait with NotAccepted.
+    `deadline` is how many seconds an asker waits (None: for ever), `limit` how many calls may wait or run. With `nice`
+    the threads give way to everything else on the machine. Each calls `leave` at its end, to close what it keeps in
+    thread-local storage. An asker that is cancelled stops nothing: its call runs to its end. Closing lets the calls
+    that run end, for STOP_SECONDS, and refuses those that wait with NotAccepted.
     """
 
-    def __init__(  # noqa: PLR0913 - options with names, given by `open` alone
+    def __init__(  # noqa: PLR0913 - options with names and defaults
         self,
         name: str,
         number: int,
         *,
-        deadline: float | None,
-        limit: int,
-        nice: int,
-        leave: Callable[[], None] | None,
+        deadline: float | None = None,
+        limit: int = QUEUE_LIMIT,
+        nice: int = 0,
+        leave: Callable[[], None] | None = None,
     ) -> None:
         self._deadline = deadline
         self._nice = nice
         self._leave = leave
         self._limit = limit
         self._wake = _waker()
+        self._group = anyio.create_task_group()
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         self._outcomes: deque[tuple[_Call, Any, Exception | None]] = deque()
         self._waking = False  # whether the loop was woken and has not looked yet
@@ -102,34 +105,22 @@ class Threads:
             threading.Thread(target=self._work, name=f"{name}-{index}", daemon=True) for index in range(number)
         ]
 
-    @classmethod
-    @asynccontextmanager
-    async def open(  # noqa: PLR0913 - options with names and defaults
-        cls,
-        name: str,
-        number: int,
-        *,
-        deadline: float | None = None,
-        limit: int = QUEUE_LIMIT,
-        nice: int = 0,
-        leave: Callable[[], None] | None = None,
-    ) -> AsyncIterator[Threads]:
-        """Run the threads around the body.
-
-        With `nice` they give way to everything else on the machine. Each calls `leave` at its end, to close what it
-        keeps in thread-local storage.
-        """
-        threads = cls(name, number, deadline=deadline, limit=limit, nice=nice, leave=leave)
-        for thread in threads._threads:
+    async def __aenter__(self) -> Self:
+        """Run the threads around the body."""
+        for thread in self._threads:
             thread.start()
-        async with anyio.create_task_group() as group:
-            group.start_soon(threads._watch_deadlines)
-            try:
-                yield threads
-            finally:
-                with anyio.CancelScope(shield=True):
-                    await threads._close()
-                group.cancel_scope.cancel()
+        await self._group.__aenter__()
+        self._group.start_soon(self._watch_deadlines)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        """Close, and pass on what the body has raised."""
+        with anyio.CancelScope(shield=True):
+            await self._close()
+        self._group.cancel_scope.cancel()
+        return await self._group.__aexit__(kind, error, trace)
 
     def statistics(self) -> ThreadStatistics:
         """Return the current counts."""

@@ -290,10 +290,8 @@ class Postgres:
         connections = Connections(url)
         slowest = CONNECT_SECONDS + DEADLINE_SECONDS
         async with (
-            Threads.open(
-                "postgres", THREADS, deadline=DEADLINE_SECONDS + GRACE_SECONDS, leave=connections.drop
-            ) as threads,
-            Threads.open("postgres-aside", 1, deadline=slowest, leave=connections.drop) as aside,
+            Threads("postgres", THREADS, deadline=DEADLINE_SECONDS + GRACE_SECONDS, leave=connections.drop) as threads,
+            Threads("postgres-aside", 1, deadline=slowest, leave=connections.drop) as aside,
             anyio.create_task_group() as group,
         ):
             postgres = cls(connections, threads, aside)

@@ -46,6 +46,12 @@ def address_of(listener: socket.socket) -> str:
     return f"http://{host}:{name[1]}"
 
 
+def forget(bind: str) -> None:
+    """Remove a Unix socket's path."""
+    if bind.startswith("unix:"):
+        Path(bind.removeprefix("unix:")).unlink(missing_ok=True)
+
+
 def _tcp(bind: str) -> socket.socket:
     host, _, port = bind.rpartition(":")
     family, *_, address = socket.getaddrinfo(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from service.processes import spawn
 from service.processes.children import STOP, Child, Processes, Service
-from service.processes.listener import CannotStart, address_of, open_listener, pid_file_holder, take_pid_file
+from service.processes.listener import CannotStart, address_of, forget, open_listener, pid_file_holder, take_pid_file
 from service.processes.spawn import execute, set_title
 
 if TYPE_CHECKING:
@@ -122,8 +122,8 @@ class Supervisor(Processes):
         finally:
             for child in self.children():  # none, unless we have failed
                 child.kill()
-            if self._listener is not None and (self._plan.bind or "").startswith("unix:"):
-                Path((self._plan.bind or "").removeprefix("unix:")).unlink(missing_ok=True)
+            if self._listener is not None and self._plan.bind is not None:
+                forget(self._plan.bind)
             if self._pid_file is not None:
                 os.ftruncate(self._pid_file, 0)
         if self._refusal is not None:
@@ -140,7 +140,8 @@ class Supervisor(Processes):
         if number == signal.SIGHUP and not self._hung_up(signalled):
             self._again = True
         elif number != STOP and not self.stopping:
-            self._stop(signal.Signals(number).name)
+            self.log("INFO", "stopping", signal=signal.Signals(number).name, drain_seconds=self._drain())
+            self._stop()
 
     def _hung_up(self, signalled: signal.struct_siginfo) -> bool:
         """Return whether a SIGHUP says that the terminal is closed: it comes from the kernel, or from the shell."""
@@ -178,7 +179,7 @@ class Supervisor(Processes):
                 self._refuse_reload(str(refusal))
             else:
                 self._refusal = refusal
-                self._stop("none")
+                self._stop()
 
     def _start_step(self, said: str) -> None:
         """Start what a step of the plan was waited for."""
@@ -295,10 +296,9 @@ class Supervisor(Processes):
 
     # -- stop ---------------------------------------------------------------------------------------------------------
 
-    def _stop(self, why: str) -> None:
+    def _stop(self) -> None:
         """Begin to stop: the workers drain with their own copies of the listening socket."""
         self.stopping = True
-        self.log("INFO", "stopping", signal=why, drain_seconds=self._drain())
         if self._listener is not None:
             self._listener.close()
         for child in self.others:

@@ -98,8 +98,8 @@ class Redis:
         client = _client(url)
         try:
             async with (
-                Threads.open("redis", THREADS, deadline=CALL_SECONDS) as threads,
-                Threads.open("redis-aside", 1, deadline=CALL_SECONDS) as aside,
+                Threads("redis", THREADS, deadline=CALL_SECONDS) as threads,
+                Threads("redis-aside", 1, deadline=CALL_SECONDS) as aside,
                 anyio.create_task_group() as group,
             ):
                 redis_ = cls(client, threads, aside)

@@ -59,7 +59,7 @@ async def hands_over_outcomes() -> None:
         asked.append(number)
         answers[number] = await threads.run(partial(work, number))
 
-    async with Threads.open("test", 1) as threads, anyio.create_task_group() as group:
+    async with Threads("test", 1) as threads, anyio.create_task_group() as group:
         for number in range(200):
             group.start_soon(ask, threads, number)
     assert answers == {number: number * 2 for number in range(200)}
@@ -72,7 +72,7 @@ async def raises_what_the_call_raises() -> None:
     def broken() -> None:
         raise LookupError("this one")
 
-    async with Threads.open("test", 1) as threads:
+    async with Threads("test", 1) as threads:
         with pytest.raises(LookupError, match="this one"):
             await threads.run(broken)
         assert await threads.run(lambda: 7) == 7
@@ -81,7 +81,7 @@ async def raises_what_the_call_raises() -> None:
 async def refuses_when_full() -> None:
     """Refuse a call at once, and never run it, while as many as the limit wait or run."""
     gate = Gate()
-    async with Threads.open("test", 1, limit=3) as threads:
+    async with Threads("test", 1, limit=3) as threads:
         async with anyio.create_task_group() as group:
             for _ in range(3):
                 group.start_soon(threads.run, gate)
@@ -98,7 +98,7 @@ async def refuses_when_full() -> None:
 async def an_asker_that_leaves_stops_nothing() -> None:
     """Let a cancelled asker go at once; its call runs to its end."""
     gate = Gate()
-    async with Threads.open("test", 1) as threads:
+    async with Threads("test", 1) as threads:
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as group:
                 group.start_soon(threads.run, gate)
@@ -121,7 +121,7 @@ async def a_late_call_keeps_nobody() -> None:
             await threads.run(gate)
         late += 1
 
-    async with Threads.open("test", 1, deadline=0.1) as threads:
+    async with Threads("test", 1, deadline=0.1) as threads:
         assert await threads.run(lambda: "quick") == "quick"
         begun = anyio.current_time()
         async with anyio.create_task_group() as group:
@@ -145,7 +145,7 @@ async def closing_lets_running_calls_end() -> None:
         except NotAccepted:
             outcomes.append("refused")
 
-    async with anyio.create_task_group() as group, Threads.open("test", 1) as threads:
+    async with anyio.create_task_group() as group, Threads("test", 1) as threads:
         for _ in range(3):
             group.start_soon(ask, threads)
         await until(lambda: gate.runs.acquire(blocking=False))
@@ -164,7 +164,7 @@ async def test_closing_waits_for_no_call_that_hangs() -> None:
             await threads.run(gate)
 
     async with anyio.create_task_group() as group:
-        async with Threads.open("test", 1, deadline=60) as threads:
+        async with Threads("test", 1, deadline=60) as threads:
             group.start_soon(ask, threads)
             await until(lambda: gate.runs.acquire(blocking=False))
             begun = anyio.current_time()
@@ -195,7 +195,7 @@ async def test_nice_threads_give_way_to_everything_else() -> None:
     def priority() -> int:
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
-    async with Threads.open("nice", 1, nice=5) as nice, Threads.open("plain", 1) as plain:
+    async with Threads("nice", 1, nice=5) as nice, Threads("plain", 1) as plain:
         assert await nice.run(priority) == min(19, priority() + 5)
         assert await plain.run(priority) == priority()
 
@@ -205,7 +205,7 @@ def test_an_outcome_after_the_end_of_the_loop_harms_nobody() -> None:
     gate = Gate()
 
     async def leave() -> None:
-        async with anyio.create_task_group() as group, Threads.open("left", 1, deadline=0.05) as threads:
+        async with anyio.create_task_group() as group, Threads("left", 1, deadline=0.05) as threads:
             group.start_soon(threads.run, gate)
             await until(lambda: gate.runs.acquire(blocking=False))
             group.cancel_scope.cancel()
