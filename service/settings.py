@@ -83,10 +83,7 @@ class Settings(BaseModel):
     password_limit: Annotated[Rule | None, limit("password")] = Rule("password", 3, 60)
     password_client_limit: Annotated[Rule | None, limit("password-client")] = Rule("password-client", 30, 60)
     basic_limit: Annotated[Rule | None, limit("basic")] = Rule("basic", 20, 60)
-    code_limits: CodeLimits = (
-        Rule("codes", 5, 3600),
-        Rule("codes", 10, 86400),
-    )
+    code_limits: CodeLimits = (Rule("codes", 5, 3600), Rule("codes", 10, 86400))
     resend_cooldown_seconds: int = Field(30, ge=0, le=86400)
     trusted_proxies: TrustedProxies = Trusted()
     cors_origins: Origins = ()
@@ -100,8 +97,7 @@ class Settings(BaseModel):
         if self.code_max_age_seconds < self.code_ttl_seconds + 60:
             raise ValueError("VESTIBULE_CODE_MAX_AGE_SECONDS must be at least VESTIBULE_CODE_TTL_SECONDS and 60 more")
         if self.bcrypt_cost < MODEST_COST and not self.allow_weak_hash:
-            msg = f"VESTIBULE_BCRYPT_COST below {MODEST_COST} needs VESTIBULE_ALLOW_WEAK_HASH=1"
-            raise ValueError(msg)
+            raise ValueError(f"VESTIBULE_BCRYPT_COST below {MODEST_COST} needs VESTIBULE_ALLOW_WEAK_HASH=1")
         if not self.loopback and self.ops_token is None:
             msg = "VESTIBULE_BIND beyond loopback needs VESTIBULE_OPS_TOKEN"
             raise ValueError(msg)
@@ -134,11 +130,9 @@ class Settings(BaseModel):
         needed = ("database_url", "redis_url", "mail_url", "ops_token", "public_url", "code_keys")
         missing = [PREFIX + name.upper() for name in needed if getattr(self, name) is None]
         if missing:
-            msg = f"VESTIBULE_ENV=production needs {', '.join(missing)}"
-            raise ValueError(msg)
+            raise ValueError(f"VESTIBULE_ENV=production needs {', '.join(missing)}")
         if self.bcrypt_cost < MODEST_COST:
-            msg = f"VESTIBULE_ENV=production refuses VESTIBULE_BCRYPT_COST below {MODEST_COST}"
-            raise ValueError(msg)
+            raise ValueError(f"VESTIBULE_ENV=production refuses VESTIBULE_BCRYPT_COST below {MODEST_COST}")
 
 
 def load(environment: Mapping[str, str]) -> Settings:
