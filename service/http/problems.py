@@ -194,11 +194,6 @@ TABLE: Mapping[type[Exception], Problem] = {
 # fmt: on
 
 
-def problem_of(kind: type[Exception]) -> Problem:
-    """Return the entry of an error's type, or of the nearest type that it derives from."""
-    return next(TABLE[base] for base in kind.__mro__ if base in TABLE)
-
-
 def by_slug() -> dict[str, list[Problem]]:
     """Return every problem under its slug, in the table's order."""
     slugs: dict[str, list[Problem]] = {}
@@ -222,7 +217,7 @@ def answer_to(error: Exception, root: str = "") -> ProblemAnswer:
     `root` is the path of PUBLIC_URL, under which every link lies; a problem's type is a name and stays as it is.
     """
     error = _ours(error)
-    problem = problem_of(type(error))
+    problem = next(TABLE[kind] for kind in type(error).__mro__ if kind in TABLE)  # of the nearest type
     headers, body = dict(problem.headers), problem.body | _members(error, root)
     if "retry_after" in body:
         headers["Retry-After"] = str(body["retry_after"])

@@ -89,10 +89,10 @@ class Spans(Traces):
                     await application(own, receive, send)
                 finally:
                     span.update_name(own[exchange].route)
-                    status = own[exchange].status or 0  # a client that left before its answer has none
-                    span.set_attribute("http.response.status_code", status)
-                    if status >= SERVER_ERROR:
-                        span.set_status(StatusCode.ERROR)
+                    if status := own[exchange].status:  # a client that left before its answer has none
+                        span.set_attribute("http.response.status_code", status)
+                        if status >= SERVER_ERROR:
+                            span.set_status(StatusCode.ERROR)
 
         return traced
 
