@@ -5,21 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
+import anyio
 import pytest
 
 from actors.domain.email_address import EmailAddress
 from actors.domain.mail import MailKind, Outcome, Result
 from actors.ports import Issue, KeyUse, NewMail, Redeem, Register
+from service.mail.transport import open_transport
 from service.postgres.accounts import PostgresAccounts
 from service.postgres.mails import PostgresMailQueue
 from service.postgres.pool import Postgres
+from service.settings import Settings
 from tests.fakes.accounts import POLICY
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from actors.domain.mail import ClaimedMail
     from actors.domain.user import Account
+    from service.mail.transport import MailTransport
 
 HASH = b"$2b$04$" + b"x" * 53
 
@@ -110,3 +114,15 @@ def redemption(account: Account, hit: UUID | None = None) -> Redeem:
     """Return a try on an account as it was read: of one of its codes, or of none of them."""
     compared = tuple(mail.id for mail in account.live_mails(POLICY))
     return Redeem(account.id, account.password_hash, account.registration, compared, hit)
+
+
+def with_transport(url: str, test: Callable[[MailTransport], Awaitable[None]], backend: str = "uvloop") -> None:
+    """Run the body of a test around a mail transport, on a loop of the mail worker."""
+
+    async def body() -> None:
+        settings = Settings(mail_from="Shop <shop@example.com>", mail_ehlo="mx.example.org")
+        with anyio.fail_after(30):
+            async with open_transport(settings, url) as transport:
+                await test(transport)
+
+    anyio.run(body, backend="asyncio", backend_options={"use_uvloop": backend == "uvloop"})

@@ -8,7 +8,6 @@ from uuid import uuid4
 import pytest
 
 from actors.domain.mail import MailKind, MailState
-from actors.domain.user import State
 from actors.ports import Answer, KeyUse, Missed, Redeemed
 from tests.fakes.accounts import POLICY
 from tests.integration.conftest import HASH, Stores, new_account, redemption, resend, take_over
@@ -152,29 +151,6 @@ async def test_a_key_is_bound_for_a_day(stores: Stores) -> None:
     answer = (await stores.accounts.find_answers([KEY.digest]))[KEY.digest]
     assert answer.body_digest == other.body_digest
     assert answer.registered is not None
-
-
-async def test_a_hit_activates_once(stores: Stores) -> None:
-    """The account is active, and nothing more can be redeemed or guessed."""
-    account = await stores.registered()
-    code = account.mails[0].id
-    [outcome] = await stores.accounts.redeem([redemption(account, code)])
-    assert isinstance(outcome, Redeemed)
-    after = await stores.account()
-    assert (after.activated_at, after.state(POLICY)) == (outcome.activated_at, State.ACTIVATED)
-    assert await stores.accounts.redeem([redemption(account, code)]) == [None]
-    assert await stores.accounts.redeem([redemption(account)]) == [None]
-    assert await stores.rows("SELECT activations FROM vestibule.business_counts") == [(1,)]
-
-
-async def test_misses_are_counted_and_the_fifth_kills(stores: Stores) -> None:
-    """On every live code; then even the right one is dead."""
-    account = await stores.registered()
-    outcomes = [(await stores.accounts.redeem([redemption(account)]))[0] for _ in range(6)]
-    assert outcomes == [Missed(4), Missed(3), Missed(2), Missed(1), Missed(0), None]
-    assert await stores.accounts.redeem([redemption(account, account.mails[0].id)]) == [None]
-    assert (await stores.account()).state(POLICY) is State.EXHAUSTED
-    assert not (await stores.account()).is_held(POLICY)
 
 
 async def test_a_miss_counts_on_every_live_code(stores: Stores) -> None:

@@ -25,6 +25,7 @@ from service import cli
 for sys.argv[1:] in json.loads(sys.stdin.read()):
     print("\\0", cli.main(), flush=True)
 """
+COUNTS = "SELECT sum(registrations)::int, sum(activations)::int, sum(resends)::int FROM vestibule.business_counts"
 NO_ACCOUNT, NONE_PENDING = (
     "vestibule: no account has this address\n",
     "vestibule: no pending account has this address\n",
@@ -71,3 +72,5 @@ async def test_mails_and_accounts_are_shown_and_changed(stores: Stores, database
     for (line, (code, pattern)), (text, ended) in zip(expected.items(), said, strict=True):
         assert int(ended) == code, line
         assert re.fullmatch(pattern, text), (line, text)
+    assert await stores.rows(COUNTS) == [(1, 1, 1)]
+    assert await stores.rows("SELECT count(*) FROM vestibule.mails") == [(0,)]

@@ -61,14 +61,14 @@ def test_keys_are_made_once_and_kept(data_dir: Path) -> None:
     assert (data_dir / "code_keys").stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("text", ["\n", "k1", "k1:AAAA", "k1:!"])
-def test_spoilt_keys_are_not_replaced(data_dir: Path, text: str) -> None:
+def test_spoilt_keys_are_not_replaced(data_dir: Path) -> None:
     """New keys would kill every code on its way, so the start stops with one line that shows no key."""
-    (data_dir / "code_keys").write_text(text, encoding="ascii")
-    with pytest.raises(BadEnvironment, match="does not hold keys") as caught:
-        kept_keys(data_dir)
-    assert "AAAA" not in str(caught.value)
-    assert (data_dir / "code_keys").read_text(encoding="ascii") == text
+    for text in ("", "k1", "k1:AAAA", "k1:!"):
+        (data_dir / "code_keys").write_text(text, encoding="ascii")
+        with pytest.raises(BadEnvironment, match="does not hold keys") as caught:
+            kept_keys(data_dir)
+        assert "AAAA" not in str(caught.value)
+        assert (data_dir / "code_keys").read_text(encoding="ascii") == text
 
 
 def test_only_servers_without_a_url_are_embedded(data_dir: Path) -> None:

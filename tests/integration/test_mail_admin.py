@@ -117,21 +117,6 @@ async def test_a_replay_leaves_an_account_alone_that_changes_meanwhile(
     assert len((await stores.account()).mails) == 1
 
 
-async def test_an_account_is_shown_activated_and_deleted(stores: Stores, admin: PostgresMailAdmin) -> None:
-    """Each changes it once and counts once; a second time there is nothing to change."""
-    account = await stores.registered()
-    shown = await admin.show(KEY)
-    assert shown is not None
-    assert (shown.id, shown.activated_at) == (account.id, None)
-    assert await admin.resend(KEY)
-    assert [mail.key_id for mail in (await stores.account()).mails] == ["k2", "k1"]
-    assert [await admin.activate(KEY), await admin.activate(KEY), await admin.resend(KEY)] == [True, False, False]
-    assert await stores.rows(COUNTS) == [(1, 1, 1)]
-    assert [await admin.delete(KEY), await admin.delete(KEY)] == [True, False]
-    assert (await admin.show(KEY), await admin.mails()) == (None, [])
-    assert [await admin.activate(KEY), await admin.resend(KEY)] == [False, False]
-
-
 async def test_the_time_zone_of_the_database_does_not_matter(database: str, stores: Stores) -> None:
     """Times are in UTC."""
     with psycopg.connect(database, autocommit=True) as operator:

@@ -8,36 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-import anyio
 import pytest
 
 from actors.domain.mail import Deferred, Rejected, ServerUnavailable
 from service.mail.http_api import NOT_THIS_MAIL
-from service.mail.transport import open_transport
-from service.settings import Settings
 from tests.fakes.mails import claimed
+from tests.integration.conftest import with_transport
 from tests.servers.ports import free_ports
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from service.mail.transport import MailTransport
     from tests.servers.provider import Provider
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 CODE = "012345"
 MAIL = claimed(recipient="ada@bücher.example", locale="de")
-
-
-def with_transport(url: str, test: Callable[[MailTransport], Awaitable[None]]) -> None:
-    """Run the body of a test around a transport, where the mail worker lives."""
-
-    async def body() -> None:
-        with anyio.fail_after(30):
-            async with open_transport(Settings(mail_from="Shop <shop@example.com>"), url) as transport:
-                await test(transport)
-
-    anyio.run(body, backend="asyncio")
 
 
 def send(url: str, times: int = 1) -> None:

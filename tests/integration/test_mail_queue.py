@@ -114,16 +114,6 @@ async def test_a_deferred_mail_waits_as_long_as_told(stores: Stores) -> None:
     assert await stores.rows("SELECT reason FROM vestibule.mails") == [(None,)]
 
 
-async def test_a_dead_mail_says_why(stores: Stores) -> None:
-    """It is counted, and the address is free again."""
-    await stores.registered()
-    await stores.dead("550 5.1.1")
-    account = await stores.account()
-    assert (account.state(POLICY), account.is_held(POLICY)) == (State.UNDELIVERABLE, False)
-    assert await stores.rows("SELECT state, reason FROM vestibule.mails") == [("dead", "550 5.1.1")]
-    assert await stores.rows("SELECT mails_dead FROM vestibule.business_counts") == [(1,)]
-
-
 async def test_a_mail_that_kills_its_workers_is_dead_after_the_third(stores: Stores) -> None:
     """After the first death it is tried alone, and stops by itself."""
     await stores.registered()

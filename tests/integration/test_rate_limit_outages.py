@@ -89,35 +89,6 @@ async def test_a_window_starts_over_once_in_an_outage(own_valkey: ValkeyServer, 
         assert w.redis.breaker.opened == 1
 
 
-async def test_a_wipe_starts_the_windows_over_and_nothing_else(own_valkey: ValkeyServer, database: str) -> None:
-    """After a FLUSHALL and a SCRIPT FLUSH the next call is decided in Redis, from an empty window."""
-    async with worker(own_valkey, database, bucket()) as w:
-        assert await w.admitted(6) == 5
-        await w.redis.call(lambda r: (r.flushall(), r.script_flush()))
-        assert await w.admitted(6) == 5
-        assert w.redis.breaker.opened == 0
-
-
-async def test_workers_share_the_windows_of_an_outage(own_valkey: ValkeyServer, database: str) -> None:
-    """Sixteen calls of two workers without Redis admit the limit together."""
-    own_valkey.kill()
-    mine = bucket()
-    admitted: list[bool] = []
-
-    async def call(w: Worker) -> None:
-        admitted.append((await w.ask()).admitted)
-
-    async with (
-        worker(own_valkey, database, mine) as one,
-        worker(own_valkey, database, mine) as two,
-        anyio.create_task_group() as calls,
-    ):
-        for _ in range(8):
-            calls.start_soon(call, one)
-            calls.start_soon(call, two)
-    assert sum(admitted) == 5
-
-
 @pytest.mark.parametrize("dies", [False, True])
 async def test_what_a_worker_admitted_without_redis_binds_all_others(
     own_valkey: ValkeyServer, database: str, *, dies: bool

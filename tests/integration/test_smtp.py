@@ -11,37 +11,24 @@ import pytest
 
 from actors.domain.mail import ClaimedMail, Deferred, Rejected, ServerUnavailable
 from service.mail.smtp import CONNECTIONS
-from service.mail.transport import open_transport
-from service.settings import Settings
 from tests.fakes.mails import claimed
+from tests.integration.conftest import with_transport
 from tests.servers.listener import vouch_for_ourselves
 from tests.servers.smtp import SmtpServer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
     from pathlib import Path
 
     from service.mail.transport import MailTransport
     from tests.servers.smtp import Stage
 
 CODE = "012345"
-SETTINGS = Settings(mail_from="Shop <shop@example.com>", mail_ehlo="mx.example.org")
 
 
 def mail(recipient: str = "ada@example.com") -> ClaimedMail:
     """Return a mail that was claimed just now."""
     return claimed(id=uuid4(), recipient=recipient)
-
-
-def with_transport(url: str, test: Callable[[MailTransport], Awaitable[None]], backend: str = "uvloop") -> None:
-    """Run the body of a test around a transport, where the mail worker lives."""
-
-    async def body() -> None:
-        with anyio.fail_after(30):
-            async with open_transport(SETTINGS, url) as transport:
-                await test(transport)
-
-    anyio.run(body, backend="asyncio", backend_options={"use_uvloop": backend == "uvloop"})
 
 
 def send(
