@@ -63,7 +63,7 @@ def test_keys_are_made_once_and_kept(data_dir: Path) -> None:
 
 def test_spoilt_keys_are_not_replaced(data_dir: Path) -> None:
     """New keys would kill every code on its way, so the start stops with one line that shows no key."""
-    for text in ("", "k1", "k1:AAAA", "k1:!"):
+    for text in ("\n", "k1", "k1:AAAA", "k1:!"):
         (data_dir / "code_keys").write_text(text, encoding="ascii")
         with pytest.raises(BadEnvironment, match="does not hold keys") as caught:
             kept_keys(data_dir)

@@ -86,7 +86,7 @@ def test_a_repeat_is_the_same_mail(smtp: SmtpServer) -> None:
     same = mail()
     outcomes = [reason(outcome) for outcome in send(smtp.url, *[same] * 4)]
     assert outcomes == [
-        "Deferred: 450 4.2.0 mailbox busy at RCPT",
+        "Deferred: 450 4.2.0 greylisted at RCPT",
         "Deferred: 451 4.3.0 error at the server at DATA",
         "Deferred: connection closed by the server at DATA",
         "NoneType: None",
