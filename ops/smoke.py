@@ -9,12 +9,12 @@ import secrets
 import sys
 import time
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from remote import Unreachable, add_remote_options, basic, remote_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from remote import Answer, Remote
 
@@ -26,7 +26,6 @@ examples:
 
 exit status: 0 every step went well, 1 a step failed, 3 no answer from the service
 """
-T = TypeVar("T")
 OK, FAILED, NO_ANSWER = 0, 1, 3
 CODE = re.compile(r"^\d{4,10}$", re.MULTILINE)  # in the mail's text the code stands alone on a line
 MAIL_SECONDS = 30.0
@@ -37,101 +36,55 @@ class StepFailed(Exception):
     """A step did not do what it should; the text says which and how."""
 
 
-class Canary:
-    """An account to be, and the steps of its way."""
-
-    def __init__(self, remote: Remote, email: str) -> None:
-        self._remote = remote
-        self.email = email
-        self._password = secrets.token_urlsafe(24)
-
-    def health(self) -> float:
-        """See whether the service says that it is well, or at least that it works."""
-        answer = self._remote.get("/api/v1/health")
-        said = answer.json()
-        if said.get("status") == "down":
-            down = [name for name, state in said.get("checks", {}).items() if state == "down"]
-            raise StepFailed(": ".join(["the service is down", *([", ".join(down)] if down else [])]))
-        _expect(answer, 200)
-        return answer.milliseconds
-
-    def register(self) -> float:
-        """Create the account; a service that is strict about addresses answers 202."""
-        answer = self._remote.post("/api/v1/users/register", {"email": self.email, "password": self._password})
-        _expect(answer, 201, 202)
-        return answer.milliseconds
-
-    def caught(self) -> list[dict[str, Any]]:
-        """Return the catcher's mails; a service that really sends has none to show."""
-        answer = self._remote.get("/dev/mail", ops=True)
-        if answer.status != HTTPStatus.OK:
-            raise StepFailed(f"/dev/mail answers {answer.problem()}: use --ask where mails are really sent")
-        mails: list[dict[str, Any]] = answer.json()["mails"]
-        return mails
-
-    def code_from_catcher(self) -> tuple[str, float]:
-        """Wait for the mail at the development catcher; return its code and the milliseconds it took."""
-        begun = time.perf_counter()
-        while time.perf_counter() - begun < MAIL_SECONDS:
-            code = code_for(self.email, self.caught())
-            if code is not None:
-                return code, (time.perf_counter() - begun) * 1000
-            time.sleep(LOOK_SECONDS)  # a mailbox tells no event
-        raise StepFailed(f"no mail within {MAIL_SECONDS:g} s: does a mail worker run?")
-
-    def activate(self, code: str) -> float:
-        """Redeem the code."""
-        answer = self._remote.post("/api/v1/users/activate", {"code": code}, basic(self.email, self._password))
-        _expect(answer, 200)
-        return answer.milliseconds
-
-    def me(self) -> float:
-        """Look whether the account is active."""
-        answer = self._remote.get("/api/v1/users/me", basic(self.email, self._password))
-        _expect(answer, 200)
-        if answer.json()["is_activated"] is not True:
-            raise StepFailed("the account is not active")
-        return answer.milliseconds
-
-
-def code_for(email: str, mails: list[dict[str, Any]]) -> str | None:
-    """Return the code in the first mail to the address, or None."""
-    for mail in mails:
-        found = CODE.search(mail["text"].replace("\r", ""))
-        if mail["to"] == email and found is not None:
-            return found[0]
-    return None
-
-
-def _expect(answer: Answer, *statuses: int) -> None:
-    if answer.status not in statuses:
-        raise StepFailed(answer.problem())
-
-
-def run(canary: Canary, *, ask: bool) -> None:
+def walk(remote: Remote, email: str, *, ask: bool) -> None:
     """Take all steps, telling each; raises StepFailed and Unreachable."""
-    _step("health", canary.health)
+    password = secrets.token_urlsafe(24)
+    health = remote.get("/api/v1/health")
+    said = health.json()
+    if said.get("status") == "down":
+        down = ", ".join(name for name, state in said.get("checks", {}).items() if state == "down")
+        raise StepFailed(f"health: the service is down: {down}".removesuffix(": "))
+    tell("health", health, 200)
     if not ask:
-        _timed("mail", canary.caught)  # before somebody's mailbox gets a mail that nobody will read
-    _step("register", canary.register)
-    if ask:
-        code = input(f"code sent to {canary.email}: ").strip()
-    else:
-        code, took = _timed("mail", canary.code_from_catcher)
-        print(f"mail      {took:9.1f} ms")
-    _step("activate", lambda: canary.activate(code))
-    _step("me", canary.me)
+        caught(remote)  # before somebody's mailbox gets a mail that nobody will read
+    registered = remote.post("/api/v1/users/register", {"email": email, "password": password})
+    tell("register", registered, 201, 202)  # 202 by a service that is strict about addresses
+    code = input(f"code sent to {email}: ").strip() if ask else code_from_catcher(remote, email)
+    account = basic(email, password)
+    tell("activate", remote.post("/api/v1/users/activate", {"code": code}, account), 200)
+    me = remote.get("/api/v1/users/me", account)
+    if me.status == HTTPStatus.OK and me.json()["is_activated"] is not True:
+        raise StepFailed("me: the account is not active")
+    tell("me", me, 200)
 
 
-def _step(name: str, take: Callable[[], float]) -> None:
-    print(f"{name:<10}{_timed(name, take):9.1f} ms")
+def tell(step: str, answer: Answer, *statuses: int) -> None:
+    """Print how long a step took; raises StepFailed for an answer of another status."""
+    if answer.status not in statuses:
+        raise StepFailed(f"{step}: {answer.problem()}")
+    print(f"{step:<10}{answer.milliseconds:9.1f} ms")
 
 
-def _timed(name: str, take: Callable[[], T]) -> T:
-    try:
-        return take()
-    except StepFailed as failure:
-        raise StepFailed(f"{name}: {failure}") from None
+def caught(remote: Remote) -> list[dict[str, Any]]:
+    """Return the catcher's mails; a service that really sends has none to show."""
+    answer = remote.get("/dev/mail", ops=True)
+    if answer.status != HTTPStatus.OK:
+        raise StepFailed(f"mail: /dev/mail answers {answer.problem()}: use --ask where mails are really sent")
+    mails: list[dict[str, Any]] = answer.json()["mails"]
+    return mails
+
+
+def code_from_catcher(remote: Remote, email: str) -> str:
+    """Wait for the mail at the development catcher and return its code; tells how long it took."""
+    begun = time.perf_counter()
+    while time.perf_counter() - begun < MAIL_SECONDS:
+        for mail in caught(remote):
+            found = CODE.search(mail["text"].replace("\r", ""))
+            if mail["to"] == email and found is not None:
+                print(f"mail      {(time.perf_counter() - begun) * 1000:9.1f} ms")
+                return found[0]
+        time.sleep(LOOK_SECONDS)  # a mailbox tells no event
+    raise StepFailed(f"mail: none within {MAIL_SECONDS:g} s: does a mail worker run?")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -150,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         email = options.email or f"canary-{secrets.token_hex(6)}@example.com"
-        run(Canary(remote_of(options), email), ask=options.ask)
+        walk(remote_of(options), email, ask=options.ask)
     except StepFailed as failure:
         print(f"smoke.py: {failure}", file=sys.stderr)
         return FAILED
