@@ -10,7 +10,7 @@ from pathlib import Path
 
 BACKLOG = 4096  # the kernel cuts it to net.core.somaxconn; a burst waits here while a worker is replaced
 PROBE_SECONDS = 1.0  # a Unix socket's owner on the same machine answers at once or is gone
-UNREAD_SECONDS = 5.0  # a peer that takes nothing of its answer for so long is cut off
+UNREAD_SECONDS = 10.0  # a peer that takes nothing of its answer for so long is cut off; phones lose their net for less
 PID_FILE = "vestibule.pid"
 
 
@@ -31,7 +31,7 @@ def open_listener(bind: str) -> socket.socket:
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             why = "it is taken: stop the program that listens there, or choose another"
         else:
-            why = str(getattr(error, "strerror", None) or error)
+            why = str(getattr(error, "strerror", None) or error).partition(" (while")[0]  # on which it stands already
         raise CannotStart(f"VESTIBULE_BIND={bind}: {why}") from None
     listener.settimeout(0)
     return listener
@@ -58,7 +58,7 @@ def _tcp(bind: str) -> socket.socket:
         host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
     six = family == socket.AF_INET6
-    listener = socket.create_server(address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=six)
+    listener = socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=six)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_SECONDS * 1000))  # tcp(7); inherited
     return listener
 
