@@ -81,7 +81,7 @@ chaos *arguments: _venv
 # Give the readers of untrusted text and a running service, on both loops, some 200,000 generated inputs: some minutes
 [no-exit-message]
 fuzz *arguments: _venv
-    @exec {{ python }} -m pytest --hypothesis-profile fuzz tests/fuzz tests/unit/test_json_body.py tests/unit/test_client_address.py tests/unit/test_email_addresses.py tests/unit/test_password.py "$@"
+    @exec {{ python }} -m pytest --hypothesis-profile fuzz tests/faults/hostile/test_hostile_fuzz.py tests/unit/test_json_body.py tests/unit/test_client_address.py tests/unit/test_email_addresses.py tests/unit/test_password.py "$@"
 
 # Change actors/ in small ways and count what no unit test notices: just mutants actors.signup --floor 0 --survivors
 [no-exit-message]

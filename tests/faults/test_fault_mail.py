@@ -15,6 +15,7 @@ from tests.servers.waiting import wait_for
 if TYPE_CHECKING:
     from tests.faults.outage import Site
 
+pytestmark = pytest.mark.parametrize("service", ["uvloop"], indirect=True)  # the mail worker has one loop
 LEASE_SECONDS = 15
 POISON = """
 WITH someone AS (

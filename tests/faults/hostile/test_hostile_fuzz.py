@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Final
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from tests.e2e.instance import running
+from tests.e2e.instance import HOST, running
 from tests.faults.hostile.conftest import OFF, unharmed
-from tests.fuzz.wire import answered, requests
+from tests.faults.hostile.nearly_right import answered, requests
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.e2e.instance import Instance
 
 TOKEN: Final = "fuzz-operator"
@@ -28,36 +26,28 @@ CONFIG: Final = str(Path(__file__).with_name("schemathesis.toml"))
 SECONDS: Final = "45"
 
 
-@pytest.fixture(scope="module", params=["uvloop", "trio"])
-def instance(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
-    """Run a service that limits nothing."""
-    with running(tmp_path_factory.mktemp("z"), request.param, SETTINGS) as one:
-        yield one
-
-
-def test_no_bytes_make_a_500(instance: Instance) -> None:
+def test_no_bytes_make_a_500(service: Instance) -> None:
     """Nearly right requests get answers below 500, leave no traceback, and harm no worker."""
     statuses: Counter[int] = Counter()
 
     @settings(suppress_health_check=list(HealthCheck))
     @given(requests())
     def send(request: bytes) -> None:
-        statuses.update(answered(instance.port, request)[:1] or [0])
+        statuses.update(answered(service.port, request)[:1] or [0])
 
-    with unharmed(instance):
-        send()
+    send()
     assert {status for status in statuses if status >= 500} <= {503}
     assert statuses[0] < statuses.total() // 4
 
 
 @pytest.mark.slow
-def test_the_service_does_what_its_description_says(instance: Instance, tmp_path: Path) -> None:
+@pytest.mark.parametrize("loop", ["uvloop", "trio"])
+def test_the_service_does_what_its_description_says(tmp_path: Path, loop: str) -> None:
     """All checks of Schemathesis pass over /openapi.json, and no worker is harmed."""
-    url = f"http://127.0.0.1:{instance.port}/openapi.json"
     options = ["--checks", "all", "--seed", "1", "--max-time", SECONDS, "--generation-database", "none"]
-    command = [SCHEMATHESIS, "--config-file", CONFIG, "run", url, *options]
-    with unharmed(instance):
-        done = subprocess.run(
-            command, check=False, cwd=tmp_path, env=os.environ | {"FUZZ_TOKEN": TOKEN}, capture_output=True, text=True
-        )
-    assert done.returncode == 0, done.stdout + done.stderr
+    variables = os.environ | {"FUZZ_TOKEN": TOKEN}
+    with running(tmp_path, loop, SETTINGS) as instance, unharmed(instance):
+        url = f"http://{HOST}:{instance.port}/openapi.json"
+        command = [SCHEMATHESIS, "--config-file", CONFIG, "run", url, *options]
+        done = subprocess.run(command, check=False, cwd=tmp_path, env=variables, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import socket
 from base64 import b64encode
+from itertools import count
 from typing import Final
 
 from hypothesis import strategies as st
 
 HOST: Final = "127.0.0.1"
+NUMBERS: Final = count()
 SECONDS: Final = 10.0
 # Completes whatever body was announced and is no request, so that the service ends the connection after its answers.
 RUBBISH: Final = b"\r\n\r\n" + b"x" * 17_000 + b"\r\n\r\n"
@@ -78,9 +80,13 @@ def requests(draw: st.DrawFn) -> bytes:
 
 
 def answered(port: int, request: bytes) -> list[int]:
-    """Send a request and the rubbish behind it; return the status of each answer until the service hangs up."""
-    received = b""
-    with socket.create_connection((HOST, port), SECONDS) as connection:
+    """Send a request and the rubbish behind it; return the status of each answer until the service hangs up.
+
+    It comes from an address that no request before had, so that no limit is in its way.
+    """
+    number, received = next(NUMBERS), b""
+    source = f"127.{20 + number // 62500 % 100}.{number // 250 % 250}.{1 + number % 250}"
+    with socket.create_connection((HOST, port), SECONDS, (source, 0)) as connection:
         connection.settimeout(SECONDS)
         try:
             connection.sendall(request + RUBBISH)
