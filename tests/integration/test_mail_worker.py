@@ -28,7 +28,7 @@ from tests.integration.conftest import new_account
 from tests.servers.postgres import PostgresServer
 from tests.servers.smtp import SmtpServer
 from tests.servers.valkey import ValkeyServer
-from tests.servers.waiting import wait_for
+from tests.servers.waiting import patience, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -201,7 +201,7 @@ def test_a_mail_that_a_worker_is_woken_for_does_not_wait_for_the_next_sweep(work
             workers.smtp.wait_for(number)
         return True
 
-    assert wait_for(six, "all have left") < 5.0
+    assert wait_for(six, "all have left") < patience(5.0)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_several_workers_send_each_mail_once_and_idle_ones_end_at_once(workers: 
     for process, how in zip(started, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP), strict=True):
         process.send_signal(how)
         process.send_signal(how)
-    assert [process.wait(3) for process in started] == [0, 0, 0]
+    assert [process.wait(patience(3)) for process in started] == [0, 0, 0]
 
 
 def test_a_worker_that_shall_outlive_its_terminal_does(workers: Workers) -> None:
@@ -279,7 +279,7 @@ def test_a_worker_that_is_told_to_stop_finishes_what_it_sends(workers: Workers) 
         workers.logs("mail worker stops")
         workers.owe("bob")
         workers.smtp.go_on()
-        assert process.wait(5) == 0
+        assert process.wait(patience(5)) == 0
         assert len(workers.smtp.mails) == 1
         workers.until(STATES, "accepted", "queued")
     workers.until(DISTINCT, "accepted")
@@ -293,7 +293,7 @@ def test_a_send_that_stalls_past_the_grace_is_abandoned(workers: Workers) -> Non
         [process] = workers.start(grace_seconds="1")
         workers.until(STATES, "sending")
         process.terminate()
-        assert process.wait(5) == 0
+        assert process.wait(patience(5)) == 0
         workers.smtp.go_on()
         assert workers.query("UPDATE vestibule.mails SET due_at = now() RETURNING state") == [("sending",)]
     [mail] = workers.smtp.wait_for(1)
@@ -329,7 +329,7 @@ def test_a_worker_waits_for_postgres_and_redis_and_an_acceptance_outlives_a_deat
         workers.until(STATES, "accepted", "accepted")
         postgres.kill()
         worker.terminate()
-        assert worker.wait(3) == 0
+        assert worker.wait(patience(3)) == 0
 
 
 def test_log_lines_that_nobody_read_are_in_the_metrics(workers: Workers) -> None:

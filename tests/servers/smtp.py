@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from aiosmtpd.smtp import Envelope, Session
 
 Stage = Literal["MAIL", "RCPT", "DATA"]
+STALL, HANG_UP = "stall", "hang up"  # tricks that are no replies
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +46,6 @@ class Received:
         return str(part.get_content()).replace("\r\n", "\n")
 
 
-@dataclass(frozen=True, slots=True)
-class _Trick:
-    stage: Stage
-    reply: str | None = None
-    stall: bool = False
-    hang_up: bool = False
-
-
 class SmtpServer(Listener):
     """Takes mails around the context, at `url`.
 
@@ -74,7 +67,7 @@ class SmtpServer(Listener):
         self.names: set[str] = set()  # by which clients have called themselves
         self._login, self._tls, self._starttls, self._most = login, tls, starttls, most
         self._served = 0
-        self._tricks: deque[_Trick] = deque()
+        self._tricks: deque[tuple[Stage, str]] = deque()
         self._unknown: set[str] = set()
         self._news = threading.Condition()
         self._go_on = asyncio.Event()
@@ -87,7 +80,7 @@ class SmtpServer(Listener):
 
     def answer(self, reply: str, *, at: Stage = "DATA", times: int = 1) -> None:
         """Give the reply, such as `451 4.3.0 later`, instead of taking the mail, to the next so many mails."""
-        self._tricks.extend([_Trick(at, reply=reply)] * times)
+        self._tricks.extend([(at, reply)] * times)
 
     def know_nobody(self, recipient: str) -> None:
         """Refuse this recipient for good, whoever else gets mail meanwhile."""
@@ -96,7 +89,7 @@ class SmtpServer(Listener):
     def stall(self, *, at: Stage = "DATA") -> None:
         """Say nothing to the next mail until `go_on`, then take it."""
         self._loop.call_soon_threadsafe(self._go_on.clear)
-        self._tricks.append(_Trick(at, stall=True))
+        self._tricks.append((at, STALL))
 
     def go_on(self) -> None:
         """Answer every mail that is stalled."""
@@ -104,7 +97,7 @@ class SmtpServer(Listener):
 
     def hang_up(self, *, at: Stage = "DATA") -> None:
         """Cut the next mail's connection; at DATA the mail is taken and only its answer lost."""
-        self._tricks.append(_Trick(at, hang_up=True))
+        self._tricks.append((at, HANG_UP))
 
     def refuse(self) -> None:
         """Close the port and every connection, until `accept`."""
@@ -158,15 +151,17 @@ class SmtpServer(Listener):
         return "250 2.0.0 taken"
 
     async def _play(self, stage: Stage, server: SMTP) -> str | None:
-        trick = next((trick for trick in self._tricks if trick.stage == stage), None)
+        trick = next((what for at, what in self._tricks if at == stage), None)
         if trick is None:
             return None
-        self._tricks.remove(trick)
-        if trick.stall:
+        self._tricks.remove((stage, trick))
+        if trick == STALL:
             await self._go_on.wait()
-        if trick.hang_up and isinstance(server.transport, asyncio.Transport):
+        elif trick == HANG_UP and isinstance(server.transport, asyncio.Transport):
             server.transport.abort()
-        return trick.reply
+        else:
+            return trick
+        return None
 
     async def _serve(self, listener: socket.socket) -> asyncio.Server:
         return await self._loop.create_server(self._connection, sock=listener, ssl=self._tls)
