@@ -26,6 +26,8 @@ MOST_IN_A_WINDOW = 1_000_000
 KEY_BYTES = 32  # of a code key: as many as the hash it keys
 KID = re.compile(r"[A-Za-z0-9_-]{1,16}")
 MOST_PORT = 65535
+REDIS = ("redis", "rediss", "unix")
+MAIL = ("smtp", "smtp+starttls", "smtps", "http", "https")
 WEB_PORTS = {"http": 80, "https": 443}
 
 
@@ -202,11 +204,6 @@ def limit(name: str) -> BeforeValidator:
     return of_text(partial(rule, name))
 
 
-def server_url(*schemes: str) -> BeforeValidator:
-    """Return the validator of a server's URL, which may hold a password."""
-    return of_text(partial(_server_url, schemes))
-
-
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 AGO = re.compile(r"(\d{1,6})([smhd])", re.ASCII)
 FORMS = "must be 90s, 30m, 2h, 1d or a time like 2026-01-31T12:00:00Z"
@@ -233,5 +230,5 @@ Sender = Annotated[str, of_text(sender)]
 Token = Annotated[SecretStr, of_text(token)]
 WebAddress = Annotated[str, of_text(web_address)]
 DatabaseUrl = Annotated[SecretStr, of_text(database_url)]
-RedisUrl = Annotated[SecretStr, server_url("redis", "rediss", "unix")]
-MailUrl = Annotated[SecretStr, server_url("smtp", "smtp+starttls", "smtps", "http", "https")]
+RedisUrl = Annotated[SecretStr, of_text(partial(_server_url, REDIS))]
+MailUrl = Annotated[SecretStr, of_text(partial(_server_url, MAIL))]
