@@ -17,10 +17,11 @@ import pytest
 
 from service import postgres
 from service.postgres.pool import configure
-from tests.servers.postgres import PostgresServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.servers.postgres import PostgresServer
 
 OPERATORS_QUERIES: Final = sorted(Path("ops/sql").glob("*.sql"))
 SIZES: Final = {"none": 0, "few": 20, "many": 20_000}
@@ -60,14 +61,15 @@ STATEMENTS: Final = {name: text for name, text in statements() if name not in PA
 
 
 @pytest.fixture(scope="module")
-def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, psycopg.Connection]]:
+def databases(postgres_server: PostgresServer) -> Iterator[dict[str, psycopg.Connection]]:
     """Connect to databases without a row, with a few that are known from statistics, and with many that are not."""
     with ExitStack() as stack:
-        server = stack.enter_context(PostgresServer(tmp_path_factory.mktemp("pg")))
         connections: dict[str, psycopg.Connection] = {}
         for size, accounts in SIZES.items():
-            url = server.url_of(server.clone())
-            connections[size] = connection = stack.enter_context(psycopg.connect(url, autocommit=True))
+            name = postgres_server.clone()
+            stack.callback(postgres_server.drop, name)
+            connection = stack.enter_context(psycopg.connect(postgres_server.url_of(name), autocommit=True))
+            connections[size] = connection
             configure(connection)
             connection.execute(ACCOUNTS, {"accounts": accounts})
             connection.execute(MAILS)
