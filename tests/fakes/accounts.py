@@ -22,6 +22,9 @@ POLICY = CodePolicy(
 )
 
 
+ADA = "ada@example.com"  # whom the hands of others touch
+
+
 class FakeAccounts:
     """Decides as the database does; `away` makes every call raise it, `changed` counts down refused writes.
 
@@ -157,9 +160,9 @@ class FakeAccounts:
 
     # What happens elsewhere, in the mail worker or at another process.
 
-    def mail_is(self, state: MailState, key: str = "ada@example.com") -> None:
+    def mail_is(self, state: MailState) -> None:
         """Put the newest mail of the account into a state; accepted ones start their minute and supersede the older."""
-        account = self._accounts[key]
+        account = self._accounts[ADA]
         newest, older = account.mails[0], account.mails[1:]
         if state is MailState.ACCEPTED:
             end = min(newest.expires_at, self._clock.now + timedelta(seconds=self._policy.ttl_seconds))
@@ -167,18 +170,18 @@ class FakeAccounts:
             older = tuple(replace(mail, state=MailState.SUPERSEDED) for mail in older)
         self._store(replace(account, mails=(replace(newest, state=state), *older)))
 
-    def replace_password(self, password_hash: bytes, key: str = "ada@example.com") -> None:
+    def replace_password(self, password_hash: bytes) -> None:
         """Let another registration take the account over."""
-        account = self._accounts[key]
+        account = self._accounts[ADA]
         self._store(replace(account, password_hash=password_hash, registration=account.registration + 1))
 
-    def forget_account(self, key: str = "ada@example.com") -> None:
+    def forget_account(self) -> None:
         """Let an operator delete the account."""
-        del self._accounts[key]
+        del self._accounts[ADA]
 
-    def forget_mails(self, key: str = "ada@example.com") -> None:
+    def forget_mails(self) -> None:
         """Let the purge delete the account's mails."""
-        self._store(replace(self._accounts[key], mails=()))
+        self._store(replace(self._accounts[ADA], mails=()))
 
     def _with_mail(self, account: Account, mail: NewMail) -> Account:
         now = self._clock.now

@@ -11,7 +11,6 @@ from uuid import UUID, uuid4
 from actors.authentication import Authentication, Credentials
 from actors.code_issuer import CodeIssuer
 from actors.domain.code import Keyring
-from actors.domain.mail import MailState
 from actors.domain.rate_limit import Rule
 from actors.domain.user import Account, CodePolicy
 from actors.kit.background import BackgroundTasks
@@ -132,10 +131,6 @@ class Flows:
         account = await self.account()
         codes = {self.keyring.code(account.id, mail.id, mail.key_id) for mail in account.mails}
         return next(digits for digits in (f"{number:06}" for number in range(99)) if digits not in codes)
-
-    def mail_is(self, state: MailState) -> None:
-        """Put the newest mail of the account into a state."""
-        self.accounts.mail_is(state)
 
 
 def client(address: str = "192.0.2.7") -> Client:

@@ -16,7 +16,7 @@ from quart import Quart
 from actors.authentication import Credentials
 from actors.domain.errors import InvalidCredentials, UnknownStatus
 from actors.domain.histogram import Histogram
-from actors.domain.rate_limit import Admission, Reading, Rule
+from actors.domain.rate_limit import Reading, Rule
 from actors.domain.totals import Totals
 from actors.domain.user import Account, State
 from actors.kit.background import BackgroundTasks
@@ -152,9 +152,6 @@ class PromptLimiter(Address):
 
     async def ask(self, message: Any) -> Any:  # noqa: ANN401 - one kind of message, and its answer
         """Decide."""
-        return await self._decide(message)
-
-    async def _decide(self, message: Admit) -> Admission:
         self.asked.append(message)
         [admission] = await self.rate_limits.decide([message])
         return admission

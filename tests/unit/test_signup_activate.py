@@ -86,7 +86,7 @@ async def test_a_dead_code_says_when_its_client_can_have_another() -> None:
 
 async def test_a_code_expires_a_minute_after_its_acceptance(unlimited: Flows) -> None:
     """At 59 seconds a wrong code is wrong, at 60 the right one is late; wrong and late look the same then."""
-    unlimited.mail_is(MailState.ACCEPTED)
+    unlimited.accounts.mail_is(MailState.ACCEPTED)
     unlimited.clock.advance(59)
     await refused(errors.WrongCode, unlimited.call("activate", await unlimited.wrong_code()))
     unlimited.clock.advance(1)
@@ -97,10 +97,10 @@ async def test_a_code_expires_a_minute_after_its_acceptance(unlimited: Flows) ->
 async def test_the_older_code_lives_until_the_newer_mail_is_accepted(unlimited: Flows) -> None:
     """Then it is told as superseded and costs nothing: a person who typed it keeps all attempts."""
     old = await unlimited.code()
-    unlimited.mail_is(MailState.ACCEPTED)
+    unlimited.accounts.mail_is(MailState.ACCEPTED)
     unlimited.clock.advance(30)
     await unlimited.call("resend")
-    unlimited.mail_is(MailState.ACCEPTED)
+    unlimited.accounts.mail_is(MailState.ACCEPTED)
     for _ in range(7):
         wrong = await refused(errors.WrongCode, unlimited.call("activate", old))
         assert (wrong.superseded, wrong.attempts_left) == (True, 5)
@@ -287,9 +287,9 @@ async def test_a_registrations_progress_goes_from_owed_to_active(unlimited: Flow
     seen = await unlimited.call("progress")
     assert (seen.state, seen.code_expires_in, seen.attempts_left, seen.resend_in) == (State.QUEUED, None, 5, 30)
     assert (seen.email, unlimited.hashing.checks) == (EMAIL, 1)
-    unlimited.mail_is(MailState.SENDING)
+    unlimited.accounts.mail_is(MailState.SENDING)
     assert (await look()).state is State.SENDING
-    unlimited.mail_is(MailState.ACCEPTED)
+    unlimited.accounts.mail_is(MailState.ACCEPTED)
     unlimited.clock.advance(20)
     seen = await look()
     assert (seen.state, seen.code_expires_in, seen.resend_in, seen.email) == (State.ACCEPTED, 40, 10, None)
@@ -298,9 +298,9 @@ async def test_a_registrations_progress_goes_from_owed_to_active(unlimited: Flow
     assert unlimited.hashing.checks == 1
     await unlimited.call("resend")
     assert (await look()).state is State.QUEUED
-    unlimited.mail_is(MailState.DEAD)
+    unlimited.accounts.mail_is(MailState.DEAD)
     assert (await look()).state is State.UNDELIVERABLE
-    unlimited.mail_is(MailState.SENDING)
+    unlimited.accounts.mail_is(MailState.SENDING)
     await unlimited.call("activate", await unlimited.code())
     seen = await look()
     assert (seen.state, seen.code_expires_in, seen.attempts_left) == (State.ACTIVATED, None, 0)
@@ -309,7 +309,7 @@ async def test_a_registrations_progress_goes_from_owed_to_active(unlimited: Flow
 async def test_a_status_address_ends(flows: Flows) -> None:
     """After a day, with another registration in its place, and it never began where it is forged."""
     first = await flows.token()
-    flows.mail_is(MailState.DEAD)
+    flows.accounts.mail_is(MailState.DEAD)
     await flows.register()
     for token in (first, "forged", flows.keyring.status_token(uuid4(), 1)):
         await refused(errors.UnknownStatus, flows.signup.progress_of(token))

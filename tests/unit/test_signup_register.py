@@ -106,7 +106,7 @@ async def test_a_client_has_three_codes_an_hour_for_one_address(flows: Flows) ->
     """A fourth would let one client use an address' codes up."""
     for _ in range(3):
         await flows.register()
-        flows.mail_is(MailState.DEAD)
+        flows.accounts.mail_is(MailState.DEAD)
     await refused(errors.CodesExhausted, flows.register())
     await flows.register(by=client("198.51.100.1"))
 
@@ -115,7 +115,7 @@ async def test_an_address_without_codes_is_refused_and_nothing_used_up(flows: Fl
     """As any 429: the wait is told, the client can still register other addresses, and no hash was made in vain."""
     for number in range(5):
         await flows.register(by=client(f"198.51.100.{number}"))
-        flows.mail_is(MailState.DEAD)
+        flows.accounts.mail_is(MailState.DEAD)
     for _ in range(6):
         full = await refused(errors.CodesExhausted, flows.register())
     assert full.retry_after == pytest.approx(3600, abs=1)
@@ -138,7 +138,7 @@ async def test_what_the_machinery_could_not_do_is_given_back(flows: Flows, error
 async def test_a_dead_registration_is_replaced_with_all_that_it_said(flows: Flows) -> None:
     """The new password, spelling and language are the account's; the first status address is not."""
     first = await flows.register()
-    flows.mail_is(MailState.DEAD)
+    flows.accounts.mail_is(MailState.DEAD)
     second = await flows.signup.register(client(), Form(KEY, OTHER, "de", "k-1"))
     assert first is not None
     assert second is not None
@@ -187,7 +187,7 @@ async def test_a_full_queue_of_hashes_is_refused_before_any_limit(flows: Flows, 
 async def test_an_account_that_never_holds_still_is_given_up(flows: Flows) -> None:
     """After some looks the client may repeat, instead of waiting for ever."""
     await flows.register()
-    flows.mail_is(MailState.DEAD)
+    flows.accounts.mail_is(MailState.DEAD)
     flows.accounts.changed = LOOKS
     await refused(NotAccepted, flows.register())
     flows.accounts.changed = LOOKS - 1
@@ -202,7 +202,7 @@ async def test_an_account_deleted_during_its_registration_may_be_registered_agai
         flows.accounts.forget_account()
 
     await flows.register()
-    flows.mail_is(MailState.DEAD)
+    flows.accounts.mail_is(MailState.DEAD)
     flows.accounts.after_add = delete
     await refused(NotAccepted, flows.register())
     flows.accounts.after_add = None
@@ -245,7 +245,7 @@ async def test_a_refused_request_binds_no_key(unlimited: Flows) -> None:
     """The key is free for the request that succeeds."""
     await unlimited.register()
     await refused(errors.EmailTaken, unlimited.register(key="k-1"))
-    unlimited.mail_is(MailState.DEAD)
+    unlimited.accounts.mail_is(MailState.DEAD)
     await unlimited.register(password=OTHER, key="k-1")
 
 

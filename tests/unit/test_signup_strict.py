@@ -51,7 +51,7 @@ async def test_register_answers_alike_whatever_the_address_is(
     if state is None:
         await flows.call("activate", await flows.code(), by=client("198.51.100.1"))
     else:
-        flows.mail_is(state)
+        flows.accounts.mail_is(state)
     flows.hashing.seconds = 0.25
     for email in (TAKEN, FREE):
         hashes = flows.hashing.hashes
@@ -95,7 +95,7 @@ async def test_an_address_without_codes_gets_the_same_answer_and_no_mail(autojum
         assert (racers.heard, len(flows.accounts.mails)) == ([None] * 8, 1)
         with taking(6 * UNIFORM_SECONDS):
             for _ in range(6):
-                flows.mail_is(MailState.DEAD)
+                flows.accounts.mail_is(MailState.DEAD)
                 assert await flows.register() is None
         assert len(flows.accounts.mails) == 5
 
@@ -135,12 +135,12 @@ async def test_every_failed_activation_is_the_same(autojump_clock: object) -> No
         for _ in range(6):
             await fail(wrong)
         await fail(right)
-        flows.mail_is(MailState.DEAD)
+        flows.accounts.mail_is(MailState.DEAD)
         await flows.register()
-        flows.mail_is(MailState.ACCEPTED)
+        flows.accounts.mail_is(MailState.ACCEPTED)
         flows.clock.advance(60)
         await fail(await flows.code())
-        flows.mail_is(MailState.DEAD)
+        flows.accounts.mail_is(MailState.DEAD)
         await flows.register()
         await flows.call("activate", await flows.code())
         await fail(await flows.code())
