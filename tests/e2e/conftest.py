@@ -53,7 +53,7 @@ def roomy(loop: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place
 
 @pytest.fixture(scope="session")
 def strict(loop: str, tmp_path_factory: pytest.TempPathFactory, mail_server: SmtpServer) -> Iterator[Place]:
-    """Give the service with everyday limits, an operators' token, a mail server, and codes that live two seconds."""
+    """Give the service with everyday limits, an operators' token, a mail server, and codes that live four seconds."""
     with running(tmp_path_factory.mktemp("strict"), loop, STRICT | {"MAIL_URL": mail_server.url}) as instance:
         yield Place(instance, Post(ServerMails(mail_server), instance.ledger))
 

@@ -107,7 +107,7 @@ def _headers(answer: Answer) -> list[tuple[str, str]]:
 
 @when("their code has expired")
 def code_expires(story: Story) -> None:
-    """Its two seconds are over."""
+    """Its four seconds are over."""
     story.person.code()
     wait_for(lambda: story.person.state() == "expired", "the code has expired")
 

@@ -16,7 +16,7 @@ OPS_TOKEN = "operators-" + token_hex(12)
 OFF = ("REGISTER_LIMIT", "ACTIVATE_LIMIT", "PASSWORD_LIMIT", "PASSWORD_CLIENT_LIMIT", "BASIC_LIMIT")
 # Long codes, so that none of them stands in a log or a table by chance.
 ROOMY = {**dict.fromkeys((*OFF, "CODE_LIMITS"), "off"), "RESEND_COOLDOWN_SECONDS": "0", "CODE_DIGITS": "10"}
-STRICT = {"CODE_TTL_SECONDS": "2", "RESEND_COOLDOWN_SECONDS": "2", "OPS_TOKEN": OPS_TOKEN}
+STRICT = {"CODE_TTL_SECONDS": "4", "RESEND_COOLDOWN_SECONDS": "3", "OPS_TOKEN": OPS_TOKEN}
 STATE_SECONDS = 15.0
 
 

@@ -7,7 +7,7 @@ Feature: Where a registration stands
     When they register while the mail server is away
     Then their state is queued or sending and no time runs
     When the mail server is back
-    Then their state becomes "accepted" and at most 2 seconds are left
+    Then their state becomes "accepted" and at most 4 seconds are left
     And their state becomes "expired" and at most 0 seconds are left
     When they wait until another code can be had
     And they ask for another code
