@@ -9,6 +9,7 @@ While the mail server fails, one attempt at a time tries for all mails. See `_Se
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import anyio
@@ -137,6 +138,7 @@ class _InHand:
         self.result: Result | None = None
 
 
+@dataclass(eq=False)
 class Delivery:
     """Delivers owed mails, several at once, until closed.
 
@@ -144,27 +146,17 @@ class Delivery:
     numbers in [0, 1) that spread retries. `trace` is entered around each send and sees its errors.
     """
 
-    def __init__(  # noqa: PLR0913 - each is one collaborator
-        self,
-        queue: MailQueue,
-        transport: Transport,
-        keyring: Keyring,
-        log: DeliveryLog,
-        *,
-        life_needed: float,
-        new_id: Callable[[], UUID],
-        chance: Callable[[], float],
-        trace: Callable[[ClaimedMail], AbstractContextManager[object]],
-    ) -> None:
-        self._queue = queue
-        self._transport = transport
-        self._keyring = keyring
-        self._log = log
-        self._life_needed = life_needed
-        self._new_id = new_id
-        self._chance = chance
-        self._trace = trace
-        self._server = _ServerState(log, chance)
+    queue: MailQueue
+    transport: Transport
+    keyring: Keyring
+    log: DeliveryLog
+    life_needed: float
+    new_id: Callable[[], UUID]
+    chance: Callable[[], float]
+    trace: Callable[[ClaimedMail], AbstractContextManager[object]]
+
+    def __post_init__(self) -> None:
+        self._server = _ServerState(self.log, self.chance)
         self._in_hand: dict[_InHand, None] = {}  # in the order of their claims
         self._connections = anyio.Semaphore(SENDS)
         self._changed = anyio.Event()
@@ -227,14 +219,14 @@ class Delivery:
         room, trial = self._room(), self._server.failing
         self._woken = False
         try:
-            mails = await self._queue.claim(room)
+            mails = await self.queue.claim(room)
         except MachineError as error:
             self._note_queue(error)
             self._queue_retry = anyio.current_time() + max(SWEEP_SECONDS, error.retry_after)
             return []
         self._note_queue(None)
         self._woken = self._woken or 2 * len(mails) >= room  # more may be due
-        self._next_sweep = anyio.current_time() + SWEEP_SECONDS * (0.75 + self._chance() / 2)
+        self._next_sweep = anyio.current_time() + SWEEP_SECONDS * (0.75 + self.chance() / 2)
         claimed = [_InHand(mail, trial=trial) for mail in mails]
         self._in_hand.update(dict.fromkeys(claimed))
         self._one_by_one = any(mail.alone for mail in mails)
@@ -270,10 +262,10 @@ class Delivery:
         """Reissue a code mail that is too old, or whose key was removed; return whether there is a mail to send."""
         mail = one.mail
         life_left = mail.life_left - (anyio.current_time() - one.claimed_at)
-        if mail.kind is MailKind.NOTICE or (life_left >= self._life_needed and mail.key_id in self._keyring):
+        if mail.kind is MailKind.NOTICE or (life_left >= self.life_needed and mail.key_id in self.keyring):
             return True
-        new = NewMail(self._new_id(), mail.kind, self._keyring.signing, mail.traceparent)
-        reissued = await self._queue.reissue(mail, new)
+        new = NewMail(self.new_id(), mail.kind, self.keyring.signing, mail.traceparent)
+        reissued = await self.queue.reissue(mail, new)
         if reissued is not None:
             one.mail = reissued
         return reissued is not None
@@ -281,10 +273,10 @@ class Delivery:
     async def _send(self, one: _InHand) -> Result:
         mail = one.mail
         is_code = mail.kind is MailKind.CODE
-        code = self._keyring.code(mail.account, mail.id, mail.key_id) if is_code else None
+        code = self.keyring.code(mail.account, mail.id, mail.key_id) if is_code else None
         try:
-            with self._trace(mail):
-                await self._transport.send(mail, code)
+            with self.trace(mail):
+                await self.transport.send(mail, code)
         except Rejected as error:
             self._server.reached()
             return Result(Outcome.DEAD, error.reason)
@@ -307,7 +299,7 @@ class Delivery:
         return Result(Outcome.DEFERRED, error.reason, asked)
 
     def _backoff(self, mail: ClaimedMail) -> float:
-        return backoff(max(1, mail.tries), self._chance())
+        return backoff(max(1, mail.tries), self.chance())
 
     async def _renew_leases(self) -> NoReturn:
         """Renew the leases of all mails in hand; stop the sends whose claims are lost."""
@@ -317,7 +309,7 @@ class Delivery:
             if not renewed:
                 continue
             try:
-                kept = await self._queue.extend(list(renewed.values()))
+                kept = await self.queue.extend(list(renewed.values()))
             except MachineError as error:
                 self._note_queue(error)
                 continue
@@ -343,23 +335,23 @@ class Delivery:
         # A statement changes a row once: of two mails of an account the second waits for the next statement.
         accepted = {one.mail.account: one for one, result in reversed(done) if result.outcome is Outcome.ACCEPTED}
         if accepted:
-            kept = await self._queue.accepted([one.mail for one in accepted.values()])
+            kept = await self.queue.accepted([one.mail for one in accepted.values()])
             for one in accepted.values():
                 self._settle(one, Result(Outcome.ACCEPTED if one.mail.id in kept else Outcome.LOST))
         others = [(one, result) for one, result in done if result.outcome is not Outcome.ACCEPTED]
         if others:
-            await self._queue.settle([(one.mail, result) for one, result in others])
+            await self.queue.settle([(one.mail, result) for one, result in others])
             for one, result in others:
                 self._settle(one, result)
 
     def _settle(self, one: _InHand, result: Result) -> None:
         del self._in_hand[one]
-        self._log.delivered(one.mail, result)
+        self.log.delivered(one.mail, result)
         self._change()
 
     def _note_queue(self, failure: MachineError | None) -> None:
         """Report when the queue goes away and when it is back."""
         if self._queue_away != (failure is not None):
             self._queue_away = failure is not None
-            self._log.queue(failure)
+            self.log.queue(failure)
             self._change()
