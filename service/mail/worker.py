@@ -14,6 +14,7 @@ from uuid import uuid4
 import anyio
 from loguru import logger
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 from taskiq.receiver import Receiver
 from taskiq_redis import RedisStreamBroker
 
@@ -189,6 +190,15 @@ class WakeupBroker(RedisStreamBroker):
     own for each entry: six round trips where one does, half of the CPU time of a mail.
     """
 
+    async def _declare_consumer_group(self) -> None:
+        """Make the group, unless it is there; as inherited whatever Redis refuses is taken for that."""
+        async with Redis(connection_pool=self.connection_pool) as client:
+            try:
+                await client.xgroup_create(self.queue_name, self.consumer_group_name, self.consumer_id, mkstream=True)
+            except ResponseError as error:
+                if "BUSYGROUP" not in str(error):
+                    raise
+
     async def listen(self) -> AsyncGenerator[bytes, None]:  # type: ignore[override]  # the receiver takes both
         """Yield each entry's message once."""
         async with Redis(connection_pool=self.connection_pool) as client:
@@ -241,7 +251,7 @@ class Listener:
 
     def __init__(self, build: Callable[[], RedisStreamBroker]) -> None:
         self._build = build
-        self._away = False
+        self._failure = ""  # the last one since wake-ups came
 
     async def run(self, finish: asyncio.Event) -> None:
         """Listen until `finish` is set."""
@@ -270,21 +280,22 @@ class Listener:
 
     async def _steady(self) -> None:
         await anyio.sleep(STEADY_SECONDS)
-        if self._away:
+        if self._failure:
             logger.info("wake-ups are back")
-        self._away = False
+        self._failure = ""
 
     def _failed(self, errors: BaseExceptionGroup[Exception]) -> None:
         error: Exception | BaseExceptionGroup[Exception] = errors
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
-        if self._away:
+        reply, kind = refusal(error), type(error).__name__
+        if self._failure == (reply or kind):
             return
-        self._away = True
-        if reply := refusal(error):
+        self._failure = reply or kind
+        if reply:
             logger.warning("no wake-ups: Redis refuses to work for us; sweeping instead", reply=reply)
         else:
-            logger.warning("no wake-ups: Redis is away; sweeping instead", error=type(error).__name__)
+            logger.warning("no wake-ups: Redis is away; sweeping instead", error=kind)
 
 
 async def _disconnect(broker: RedisStreamBroker, finish: asyncio.Event) -> None:

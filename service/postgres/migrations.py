@@ -13,7 +13,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import PGconn, Ping
 
-from service.postgres.pool import configure, first_line
+from service.postgres.pool import configure, first_line, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from service.postgres.pool import Connection
 
-NOT_TRUSTED: Final = re.compile("certificate|does not support SSL")  # said before any log-in
+NOT_TRUSTED: Final = re.compile("certificate|does not support SSL|SSL error: (?!unexpected eof)")  # before any log-in
 # Said to a log-in that may go well later: no room, a pooler without its server, no primary among the hosts.
 PASSING: Final = re.compile(
     "too many|connection slots|no more connections|server login|cannot connect to server|query_wait_timeout"
@@ -105,7 +105,7 @@ def migrate(url: str, steps: Sequence[Migration] | None = None) -> list[str]:
     All steps are one transaction: they are applied together or not at all. Raises MigrationError.
     """
     with _connected(url) as connection, connection.transaction():
-        connection.execute(SETTINGS)
+        connection.execute("; ".join([*settings(connection, "LOCAL"), SETTINGS]))
         try:
             connection.execute(TAKE_LOCK, [LOCK])
         except psycopg.errors.LockNotAvailable:
@@ -158,7 +158,9 @@ def _connected(url: str) -> Iterator[Connection]:
                 )
             yield connection
     except psycopg.OperationalError as error:
-        raise MigrationError(f"cannot reach the database: {_words(error)}", unreachable=is_outage(url, error)) from None
+        away = is_outage(url, error)
+        what = "cannot reach the database" if away else "the database cannot be used"
+        raise MigrationError(f"{what}: {_words(error)}", unreachable=away) from None
     except psycopg.Error as error:
         reason = _words(error) if error.sqlstate else "is that a connection URL?"  # libpq's words quote the URL
         standby = isinstance(error, psycopg.errors.FeatureNotSupported)

@@ -75,13 +75,14 @@ SETTINGS: Final = (
     "SET {0} array_nulls = on",  # NULL in a list is no word
     "SET {0} jit = off",  # compiling takes longer than any statement
 )
+VERSION_17: Final = 170000
+SINCE_17: Final = ("SET {0} transaction_timeout = 0",)
 # A plan is made once for each statement, and finds its rows by an index even if the tables are small when it is made.
 SET_SESSION: Final = """
-{}; SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off;
+SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off;
 SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off
-""".format("; ".join(SETTINGS).format("SESSION"))
+"""
 BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
-SET_LOCAL: Final = "; ".join(SETTINGS).format("LOCAL").split("; ")
 # Ready means that a registration would be stored: the schema is there and may be written to, and what is read comes as
 # the types that it has.
 PROBE: Final = """
@@ -119,7 +120,13 @@ def configure(connection: Connection) -> None:
     if behind_pooler(connection):
         connection.prepare_threshold = None
     else:
-        connection.execute(SET_SESSION)
+        connection.execute("; ".join([SET_SESSION, *settings(connection, "SESSION")]))
+
+
+def settings(connection: Connection, scope: LiteralString) -> list[LiteralString]:
+    """Return the statements that make SETTINGS hold for a session or a transaction of this server."""
+    known = (*SETTINGS, *(SINCE_17 if connection.info.server_version >= VERSION_17 else ()))
+    return [one.format(scope) for one in known]
 
 
 def behind_pooler(connection: Connection) -> bool:
@@ -149,7 +156,7 @@ class Transaction:
         if len(self.steps) == 1 and not pooled:
             return [_rows(connection.execute(*self.steps[0]))]
         with connection.pipeline():
-            for setting in (BEGIN, *SET_LOCAL) if pooled else (BEGIN,):
+            for setting in (BEGIN, *settings(connection, "LOCAL")) if pooled else (BEGIN,):
                 connection.execute(setting)
             cursors = [connection.execute(*step) for step in self.steps]
             connection.execute("COMMIT")

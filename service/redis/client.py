@@ -41,11 +41,12 @@ SPARE_CONNECTIONS = 4
 PROBE = """
 PING; MULTI; EXEC; SET {}:s 1 PX 1000; EXISTS {}:s;
 HSET {}:h f 1; EXPIRE {}:h 1; HGETALL {}:h; HDEL {}:h f;
-ZADD {}:z 1 1; EXPIRE {}:z 1; ZRANGEBYSCORE {}:z 1 1; ZREMRANGEBYSCORE {}:z 1 1; ZREM {}:z 1;
+ZADD {}:z 1 1; PEXPIREAT {}:z 1; ZCARD {}:z; ZSCORE {}:z 1; ZRANGE {}:z 0 0; ZREMRANGEBYSCORE {}:z 1 1; ZREM {}:z 1;
 XADD {}:x MAXLEN 1 * f 1; EXPIRE {}:x 1; XGROUP CREATE {}:x g 0; XREADGROUP GROUP g c NOACK STREAMS {}:x >;
 DEL {}:s {}:h {}:z {}:x
 """
 NO_RIGHT_IN_SCRIPT = "ACL failure in script: "
+NO_RIGHT_IN_REDIS_7 = "The user executing the script can't run this command"  # which does not say which
 UNKNOWN_COMMAND = re.compile(r"unknown command '(\w+)'")
 NO_DATABASE = "DB index is out of range"
 
@@ -132,7 +133,9 @@ class Redis:
         try:
             await self._aside_threads.run(partial(probe, self._client))
         except (*STALLS, *REFUSALS) as error:
-            self._refusal = refusal(error)
+            before, self._refusal = self._refusal, refusal(error)
+            if self._refusal not in {"", before}:
+                self._log()  # a probe names what a script does not
             raise
 
     @property
@@ -164,8 +167,10 @@ def refusal(error: Exception) -> str:
 def mistake(error: Exception) -> str:
     """Return what an operator has to mend, in words without keys and names; empty for an outage."""
     text = _text(error)
+    if NO_RIGHT_IN_REDIS_7 in text:
+        return "has no permissions to run a command of a script"
     if isinstance(error, NoPermissionError | AuthenticationError) or NO_RIGHT_IN_SCRIPT in text:
-        return re.sub(r"\bUser \S+ has", "has", text.removeprefix(NO_RIGHT_IN_SCRIPT))[:120]
+        return re.sub(r"\bUser \S+ (?=has)| script: .*", "", text.removeprefix(NO_RIGHT_IN_SCRIPT))[:120]
     if unknown := UNKNOWN_COMMAND.search(text):
         return f"it has no command '{unknown[1].lower()}': is it renamed?"
     if "CERTIFICATE_VERIFY_FAILED" in text:

@@ -41,16 +41,16 @@ class Setup:
         """All that the service is told."""
         return WORKER | {"MAIL_URL": self.smtp.url, "DATA_DIR": str(self.folder / "data")} | self.urls
 
-    def works(self, said: str = "", *, meanwhile: Callable[[], object] | None = None) -> None:
+    def works(self, said: str = "", *, meanwhile: Callable[[], object] | None = None, named: str = "") -> None:
         """See that `up` starts on it and the whole walk goes through, without a warning but `said`.
 
-        `meanwhile` happens between the start and the walk.
+        `meanwhile` happens between the start and the walk. The log has what is `named` after it.
         """
         with running(self.folder, "uvloop", self.settings) as instance:
             if meanwhile is not None:
                 meanwhile()
-                wait_for(lambda: re.search(said, instance.said()), f"it says {said}")
             walk(instance.port, self.settings, self.smtp)
+            wait_for(lambda: named in instance.said(), f"it names {named}")
         self.ends(instance.said(), said)
 
     def ends(self, log: str, said: str, *, needed: bool = True) -> None:
