@@ -28,7 +28,7 @@ from tests.faults.clients import Clients
 from tests.faults.outage import CODE
 from tests.servers.processes import send
 from tests.servers.smtp import SmtpServer
-from tests.servers.waiting import wait_for
+from tests.servers.waiting import patience, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,12 +61,14 @@ FROM vestibule.business_counts
 class Crowd:
     """People who do what the documents tell clients to do, and what they were told."""
 
-    def __init__(self, port: int, smtp: SmtpServer) -> None:
+    def __init__(self, port: int, smtp: SmtpServer, number: int) -> None:
         self.ids: dict[str, str] = {}  # of each 201
         self.active: set[str] = set()
         self.unanswered: set[str] = set()
         self.strange: list[str] = []  # answers that nobody should get
         self.retries = 0
+        self.answered = threading.Event()  # once all have registered or given up: then enough is killed
+        self._number = number
         self._clients = Clients(port)
         self._smtp = smtp
         self._pause = threading.Event()
@@ -86,12 +88,17 @@ class Crowd:
                 person.result()
 
     def _sign_up(self, name: str) -> None:
-        key, until = uuid4().hex, time.monotonic() + PATIENCE_SECONDS
+        key, until = uuid4().hex, time.monotonic() + patience(PATIENCE_SECONDS)
         while (answer := self._clients.register(name, Idempotency_Key=key)).status != 201:
             if not self._again(answer, until):
                 self.unanswered.add(name)
-                return
-        self.ids[name] = answer.body["id"]
+                break
+        else:
+            self.ids[name] = answer.body["id"]
+        if len(self.ids) + len(self.unanswered) == self._number:
+            self.answered.set()
+        if name in self.unanswered:
+            return
         while not (code := self._code(name)) and time.monotonic() < until:
             self._pause.wait(LOOK_SECONDS)
         while (answer := self._clients.activate(name, code)).status != 200 and answer.error != "UserAlreadyActivated":
@@ -129,9 +136,9 @@ def victims(instance: Instance, kind: str) -> list[int]:
 
 
 @contextmanager
-def killing(seed: int, instance: Instance, smtp: SmtpServer) -> Iterator[Counter[str]]:
-    """Kill around the body and count by kind; the mail server runs at the end."""
-    chance, enough, kills = random.Random(seed), threading.Event(), Counter[str]()  # noqa: S311 - to be had again
+def killing(seed: int, instance: Instance, smtp: SmtpServer, enough: threading.Event) -> Iterator[Counter[str]]:
+    """Kill until it is enough, at the latest behind the body, and count by kind; the mail server runs at the end."""
+    chance, kills = random.Random(seed), Counter[str]()  # noqa: S311 - to be had again
 
     def kill() -> None:
         while not enough.wait(chance.uniform(*PAUSE)):
@@ -157,8 +164,8 @@ def killing(seed: int, instance: Instance, smtp: SmtpServer) -> Iterator[Counter
 def run(seed: int, registrations: int, seconds: float, folder: Path) -> tuple[str, list[str]]:
     """Run the service in an empty folder, register so many, kill; return what happened, and all that was lost."""
     with SmtpServer() as smtp, running(folder, "uvloop", OWN | {"MAIL_URL": smtp.url}) as instance:
-        crowd = Crowd(instance.port, smtp)
-        with killing(seed, instance, smtp) as kills:
+        crowd = Crowd(instance.port, smtp, registrations)
+        with killing(seed, instance, smtp, crowd.answered) as kills:
             crowd.come([f"c{seed}-{number}" for number in range(registrations)], seconds)
         wait_for(instance.ready, "it is ready again")
         lost = problems(crowd, EmbeddedPostgres(instance.data_dir).url)
