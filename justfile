@@ -36,7 +36,7 @@ test-slow *arguments: _venv
 [no-exit-message]
 compat *arguments: _venv
     @{{ python }} -m tests.compat.install
-    @exec {{ python }} -m pytest -m slow tests/compat --numprocesses 2 "$@"
+    @exec {{ python }} -m pytest tests/compat --numprocesses 2 "$@"
 
 # Run some tests without coverage: just try tests/unit/test_supervisor.py -k drain
 [no-exit-message]

