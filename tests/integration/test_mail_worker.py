@@ -224,7 +224,7 @@ def test_a_code_that_is_too_old_or_of_a_removed_key_is_replaced(workers: Workers
 
 @pytest.mark.parametrize(
     ("reply", "reason"),
-    [(None, "connection refused at connect"), ("550 5.7.1 not this sender", "550 5.7.1 not permitted at MAIL")],
+    [(None, "connection refused at connect"), ("550 5.7.1 not this sender", "550 5.7.1 sender refused at MAIL")],
 )
 def test_after_an_outage_of_the_mail_server_all_mails_leave_soon(
     workers: Workers, reply: str | None, reason: str
