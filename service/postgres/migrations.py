@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -13,7 +14,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import PGconn, Ping
 
-from service.postgres.pool import configure, first_line, settings
+from service.postgres.pool import configure, cut, first_line, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -143,14 +144,17 @@ def _look_for_rights(connection: Connection) -> None:
 def _connected(url: str) -> Iterator[Connection]:
     """Connect, and refuse another encoding than UTF-8.
 
-    What the database refuses in the body is a MigrationError too, which never shows the URL.
+    What the database refuses in the body is a MigrationError too, which never shows the URL. A pooler takes log-ins
+    while its server is away, so the first statements have a deadline too.
     """
+    late = threading.Event()
     try:
         with psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_SECONDS) as connection:
-            configure(connection)
+            with _deadline(connection, late):
+                configure(connection)
+                [(encoding,)] = connection.execute(ENCODING).fetchall()
             # Whatever the defaults are: who waited for the lock must see what the other one has done.
             connection.isolation_level, connection.read_only = psycopg.IsolationLevel.READ_COMMITTED, False
-            [(encoding,)] = connection.execute(ENCODING).fetchall()
             if encoding != "UTF8":
                 raise MigrationError(
                     f"the database's encoding is {encoding}: Vestibule needs UTF8; create it with "
@@ -158,6 +162,9 @@ def _connected(url: str) -> Iterator[Connection]:
                 )
             yield connection
     except psycopg.OperationalError as error:
+        if late.is_set():
+            text = f"cannot reach the database: nothing answers within {CONNECT_SECONDS} s"
+            raise MigrationError(text, unreachable=True) from None
         away = is_outage(url, error)
         what = "cannot reach the database" if away else "the database cannot be used"
         raise MigrationError(f"{what}: {_words(error)}", unreachable=away) from None
@@ -165,6 +172,22 @@ def _connected(url: str) -> Iterator[Connection]:
         reason = _words(error) if error.sqlstate else "is that a connection URL?"  # libpq's words quote the URL
         standby = isinstance(error, psycopg.errors.FeatureNotSupported)
         raise MigrationError(f"the database cannot be used: {reason}", unreachable=standby) from None
+
+
+@contextmanager
+def _deadline(connection: Connection, late: threading.Event) -> Iterator[None]:
+    """Cut the connection when the body takes too long, and set the event."""
+
+    def give_up() -> None:
+        late.set()
+        cut(connection)
+
+    timer = threading.Timer(CONNECT_SECONDS, give_up)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _apply(connection: Connection, steps: Sequence[Migration]) -> list[str]:

@@ -123,6 +123,13 @@ def configure(connection: Connection) -> None:
         connection.execute("; ".join([SET_SESSION, *settings(connection, "SESSION")]))
 
 
+def cut(connection: Connection) -> None:
+    """Wake the thread that waits on the connection, which is of no use afterwards; from another thread."""
+    broken = suppress(OSError, psycopg.OperationalError)  # it may break by itself in the meantime
+    with broken, socket.socket(fileno=socket.dup(connection.fileno())) as wire:
+        wire.shutdown(socket.SHUT_RDWR)
+
+
 def settings(connection: Connection, scope: LiteralString) -> list[LiteralString]:
     """Return the statements that make SETTINGS hold for a session or a transaction of this server."""
     known = (*SETTINGS, *(SINCE_17 if connection.info.server_version >= VERSION_17 else ()))
@@ -188,13 +195,8 @@ class Transaction:
         with self._guard:
             self._given_up = True
             connection = self._connection
-            if connection is None or connection.closed:
-                return
-            try:
-                with socket.socket(fileno=socket.dup(connection.fileno())) as wire:
-                    wire.shutdown(socket.SHUT_RDWR)
-            except (OSError, psycopg.OperationalError):
-                return  # it broke by itself in the meantime
+            if connection is not None:
+                cut(connection)
 
 
 class Connections:

@@ -45,7 +45,7 @@ ZADD {}:z 1 1; PEXPIREAT {}:z 1; ZCARD {}:z; ZSCORE {}:z 1; ZRANGE {}:z 0 0; ZRE
 XADD {}:x MAXLEN 1 * f 1; EXPIRE {}:x 1; XGROUP CREATE {}:x g 0; XREADGROUP GROUP g c NOACK STREAMS {}:x >;
 DEL {}:s {}:h {}:z {}:x
 """
-NO_RIGHT_IN_SCRIPT = "ACL failure in script: "
+NO_RIGHT = re.compile(r"has no permissions to run the '[^']*' command|No permissions to access a key")
 NO_RIGHT_IN_REDIS_7 = "The user executing the script can't run this command"  # which does not say which
 UNKNOWN_COMMAND = re.compile(r"unknown command '(\w+)'")
 NO_DATABASE = "DB index is out of range"
@@ -167,10 +167,12 @@ def refusal(error: Exception) -> str:
 def mistake(error: Exception) -> str:
     """Return what an operator has to mend, in words without keys and names; empty for an outage."""
     text = _text(error)
+    if missing := NO_RIGHT.search(text):
+        return missing[0]
     if NO_RIGHT_IN_REDIS_7 in text:
         return "has no permissions to run a command of a script"
-    if isinstance(error, NoPermissionError | AuthenticationError) or NO_RIGHT_IN_SCRIPT in text:
-        return re.sub(r"\bUser \S+ (?=has)| script: .*", "", text.removeprefix(NO_RIGHT_IN_SCRIPT))[:120]
+    if isinstance(error, NoPermissionError | AuthenticationError):
+        return text[:120]
     if unknown := UNKNOWN_COMMAND.search(text):
         return f"it has no command '{unknown[1].lower()}': is it renamed?"
     if "CERTIFICATE_VERIFY_FAILED" in text:

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from service.postgres.migrations import migrate
+from tests.compat.databases import make
+from tests.compat.poolers import BINARIES, Pooler
 from tests.compat.setups import ready
 from tests.compat.walk import command, walk
 from tests.faults.clients import Clients, new
@@ -46,6 +49,25 @@ def test_postgres_away(silent: bool, servers: Servers, row: Setup) -> None:  # n
             wait_for(lambda: ready(row.port), "it is ready")
             walk(row.port, row.settings, row.smtp)
         row.ends(log(), "database does not answer|mail queue does not answer|cannot reach the database")
+
+
+@pytest.mark.parametrize("version", BINARIES, ids=[f"PostgreSQL behind PgBouncer {version}" for version in BINARIES])
+def test_postgres_away_behind_a_pooler(version: str, servers: Servers, row: Setup) -> None:
+    """A pooler takes log-ins while its server is away: that is an outage too."""
+    folder = row.folder / "pgbouncer"
+    folder.mkdir()
+    with servers.own("18") as server:
+        database = make(server)
+        migrate(database.url)
+        with Pooler(database, folder, version, "transaction") as pooler:
+            row.urls["DATABASE_URL"] = pooler.url
+            server.stop()
+            with row.apart() as log:
+                wait_for(lambda: "the database does not answer" in log(), "it starts and says so", 30.0)
+                server.start()
+                wait_for(lambda: ready(row.port), "it is ready")
+                walk(row.port, row.settings, row.smtp)
+            row.ends(log(), "database does not answer|mail queue does not answer")
 
 
 def test_mail_server_away(servers: Servers, row: Setup) -> None:
