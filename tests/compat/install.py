@@ -18,6 +18,10 @@ from tests.servers.processes import wheel
 
 KEPT = Path(__file__).parents[2] / ".tools" / "compat"
 DEBIAN = {
+    "chromium": "/usr/bin/chromium",
+    "faketime": "/usr/bin/faketime",
+    "httpie": "/usr/bin/http",
+    "prometheus": "/usr/bin/promtool",
     "pgbouncer": "/usr/sbin/pgbouncer",
     "postgresql-15": "/usr/lib/postgresql/15/bin/postgres",
     "redis-server": "/usr/bin/redis-server",
