@@ -14,7 +14,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import PGconn, Ping
 
-from service.postgres.pool import configure, cut, first_line, settings
+from service.postgres.pool import GOING, configure, cut, first_line, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -219,7 +219,9 @@ def is_outage(url: str, error: psycopg.OperationalError) -> bool:
     libpq tells no SQLSTATE of a log-in that was refused, so the server is asked whether it takes log-ins at all.
     """
     text = str(error)
+    if PASSING.search(text):
+        return True
     if error.sqlstate or NOT_TRUSTED.search(text):
-        return False
+        return (error.sqlstate or "").startswith(GOING)
     ping = PGconn.ping(make_conninfo(url, connect_timeout=CONNECT_SECONDS).encode())
-    return ping in {Ping.REJECT, Ping.NO_RESPONSE} or PASSING.search(text) is not None
+    return ping in {Ping.REJECT, Ping.NO_RESPONSE}
