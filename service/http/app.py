@@ -103,7 +103,7 @@ def build(parts: Parts) -> Quart:
         app.add_url_rule(route.path, name, route.handler, methods=[route.method])
     _surround(app, settings, access, table)
     inside: Any = app.asgi_app
-    app.asgi_app = cast("Any", Middleware(bounded(inside), settings, parts.metrics))  # type: ignore[method-assign]  # Quart's way
+    app.asgi_app = cast("Any", bounded(Middleware(inside, settings, parts.metrics)))  # type: ignore[method-assign]  # Quart's way
     return app
 
 

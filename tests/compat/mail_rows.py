@@ -113,6 +113,7 @@ class Holds:
     scheme: str = "smtp"
     options: dict[str, Any] = field(default_factory=dict)
     change: Callable[[ScriptedServer], None] = field(default=lambda _server: None)
+    untrusted: bool = False
 
 
 def change(name: str, value: object) -> Callable[[ScriptedServer], None]:
@@ -191,6 +192,8 @@ HOLDS = {
         "no AUTH offered that we know", options=login("PLAIN"), change=change("mechanisms", ("XOAUTH2",))
     ),
     "STARTTLS not offered": Holds("no STARTTLS offered", scheme="smtp+starttls", change=change("context", None)),
+    "certificate not trusted": Holds("certificate not trusted", scheme="smtp+starttls", untrusted=True),
+    "certificate not trusted, TLS from the start": Holds("certificate not trusted", scheme="smtps", untrusted=True),
     "STARTTLS refused": Holds(
         "454 4.7.0 not available for now at STARTTLS",
         always("454 4.7.0 TLS not available", "STARTTLS"),

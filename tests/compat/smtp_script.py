@@ -67,12 +67,17 @@ class Mail:
         return message_from_bytes(self.content, policy=SMTP)
 
     @property
-    def code(self) -> str:
-        """The code, alone on its line of the text part."""
+    def text(self) -> str:
+        """The text part."""
         part = self.message.get_body(("plain",))
         assert part is not None
-        [code] = [line for line in part.get_content().splitlines() if line.isdigit()]
-        return str(code)
+        return str(part.get_content())
+
+    @property
+    def code(self) -> str:
+        """The code, alone on its line of the text part."""
+        [code] = [line for line in self.text.splitlines() if line.isdigit()]
+        return code
 
 
 def usual(_session: Session, _verb: str, _argument: str) -> None:

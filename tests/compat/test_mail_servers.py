@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.compat.certificates import Certificates
 from tests.compat.mail_rows import HOLDS, KILLS, TAKES, greylisting, one_a_connection
 from tests.compat.smtp_script import HANG_UP, ScriptedServer, usual
 from tests.compat.whole_service import whole_service
@@ -38,25 +39,15 @@ HELD_SECONDS = 4.0
 MOST_TRIES = 8  # of one that tries for all, in that time and what it takes to notice
 
 
-def certificate(folder: Path, name: str) -> Path:
-    """Make a certificate for this machine that vouches for itself, with its key in the same file."""
-    pem, key = folder / f"{name}.pem", folder / f"{name}.key"
-    subject = ["-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
-    subprocess.run([*make, "-keyout", str(key), "-out", str(pem)], check=True, capture_output=True)
-    pem.write_text(pem.read_text() + key.read_text())
-    return pem
-
-
-def context(pem: Path) -> ssl.SSLContext:
+def context(made: Certificates) -> ssl.SSLContext:
     """Return what a server with this certificate needs."""
-    made = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    made.load_cert_chain(pem)
-    return made
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(made.certificate, made.key)
+    return server
 
 
 class Services:
-    """The services that rows share, one for each way to a mail server; `trusted` is the certificate that they trust."""
+    """The services that rows share, one for each way to a mail server; they trust `trusted` and not `untrusted`."""
 
     def __init__(
         self, stack: ExitStack, folders: pytest.TempPathFactory, postgres: PostgresServer, redis: ValkeyServer
@@ -67,8 +58,7 @@ class Services:
         self._redis = redis
         self._running: dict[str, Service] = {}
         self._ports: dict[object, int] = {}
-        folder = folders.mktemp("tls")
-        self.trusted, self.untrusted = certificate(folder, "trusted"), certificate(folder, "untrusted")
+        self.trusted, self.untrusted = (Certificates.made_in(folders.mktemp("tls")) for _ in range(2))
 
     def server(self, scheme: str, options: dict[str, object]) -> ScriptedServer:
         """Return the server of a row, at the place where the service of its kind looks for it."""
@@ -90,7 +80,7 @@ class Services:
                 "REDIS_URL": self._redis.url.replace("db=0", f"db={1 + len(self._running)}"),
             }
             settings = {"MAIL_URL": url, **stores, **SETTINGS}
-            one = whole_service(self._folders.mktemp("s"), settings, SSL_CERT_FILE=str(self.trusted))
+            one = whole_service(self._folders.mktemp("s"), settings, SSL_CERT_FILE=str(self.trusted.authority))
             self._running[url] = self._stack.enter_context(one)
         return self._running[url]
 
@@ -137,6 +127,8 @@ def test_a_server_that_refuses_us_holds_mails_up_and_kills_none(
         before, login, mechanisms, tls = len(service.said()), server.login, server.mechanisms, server.context
         server.script = row.script()
         row.change(server)
+        if row.untrusted:
+            server.context = context(services.untrusted)
         server.cut()
         people = service.registered(6, *DOMAINS)
         seen = wait_for(lambda: any(row.says in note for note in service.notes()), f"health says {row.says}", 5.0)

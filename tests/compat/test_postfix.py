@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.compat.certificates import Certificates
 from tests.compat.postfix import NEEDS, Postfix, can_run
 from tests.compat.smtp_script import ScriptedServer
-from tests.compat.test_mail_servers import certificate
 from tests.compat.whole_service import whole_service
 from tests.servers.waiting import wait_for
 
@@ -110,8 +110,8 @@ def test_its_rules_hold_mails_up_and_kill_none(
     says, lines = REFUSALS[name]
     service, before = relayed.service, len(relayed.service.said())
     if "smtpd_tls_security_level" in lines:
-        pem = certificate(tmp_path, "relay")
-        lines = lines | {"smtpd_tls_chain_files": str(pem)}
+        made = Certificates.made_in(tmp_path)
+        lines = lines | {"smtpd_tls_chain_files": f"{made.key}, {made.certificate}"}
     relayed.relay.restart(lines)
     people = service.registered(6, "example.com", "example.net")
     seen = wait_for(lambda: any(says in note for note in service.notes()), f"health says {says}", 10.0)

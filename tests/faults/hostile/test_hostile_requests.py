@@ -142,6 +142,16 @@ def test_a_body_that_nobody_reads_ends_the_connection(service: Instance) -> None
         one.ended()
 
 
+def test_what_is_still_sent_after_an_answer_is_taken(service: Instance) -> None:
+    """A proxy whose request is cut off would forget the answer (RFC 9112, 9.6); then the connection ends."""
+    with talk(service.port, CHUNKED + b"4400\r\n" + b" " * 0x4400 + b"\r\n") as one:
+        assert one.hear().error == "BodyTooLarge"
+        for _ in range(50):
+            one.connection.sendall(b"400\r\n" + b" " * 0x400 + b"\r\n")
+        one.connection.sendall(b"0\r\n\r\n" + LIVEZ)
+        one.ended()
+
+
 def test_a_folded_header_is_one_line(service: Instance) -> None:
     """Obsolete folding becomes a blank (RFC 9112, 5.2): nothing in it can be a header of its own."""
     answer = ask(service.port, LINE + HOST_LINE + b"X-Request-ID: a\r\n X-Request-ID: b\r\n\r\n")
