@@ -108,7 +108,8 @@ def versions() -> list[str]:
 def version(program: Path) -> str:
     """Return the line in which a program tells its version."""
     command = [str(program), *VERSION.get(program.name, ["--version"])]
-    return subprocess.check_output(command, text=True, stderr=subprocess.STDOUT).splitlines()[0]
+    told = subprocess.run(command, check=True, capture_output=True, text=True)
+    return (told.stdout or told.stderr).strip().splitlines()[0]  # nginx tells it as an error
 
 
 def main() -> None:
