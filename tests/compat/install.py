@@ -51,7 +51,7 @@ def run(*argv: str, cwd: Path | None = None) -> None:
 
 
 def debian(*packages: str) -> None:
-    """Install Debian packages; the services that they start are stopped: the suite starts its own."""
+    """Install Debian packages; the suite starts servers of its own beside those that a package starts."""
     run("apt-get", "-qq", "update")
     run("apt-get", "-qq", "install", "--yes", "--no-install-recommends", *packages)
 
