@@ -60,9 +60,11 @@ def ensure(folder: Path) -> Path:
 
 
 def sockets(data_dir: Path) -> Path:
-    """Return a private folder whose path is short enough for Unix sockets, made if need be; raises BadEnvironment."""
+    """Return a private folder whose path fits Unix sockets and URLs, made if need be; raises BadEnvironment."""
     folder = data_dir / "run"
-    if len(os.fsencode(folder)) + 1 + SOCKET_NAME_BYTES > SOCKET_PATH_BYTES:
+    path = os.fsencode(folder)
+    foreign = path != str(folder).encode(errors="replace")  # no URL carries it: the locale is not UTF-8
+    if foreign or len(path) + 1 + SOCKET_NAME_BYTES > SOCKET_PATH_BYTES:
         folder = SHORT_PARENT / f"vestibule-{hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16]}"
     with one_line(folder):
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -51,6 +51,15 @@ def test_sockets_have_short_private_paths(data_dir: Path) -> None:
     elsewhere.rmdir()
 
 
+def test_sockets_have_a_path_that_urls_carry(data_dir: Path) -> None:
+    """A name that the locale cannot read, as `ü` under LC_ALL=C, would end in no URL of a server."""
+    elsewhere = sockets(data_dir.with_name(f"{data_dir.name}-\udcc3\udcbc"))
+
+    str(elsewhere).encode()
+    assert elsewhere.stat().st_mode & 0o077 == 0
+    elsewhere.rmdir()
+
+
 def test_keys_are_made_once_and_kept(data_dir: Path) -> None:
     """Of sixteen makers at once one wins; the file is its owner's alone, and nothing is left beside it."""
     with ThreadPoolExecutor(16) as pool:
