@@ -364,6 +364,7 @@ def _nothing(text: str) -> NoReturn:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command, that of this process without `words`; return the exit code."""
+    _open_closed_streams()
     try:
         vestibule.main(words, standalone_mode=False)
         sys.stdout.flush()
@@ -372,6 +373,18 @@ def main(words: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the edge: no traceback, whose texts may hold what a user typed
         return _explain(error)
     return 0
+
+
+def _open_closed_streams() -> None:
+    """Open what the caller closed (`>&-`): else a socket gets its number, and lines of the log would go there."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+            os.set_inheritable(descriptor, True)  # noqa: FBT003 - the library's signature
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - open to the end
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - open to the end
 
 
 def _explain(error: Exception) -> int:

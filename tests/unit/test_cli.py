@@ -71,6 +71,16 @@ def refused(ended: Ended, code: int, *words: str) -> None:
     assert "hidden" not in ended.err
 
 
+def test_closed_streams_are_no_fault(tmp_path: Path) -> None:
+    """`>&-`, as some daemons start what they run: a good command ends with 0, a bad one with its line."""
+    script = 'exec "$0" -m service.cli config check <&- >&-'
+    environment = {**os.environ, **settings_of(tmp_path, {})}
+    for more, code in (({}, 0), ({"VESTIBULE_WORKERS": "many"}, 2)):
+        command = ["sh", "-c", script, sys.executable]
+        ended = subprocess.run(command, env=environment | more, stderr=subprocess.PIPE, text=True, check=False)
+        assert (ended.returncode, ended.stderr.count("\n")) == (code, code // 2), ended
+
+
 PLANS = ("plan up start", "plan serve start", "plan worker start")
 WRONG_WORDS = {
     "nonsense": "nonsense",
