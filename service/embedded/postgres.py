@@ -124,7 +124,7 @@ class EmbeddedPostgres(ServerProcess):
             shutil.rmtree(new)
         new.mkdir(mode=0o700)
         _own(new, owner)
-        with tempfile.TemporaryFile() as output:
+        with tempfile.TemporaryFile(dir=self.data_dir) as output:
             program = Program([*prefix, str(initdb), "-D", str(new), "-U", USER, *INITDB], ENVIRONMENT)
             if program.run(output.fileno()) != 0:
                 output.seek(0)
@@ -151,7 +151,7 @@ def choose(binary: Path, folder: Path) -> tuple[tuple[str, ...], int]:
     ways = [(IN_A_NAMESPACE, me)] if me != 0 else [(IN_A_NAMESPACE, me), (AS_NOBODY, NOBODY)]
     for prefix, owner in ways:
         trial = Program([*prefix, "/bin/sh", "-c", TRY, "sh", str(folder), str(binary)], ENVIRONMENT)
-        with tempfile.TemporaryFile() as output:
+        with tempfile.TemporaryFile(dir=folder) as output:
             if trial.run(output.fileno()) == 0:
                 return prefix, owner
     raise BadEnvironment(
