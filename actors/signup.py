@@ -329,10 +329,14 @@ class SignUp:
     async def profile(self, client: Client, credentials: Credentials) -> Account:
         """Return the caller's account, and count the call; in strict mode a pending one is InvalidCredentials."""
         async with self._uniform_failure(client, credentials, errors.InvalidCredentials):
-            account = await self.authentication.authenticate(client, credentials)
-            if self.strict and not account.is_activated:
-                raise errors.InvalidCredentials
+            account = self._shown(await self.authentication.authenticate(client, credentials))
         await self.limits.basic_call(client, account.email_key)
+        return account
+
+    def _shown(self, account: Account) -> Account:
+        """Return the account; in strict mode a pending one is like an unknown one."""
+        if self.strict and not account.is_activated:
+            raise errors.InvalidCredentials
         return account
 
     # -- strict mode --------------------------------------------------------------------------------------------------
