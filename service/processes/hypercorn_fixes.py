@@ -184,14 +184,20 @@ class WorkerConfig(Config):
         self._idle: dict[Guard, None] = {}  # the longest idle first
         self._empty = anyio.Event()
 
-    async def opened(self, connection: Guard) -> None:
-        """Count a connection in; where there are too many, the one that has been idle for the longest makes room."""
+    async def opened(self, connection: Guard) -> bool:
+        """Count a connection in; where there are too many, the one that has been idle for the longest makes room.
+
+        Where all of them are being served that is the new one: returns False for it.
+        """
         self._connections += 1
         self._idle[connection] = None
         if self._connections > self._most:
             oldest = next(iter(self._idle))
+            if oldest is connection:
+                return False
             del self._idle[oldest]
             await oldest.protocol_send(Closed())
+        return True
 
     def used(self, connection: Guard, *, idle: bool) -> None:
         """Note that a connection has begun to serve a request, or waits for the next one."""
@@ -238,8 +244,10 @@ class Guard:
     async def run(self) -> None:
         """Serve the connection to its end, which is never an exception but for a cancellation."""
         try:
-            await self.config.opened(self)
-            await super().run()  # type: ignore[misc]  # mixed into Hypercorn's connection classes
+            if await self.config.opened(self):
+                await super().run()  # type: ignore[misc]  # mixed into Hypercorn's connection classes
+            else:
+                await self._close()
         except Exception as error:  # noqa: BLE001 - whatever one peer provokes must not reach the others
             while isinstance(error, ExceptionGroup):
                 error = error.exceptions[0]

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from tests.e2e.instance import Instance
 
 BOTH = pytest.mark.parametrize("loop", ["uvloop", "trio"])
-FILES = 260  # of which 200 are spared: sixty connections a worker
+SPARED = 200  # files of a worker that are not for connections
 
 
 @contextmanager
-def few_files() -> Iterator[None]:
-    """Let what is started meanwhile open few files only."""
+def few_files(connections: int) -> Iterator[None]:
+    """Let each worker that is started meanwhile have so many connections at most."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (SPARED + connections, hard))
     try:
         yield
     finally:
@@ -49,6 +49,19 @@ def test_a_slow_request_is_not_waited_for(service: Instance) -> None:
         head.ended()
 
 
+@BOTH
+def test_a_connection_for_which_no_served_one_can_make_room_is_closed(tmp_path: Path, loop: str) -> None:
+    """A worker whose connections are all being served takes no more, and goes on with those it has."""
+    with few_files(1), running(tmp_path, LOOP=loop, WORKERS="1") as service:
+        with talk(service.port, get("/slow")) as busy:
+            wait_for(lambda: "\nslow " in service.said(), "it is being served")
+            with talk(service.port) as late:
+                late.ended()
+            service.folder.joinpath("go").touch()
+            assert busy.hear().status == 200
+    assert "connection failed" not in service.said()
+
+
 def test_a_connection_that_its_client_has_closed_is_given_up_at_once(service: Instance) -> None:
     """No worker keeps half of a connection for the time that it would wait for another request."""
     for _ in range(8):
@@ -65,7 +78,7 @@ def test_a_connection_that_its_client_has_closed_is_given_up_at_once(service: In
 @BOTH
 def test_idle_connections_starve_nobody(tmp_path: Path, loop: str) -> None:
     """Beyond its bound a worker ends the longest idle connection, none that is served; who asks is answered."""
-    with few_files(), running(tmp_path, LOOP=loop) as service, ExitStack() as crowd:
+    with few_files(60), running(tmp_path, LOOP=loop) as service, ExitStack() as crowd:
         root = get("/")
         first = crowd.enter_context(talk(service.port, root))
         assert first.hear().status == 200
