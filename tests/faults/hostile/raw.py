@@ -44,7 +44,7 @@ class Talk:
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
-        self._file = connection.makefile("rb")
+        self.file = connection.makefile("rb")
 
     def say(self, data: bytes) -> None:
         """Send bytes; a service that has hung up meanwhile has said why."""
@@ -55,21 +55,21 @@ class Talk:
 
     def hear(self, method: str = "GET") -> Answer:
         """Return the next answer."""
-        line = self._file.readline()
+        line = self.file.readline()
         assert line.startswith(b"HTTP/1.1 "), line
         headers: dict[str, str] = {}
-        while (one := self._file.readline()) != b"\r\n":
+        while (one := self.file.readline()) != b"\r\n":
             name, _, value = one.decode("latin-1").partition(":")
             headers[name.lower()] = value.strip()
         length = 0 if method == "HEAD" or line[9:10] == b"1" else int(headers.get("content-length", "0"))
-        return Answer(int(line[9:12]), headers, self._file.read(length))
+        return Answer(int(line[9:12]), headers, self.file.read(length))
 
     def ended(self, within: float = PATIENCE) -> float:
         """Return the seconds until the service hung up; fails when it does not, or says something more."""
         began = time.monotonic()
         self.connection.settimeout(within)
         with suppress(ConnectionResetError):
-            assert self._file.read(1) == b""
+            assert self.file.read(1) == b""
         return time.monotonic() - began
 
 
@@ -79,7 +79,8 @@ def talk(port: int, first: bytes = b"", source: str = HOST) -> Iterator[Talk]:
     with socket.create_connection((HOST, port), PATIENCE, (source, 0)) as connection:
         one = Talk(connection)
         one.say(first)
-        yield one
+        with one.file:  # a connection is closed when its file is, too
+            yield one
 
 
 def ask(port: int, request: bytes, source: str = HOST) -> Answer:

@@ -52,13 +52,16 @@ def test_a_slow_request_is_not_waited_for(service: Instance) -> None:
 @BOTH
 def test_a_connection_for_which_no_served_one_can_make_room_is_closed(tmp_path: Path, loop: str) -> None:
     """A worker whose connections are all being served takes no more, and goes on with those it has."""
-    with few_files(1), running(tmp_path, LOOP=loop, WORKERS="1") as service:
-        with talk(service.port, get("/slow")) as busy:
-            wait_for(lambda: "\nslow " in service.said(), "it is being served")
-            with talk(service.port) as late:
-                late.ended()
-            service.folder.joinpath("go").touch()
-            assert busy.hear().status == 200
+    with (
+        few_files(1),
+        running(tmp_path, LOOP=loop, WORKERS="1") as service,
+        talk(service.port, get("/slow")) as busy,
+    ):
+        wait_for(lambda: "\nslow " in service.said(), "it is being served")
+        with talk(service.port) as late:
+            late.ended()
+        service.folder.joinpath("go").touch()
+        assert busy.hear().status == 200
     assert "connection failed" not in service.said()
 
 
