@@ -164,7 +164,7 @@ class Threads:
         if self._leave is not None:
             self._leave()
 
-    def _hand_over(self, call: _Call, value: Any, error: Exception | None) -> None:  # noqa: ANN401
+    def _hand_over(self, call: _Call, value: Any, error: Exception | None) -> None:  # noqa: ANN401 - as above
         """Leave an outcome for the loop, and wake it unless it was woken already; in a thread."""
         self._outcomes.append((call, value, error))
         if not self._waking:

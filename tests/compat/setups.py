@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tests.compat.walk import PROGRAM, command, environment, walk
-from tests.e2e.instance import HOST, QUICK, STOP_SECONDS, running
+from tests.compat.walk import PROGRAM, command, walk
+from tests.e2e.instance import HOST, QUICK, STOP_SECONDS, environment, launched, running
 from tests.faults.clients import Clients
 from tests.servers.ports import free_ports
-from tests.servers.processes import kill
 from tests.servers.waiting import wait_for
 
 if TYPE_CHECKING:
@@ -68,26 +66,18 @@ class Setup:
     def apart(self) -> Iterator[Callable[[], str]]:
         """Run `serve` and `worker` around the body, with nothing awaited; give what they have said."""
         self.urls["BIND"] = f"{HOST}:{free_ports()}"
-        log = self.folder / "log"
-        with log.open("ab") as output:
-            both = [
-                subprocess.Popen(
-                    ["setpriv", "--pdeathsig", "KILL", "--", *PROGRAM, mode],
-                    env=environment(self.settings),
-                    stdout=output,
-                    stderr=output,
-                    start_new_session=True,
-                )
-                for mode in ("serve", "worker")
-            ]
-        try:
-            yield lambda: log.read_text(encoding="utf-8")
+        logs = [self.folder / mode for mode in ("serve", "worker")]
+        with ExitStack() as stack:
+            variables = environment(self.settings)
+            both = [stack.enter_context(launched([*PROGRAM, log.name], variables, log)) for log in logs]
+
+            def said() -> str:
+                return "".join(log.read_text(encoding="utf-8") for log in logs)
+
+            yield said
             for one in both:
                 one.terminate()
-            assert [one.wait(STOP_SECONDS) for one in both] == [0, 0], log.read_text(encoding="utf-8")
-        finally:
-            for one in both:
-                kill(one)
+            assert [one.wait(STOP_SECONDS) for one in both] == [0, 0], said()
 
     def works_apart(self, said: str = "") -> None:
         """See that `serve` and `worker` start on it and the whole walk goes through, with warnings that say so."""

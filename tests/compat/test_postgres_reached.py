@@ -51,7 +51,7 @@ class Locked:
 @pytest.fixture(scope="module")
 def locked(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Locked]:
     """Run it, with a certificate of an authority of our own."""
-    address = f"127.{random.randrange(1, 250)}.{random.randrange(1, 250)}.{random.randrange(1, 250)}"  # noqa: S311
+    address = f"127.{random.randrange(1, 250)}.{random.randrange(1, 250)}.{random.randrange(1, 250)}"  # noqa: S311 - a test's
     certificates = Certificates.made_in(tmp_path_factory.mktemp("ca"))
     with servers.own("15", {"listen_addresses": address}) as server:
         (server.sockets / "data" / "pg_hba.conf").write_text(ACCESS, encoding="utf-8")

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("silent", [False, True], ids=["Redis refuses connections", "Redis does not answer"])
-def test_redis_away(silent: bool, servers: Servers, row: Setup, valkey_server: ValkeyServer) -> None:  # noqa: FBT001
+def test_redis_away(silent: bool, servers: Servers, row: Setup, valkey_server: ValkeyServer) -> None:  # noqa: FBT001 - a parameter of the table
     """The whole walk works without it."""
     row.urls["DATABASE_URL"] = servers.migrated().url
     with Proxy(valkey_server.socket) as proxy:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.e2e.instance import COMMAND, environment
 from tests.faults.clients import Clients, new
 from tests.servers.waiting import wait_for
 
@@ -21,19 +19,13 @@ if TYPE_CHECKING:
     from tests.faults.clients import Answer
     from tests.servers.smtp import SmtpServer
 
-PROGRAM = [sys.executable, str(Path(sys.executable).with_name("vestibule"))]
+PROGRAM = COMMAND[:2]
 CODE = re.compile(r"^(\d{6})$", re.MULTILINE)
 PASSWORD = "pässwörd 例え"  # no single-byte encoding has
 USERS = "/api/v1/users"
 MAIL_SECONDS = 10.0
 COMMAND_SECONDS = 60.0
 COUNTED = {"registrations": 3, "activations": 2, "resends": 1, "mails_accepted": 4, "mails_dead": 1}
-
-
-def environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """Return this environment with these settings alone."""
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("VESTIBULE_")}
-    return plain | {f"VESTIBULE_{name}": value for name, value in settings.items()}
 
 
 def command(settings: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
