@@ -1,6 +1,7 @@
 """The console command `vestibule`; every refusal ends as one line on stderr.
 
-Imports stand inside the commands: each pays for its own only, and `--help` for none.
+Imports stand inside the commands: each pays for its own only, and `--help` for none. All of them are in this one module
+because each is a few lines that call the package which does the work: it reads as the list that `--help` prints.
 """
 
 from __future__ import annotations

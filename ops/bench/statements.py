@@ -24,10 +24,11 @@ from actors.domain.user import CodePolicy
 from actors.ports import NewMail, Register
 from service.embedded.postgres import EmbeddedPostgres
 from service.postgres.accounts import PostgresAccounts
+from service.postgres.connection import CONNECTION, configure
 from service.postgres.ids import uuid7
 from service.postgres.mails import PostgresMailQueue
 from service.postgres.migrations import migrate
-from service.postgres.pool import CONNECTION, Transaction, configure
+from service.postgres.pool import Transaction
 from service.processes.spawn import fork
 
 if TYPE_CHECKING:

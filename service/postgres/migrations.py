@@ -14,13 +14,13 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import PGconn, Ping
 
-from service.postgres.pool import GOING, configure, cut, first_line, settings
+from service.postgres.connection import GOING, configure, cut, first_line, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import LiteralString
 
-    from service.postgres.pool import Connection
+    from service.postgres.connection import Connection
 
 NOT_TRUSTED: Final = re.compile("certificate|does not support SSL|SSL error: (?!unexpected eof)")  # before any log-in
 # Said to a log-in that may go well later: no room, a pooler without its server, no primary among the hosts.

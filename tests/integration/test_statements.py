@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from service import postgres
-from service.postgres.pool import configure
+from service.postgres.connection import configure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
