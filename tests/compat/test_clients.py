@@ -18,12 +18,13 @@ import venv
 from http import HTTPStatus
 from pathlib import Path
 from secrets import token_hex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.e2e.instance import HOST, Instance, running
 from tests.e2e.post import CaughtMails, Post
+from tests.faults.clients import Clients
 from tests.servers.ports import free_ports
 
 if TYPE_CHECKING:
@@ -60,17 +61,11 @@ class Service:
 
     def call(
         self, method: str, path: str, body: object = None, *, basic: bytes | None = None
-    ) -> tuple[int, dict[str, object]]:
+    ) -> tuple[int, dict[str, Any]]:
         """Ask for `path`; return the status and the JSON of the answer."""
-        connection = http.client.HTTPConnection(HOST, self.instance.port, timeout=30)
-        headers = {"Content-Type": "application/json"}
-        if basic is not None:
-            headers["Authorization"] = "Basic " + base64.b64encode(basic).decode()
-        connection.request(method, path, None if body is None else json.dumps(body), headers)
-        answer = connection.getresponse()
-        status, found = answer.status, json.loads(answer.read())
-        connection.close()
-        return status, found
+        headers = {} if basic is None else {"Authorization": "Basic " + base64.b64encode(basic).decode()}
+        answer = Clients(self.instance.port).ask(method, path, body, **headers)
+        return answer.status, answer.body
 
     def register(self, email: str, password: str) -> None:
         """Register, and be sure of it."""

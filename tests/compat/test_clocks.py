@@ -5,16 +5,13 @@ PostgreSQL, Valkey and the mail server have the right time; `faketime` gives the
 
 from __future__ import annotations
 
-import http.client
-import json
 import time
 from base64 import b64encode
 from contextlib import contextmanager
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
-from secrets import token_hex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -22,6 +19,7 @@ from tests.e2e.instance import HOST, running
 from tests.e2e.ledger import Ledger
 from tests.e2e.post import Post, ServerMails
 from tests.e2e.world import wrong_code
+from tests.faults.clients import Clients, new
 from tests.servers.postgres import PostgresServer
 from tests.servers.smtp import SmtpServer
 from tests.servers.valkey import ValkeyServer
@@ -38,7 +36,6 @@ pytestmark = [
     pytest.mark.skipif(LIBRARY is None, reason="libfaketime is not installed (on Debian: apt-get install faketime)"),
 ]
 
-PASSWORD = "correct horse battery"
 HOUR = 3600
 TTL_SECONDS = 10  # a slow machine must get through some requests meanwhile
 LIMIT = 5
@@ -49,7 +46,7 @@ class Machine:
     """A service on a machine of its own, whose clock a file sets."""
 
     def __init__(self, instance: Instance, clock: Path, offset: int) -> None:
-        self._port = instance.port
+        self.clients = Clients(instance.port, address=HOST)
         self._clock = clock
         self._offset = offset
 
@@ -57,31 +54,6 @@ class Machine:
         """Move the machine's clock, which is wrong already, by so many seconds."""
         self._offset += seconds
         self._clock.write_text(f"{self._offset:+d}s\n", encoding="ascii")
-
-    def call(self, method: str, path: str, body: object = None, email: str = "") -> tuple[int, dict[str, Any], Any]:
-        """Ask for `path`, as `email` if it is given; return the status, the JSON and the headers."""
-        connection = http.client.HTTPConnection(HOST, self._port, timeout=30)
-        headers = {"Content-Type": "application/json"}
-        if email:
-            headers["Authorization"] = "Basic " + b64encode(f"{email}:{PASSWORD}".encode()).decode()
-        connection.request(method, path, None if body is None else json.dumps(body), headers)
-        answer = connection.getresponse()
-        found = json.loads(answer.read())
-        connection.close()
-        return answer.status, found, answer.headers
-
-    def register(self) -> tuple[str, int, dict[str, Any], Any]:
-        """Register somebody new."""
-        email = f"ada.{token_hex(6)}@example.test"
-        return email, *self.call("POST", "/api/v1/users/register", {"email": email, "password": PASSWORD})
-
-    def progress(self, email: str) -> dict[str, Any]:
-        """Return where the registration stands."""
-        return self.call("GET", "/api/v1/users/activation", email=email)[1]
-
-    def activate(self, email: str, code: str) -> tuple[int, dict[str, Any], Any]:
-        """Redeem a code."""
-        return self.call("POST", "/api/v1/users/activate", {"code": code}, email)
 
 
 @pytest.fixture
@@ -135,21 +107,23 @@ def machine(folder: Path, settings: dict[str, str], offset: int) -> Iterator[Mac
 
 def shows(machine: Machine, mailbox: Post, forward: int = 0) -> None:
     """Sign somebody up with a wrong code, a dead one and a good one; the clock moves by `forward` meanwhile."""
-    email, status, account, _ = machine.register()
-    assert status == HTTPStatus.CREATED, account
-    created = datetime.fromisoformat(account["created_at"])
+    clients, name = machine.clients, new()
+    registered = clients.register(name)
+    assert registered.status == HTTPStatus.CREATED, registered
+    created = datetime.fromisoformat(registered.body["created_at"])
     assert abs(time.time() - created.timestamp()) < NEAR_SECONDS
-    code = mailbox.wait(email).code
-    wait_for(lambda: machine.progress(email)["state"] == "accepted", "the mail is known to be accepted")
-    assert 0 < machine.progress(email)["code_expires_in"] <= TTL_SECONDS
-    assert machine.call("GET", account["status_url"])[0] == HTTPStatus.OK
-    assert machine.activate(email, wrong_code(code))[1]["attempts_left"] == 4
-    wait_for(lambda: machine.progress(email)["state"] == "expired", "the code has expired", TTL_SECONDS + 1.0)
-    assert machine.activate(email, code)[0] == HTTPStatus.GONE
-    assert machine.call("POST", "/api/v1/users/resend", {}, email)[0] == HTTPStatus.ACCEPTED
+    code = mailbox.wait(address(name)).code
+    wait_for(lambda: clients.activation(name).body["state"] == "accepted", "the mail is known to be accepted")
+    assert 0 < clients.activation(name).body["code_expires_in"] <= TTL_SECONDS
+    assert clients.ask("GET", registered.body["status_url"]).status == HTTPStatus.OK
+    assert clients.activate(name, wrong_code(code)).body["attempts_left"] == 4
+    expired = TTL_SECONDS + 1.0
+    wait_for(lambda: clients.activation(name).body["state"] == "expired", "the code has expired", expired)
+    assert clients.activate(name, code).status == HTTPStatus.GONE
+    assert clients.resend(name).status == HTTPStatus.ACCEPTED
     machine.move_clock(forward)
-    assert machine.activate(email, mailbox.wait(email, 2).code)[0] == HTTPStatus.OK
-    assert machine.call("GET", "/api/v1/users/me", email=email)[0] == HTTPStatus.OK
+    assert clients.activate(name, mailbox.wait(address(name), 2).code).status == HTTPStatus.OK
+    assert clients.me(name).status == HTTPStatus.OK
 
 
 @pytest.mark.parametrize(("offset", "forward"), [(HOUR, 0), (-HOUR, 0), (0, HOUR), (0, -HOUR)])
@@ -159,11 +133,11 @@ def test_a_wrong_clock_changes_nothing(
     """An hour off, or moved by an hour between two requests: codes, tokens and limits are the same."""
     with machine(tmp_path / "one", settings, offset) as one:
         shows(one, mailbox, forward)
-        statuses = [one.register()[1] for _ in range(LIMIT)]
+        statuses = [one.clients.register(new()).status for _ in range(LIMIT)]
         assert statuses == [HTTPStatus.CREATED] * (LIMIT - 1) + [HTTPStatus.TOO_MANY_REQUESTS]
-        _, _, refused, headers = one.register()
-        assert HOUR - 2 * NEAR_SECONDS < refused["retry_after"] <= HOUR
-        assert int(headers["Retry-After"]) == refused["retry_after"]
+        refused = one.clients.register(new())
+        assert HOUR - 2 * NEAR_SECONDS < refused.body["retry_after"] <= HOUR
+        assert int(refused.headers["retry-after"]) == refused.body["retry_after"]
 
 
 def test_two_machines_five_seconds_apart_are_one_service(
@@ -171,10 +145,10 @@ def test_two_machines_five_seconds_apart_are_one_service(
 ) -> None:
     """What one machine began the other goes on with; limits and metrics are exact over both."""
     with machine(tmp_path / "one", settings, 0) as one, machine(tmp_path / "two", settings, 5) as two:
-        email, status, _, _ = one.register()
-        assert status == HTTPStatus.CREATED
-        assert two.activate(email, mailbox.wait(email).code)[0] == HTTPStatus.OK
-        statuses = [each.register()[1] for _ in range(LIMIT) for each in (two, one)]
+        name = new()
+        assert one.clients.register(name).status == HTTPStatus.CREATED
+        assert two.clients.activate(name, mailbox.wait(address(name)).code).status == HTTPStatus.OK
+        statuses = [each.clients.register(new()).status for _ in range(LIMIT) for each in (two, one)]
         assert statuses.count(HTTPStatus.CREATED) == LIMIT - 1
         expected = (LIMIT, 1, 2 * LIMIT + 1, 2 * LIMIT + 1)
         wait_for(lambda: counted(one) == counted(two) == expected, "the metrics of both are exact", 2.0)
@@ -182,7 +156,7 @@ def test_two_machines_five_seconds_apart_are_one_service(
 
 def counted(machine: Machine) -> tuple[int, int, int, int]:
     """Return the registrations, the activations, the register calls and how many of those the window has."""
-    metrics = machine.call("GET", "/api/v1/metrics")[1]
+    metrics = machine.clients.ask("GET", "/api/v1/metrics").body
     business, route = metrics["business_metrics"], "POST /api/v1/users/register"
     return (
         business["registrations"],
@@ -190,3 +164,8 @@ def counted(machine: Machine) -> tuple[int, int, int, int]:
         metrics["request_counts"][route],
         metrics["latencies"][route]["count"],
     )
+
+
+def address(name: str) -> str:
+    """Return where somebody's mail goes."""
+    return f"{name}@example.com"

@@ -5,20 +5,18 @@ Each disk is a small file system in memory, filled by one large file.
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
 import subprocess
 from base64 import b64encode
 from contextlib import ExitStack, contextmanager, suppress
 from http import HTTPStatus
-from secrets import token_hex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.instance import HOST, running
+from tests.e2e.instance import running
 from tests.e2e.post import CaughtMails
+from tests.faults.clients import Clients, new
 from tests.servers.postgres import PostgresServer
 from tests.servers.smtp import SmtpServer
 from tests.servers.valkey import ValkeyServer
@@ -35,7 +33,6 @@ MOUNTS = (
 )
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not MOUNTS, reason="this user may not mount file systems")]
 
-PASSWORD = "correct horse battery"
 LIMITS = ("REGISTER_LIMIT", "ACTIVATE_LIMIT", "PASSWORD_LIMIT", "PASSWORD_CLIENT_LIMIT", "BASIC_LIMIT", "CODE_LIMITS")
 SETTINGS = {**dict.fromkeys(LIMITS, "off"), "WORKERS": "1", "CODE_KEYS": "k1:" + b64encode(bytes(32)).decode()}
 BLOCK = 1 << 16
@@ -78,37 +75,28 @@ class Service:
 
     def __init__(self, instance: Instance, mailed: Callable[[], set[str]]) -> None:
         self.instance = instance
+        self.clients = Clients(instance.port)
         self.accepted: list[str] = []
         self._mailed = mailed
 
-    def call(self, method: str, path: str, body: object = None, email: str = "") -> tuple[int, dict[str, Any]]:
-        """Ask for `path`, as `email` if it is given; return the status and the JSON."""
-        connection = http.client.HTTPConnection(HOST, self.instance.port, timeout=30)
-        headers = {"Content-Type": "application/json"}
-        if email:
-            headers["Authorization"] = "Basic " + b64encode(f"{email}:{PASSWORD}".encode()).decode()
-        connection.request(method, path, None if body is None else json.dumps(body), headers)
-        answer = connection.getresponse()
-        found = json.loads(answer.read())
-        connection.close()
-        return answer.status, found
-
-    def registers(self) -> tuple[int, str | None]:
+    def registers(self) -> tuple[int, str]:
         """Register somebody new; return the status and the problem's code."""
-        email = f"ada.{token_hex(6)}@example.test"
-        status, found = self.call("POST", "/api/v1/users/register", {"email": email, "password": PASSWORD})
-        if status == HTTPStatus.CREATED:
-            self.accepted.append(email)
-        return status, found.get("error")
+        name = new()
+        answer = self.clients.register(name)
+        if answer.status == HTTPStatus.CREATED:
+            self.accepted.append(name)
+        return answer.status, answer.error
 
     def works_again(self) -> None:
         """Wait until registrations succeed, and show that nothing that was accepted is lost."""
         wait_for(lambda: self.registers()[0] == HTTPStatus.CREATED, "it takes registrations", RECOVERY_SECONDS)
         wait_for(
-            lambda: set(self.accepted) <= self._mailed(), "every accepted registration is mailed", RECOVERY_SECONDS
+            lambda: {f"{name}@example.com" for name in self.accepted} <= self._mailed(),
+            "every accepted registration is mailed",
+            RECOVERY_SECONDS,
         )
-        for email in self.accepted:
-            assert self.call("GET", "/api/v1/users/me", email=email)[0] == HTTPStatus.OK
+        for name in self.accepted:
+            assert self.clients.me(name).status == HTTPStatus.OK
 
 
 @contextmanager
@@ -130,7 +118,7 @@ def made(folder: Path) -> Path:
     return folder
 
 
-def until_refused(one: Service) -> tuple[int, str | None]:
+def until_refused(one: Service) -> tuple[int, str]:
     """Register until somebody is not taken; return that answer."""
     for _ in range(TRIES):
         answer = one.registers()
@@ -148,7 +136,7 @@ def test_a_full_disk_under_postgres(tmp_path: Path) -> None:
         assert one.registers()[0] == HTTPStatus.CREATED
         small.fill()
         assert until_refused(one) in {(503, "StoreUnavailable"), (503, "OutcomeUnknown")}
-        assert one.call("GET", "/api/v1/health")[0] in {HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE}
+        assert one.clients.ask("GET", "/api/v1/health").status in {HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE}
         small.free()
         one.works_again()
 
@@ -161,7 +149,7 @@ def test_a_full_disk_under_redis(tmp_path: Path) -> None:
     ):
         assert one.registers()[0] == HTTPStatus.CREATED
         small.fill()
-        assert {one.registers() for _ in range(SOME)} == {(201, None)}
+        assert {one.registers() for _ in range(SOME)} == {(201, "")}
         assert "MISCONF" in one.instance.said()
         small.free()
         one.works_again()
@@ -179,7 +167,7 @@ def test_a_full_disk_under_the_logs(tmp_path: Path) -> None:
         ) as one,
     ):
         small.fill()
-        assert {one.registers() for _ in range(SOME)} == {(201, None)}
+        assert {one.registers() for _ in range(SOME)} == {(201, "")}
         small.free()
         one.works_again()
 

@@ -32,15 +32,17 @@ class Answer:
 
 @dataclass
 class Clients:
-    """Asks one service, each call over a connection of its own."""
+    """Asks one service, each call over a connection of its own; from one `address` if it is given."""
 
     port: int
     timeout: float = 15.0
+    address: str = ""
 
     def ask(self, method: str, path: str, body: object = None, **headers: str) -> Answer:
-        """Ask once, from an address that nobody else has, and never raise."""
+        """Ask once, from an address that nobody else has unless one is given, and never raise."""
         began, number = time.monotonic(), next(NAMES)
-        source = (f"127.{1 + number // 62500 % 250}.{1 + number // 250 % 250}.{1 + number % 250}", 0)
+        own = f"127.{1 + number // 62500 % 250}.{1 + number // 250 % 250}.{1 + number % 250}"
+        source = (self.address or own, 0)
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.timeout, source_address=source)
         content = None if body is None else json.dumps(body)
         sent = {"Content-Type": "application/json"} if body is not None else {}
@@ -67,6 +69,10 @@ class Clients:
     def resend(self, name: str) -> Answer:
         """Ask for another code."""
         return self.ask("POST", "/api/v1/users/resend", **_basic(name))
+
+    def me(self, name: str) -> Answer:
+        """Read the account."""
+        return self.ask("GET", "/api/v1/users/me", **_basic(name))
 
     def activation(self, name: str) -> Answer:
         """Ask where the registration stands."""
