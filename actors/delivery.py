@@ -329,7 +329,7 @@ class Delivery:
                 await self._write(done)
             except MachineError as error:
                 self._note_queue(error)
-                await anyio.sleep(max(0.1, error.retry_after))
+                await anyio.sleep(max(0.1, error.retry_after))  # the outcome is kept, and written when that works
 
     async def _write(self, done: Sequence[tuple[_InHand, Result]]) -> None:
         # A statement changes a row once: of two mails of an account the second waits for the next statement.

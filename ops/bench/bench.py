@@ -117,7 +117,7 @@ async def all_mailed(count: int) -> None:
     """Return once so many mails are accepted; ends the run with a line when that takes too long."""
     async with asyncio.timeout(MAILS_SECONDS):
         while (await metrics())["business_metrics"]["mails_accepted"] < count:  # noqa: ASYNC110 - another process
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # between looks at the metrics
 
 
 def mailed_codes(folder: Path) -> dict[str, str]:
@@ -171,7 +171,7 @@ async def answering(port: int, path: str, process: subprocess.Popen[bytes], log:
             if (await Connection(HOST, port).request("GET", path)).status in {200, 404}:
                 return
         except (OSError, EOFError):
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # it is starting
     raise SystemExit(f"not ready: {await asyncio.to_thread(log.read_text, errors='replace')}")
 
 

@@ -37,7 +37,7 @@ DATA_SECONDS = 120.0  # servers scan a mail for spam and viruses before they ans
 # Beyond it a mail is sent in vain: log-in, MAIL and RCPT, the content.
 LONGEST_DIALOGUE_SECONDS = LOG_IN_SECONDS + 2 * COMMAND_SECONDS + DATA_SECONDS
 IDLE_SECONDS = 30.0  # an unused connection is closed after it; servers cut it after a minute or five
-TIDY_SECONDS = 5.0
+TIDY_SECONDS = 5.0  # between looks for connections that nobody has used
 SERVICE_CLOSING, PERMANENT, BAD_CREDENTIALS = 421, 500, 535
 ENOUGH_ON_THIS_CONNECTION = "4.5.3"  # RFC 3463: too many recipients, as counted by some over a connection
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 READY, BEAT, RECYCLE = b"r", b"b", b"c"
 LEAVE, STOP = signal.SIGTERM, signal.SIGUSR2  # to API processes: others take over, and the final stop
 SIGNALS = frozenset({signal.SIGHUP, signal.SIGINT, LEAVE, STOP, signal.SIGCHLD})
-BEAT_SECONDS = 1.0
+BEAT_SECONDS = 1.0  # several may come late before SILENT_SECONDS are over
 SILENT_SECONDS = 8.0  # a loop that shows no life for so long never answers again
 START_SECONDS = 60.0  # to become ready
 TICK_SECONDS = 0.1  # between looks at the children's reports; signals wake at once

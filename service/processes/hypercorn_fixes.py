@@ -216,7 +216,7 @@ class WorkerConfig(Config):
     async def cut_slow_heads(self) -> NoReturn:
         """End connections whose head takes too long, until cancelled."""
         while True:
-            await anyio.sleep(1)
+            await anyio.sleep(1)  # a head may take that much longer than HEAD_SECONDS
             now = anyio.current_time()
             for slow in [one for one, until in self.heads.items() if until <= now]:
                 await slow.send(Closed())

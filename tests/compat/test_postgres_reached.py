@@ -176,7 +176,7 @@ def fails_over(row: Setup, primary: PostgresServer, standby: PostgresServer) -> 
         clients, accepted, stop = Clients(instance.port), list[str](), threading.Event()
 
         def register() -> None:
-            while not stop.wait(0.02):
+            while not stop.wait(0.02):  # a pause of the load
                 if clients.register(name := new()).status == 201:
                     accepted.append(name)
 

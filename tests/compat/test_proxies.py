@@ -261,7 +261,7 @@ def test_no_request_fails_during_reloads(front: Front, record_property: Record) 
     for number in range(1, RELOADS + 1):
         front.service.process.send_signal(signal.SIGHUP)
         wait_for(partial(reloaded, front, before + number), f"reload {number}", 30.0)
-        threading.Event().wait(1.0)
+        threading.Event().wait(1.0)  # of load on the new generation
     stop.set()
     for thread in threads:
         thread.join()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Send = Callable[[Message], Awaitable[None]]
 
 FOLDER = Path(os.environ["STAND_IN_FOLDER"])  # where tests leave their wishes
-LOOK_SECONDS = 0.02
+LOOK_SECONDS = 0.02  # between looks at a file of another process
 
 
 class App:

@@ -15,7 +15,7 @@ import psutil
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LOOK_SECONDS = 0.02
+LOOK_SECONDS = 0.02  # between looks at what tells no event
 
 
 def wait_for(true: Callable[[], object], what: str, promised: float = 20.0) -> float:
