@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from contextlib import suppress
 from dataclasses import asdict
@@ -120,9 +121,11 @@ def generation(number: int, listener: int, pipe: int) -> None:
 @vestibule.command(hidden=True)
 @click.argument("name")
 def server(name: str) -> None:
-    """Become an embedded server."""
+    """Become an embedded server; a signal before that ends it at once and says nothing."""
     from service.embedded.servers import embedded
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     found = {one.name: one for one in embedded(_settings())}
     found[name].become(os.getppid())
 

@@ -232,6 +232,7 @@ class Supervisor(Processes):
 
         def work(pipe: int) -> int:
             if server:
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until it does not end with a traceback
                 execute(self._command(*words))
             execute(self._command(*words, "--pipe", str(pipe)), pipe, *descriptors)
 

@@ -130,13 +130,20 @@ def test_a_stop_is_orderly_and_the_next_start_works(tmp_path: Path) -> None:
         assert still_there(family, patience(5.0)) == []
 
 
-def test_a_signal_in_the_middle_of_the_start_ends_it_without_a_trace(tmp_path: Path) -> None:
-    """No process and no traceback is left."""
+@pytest.mark.parametrize("moment", ["begun", "locked"])
+def test_a_signal_in_the_middle_of_the_start_ends_it_without_a_trace(tmp_path: Path, moment: str) -> None:
+    """No process and no traceback is left, whether the first server has just begun or is making its files."""
     output, data_dir = tmp_path / "output", tmp_path / "d"
     settings = {"DATA_DIR": str(data_dir), "BIND": f"{HOST}:{free_ports()}"}
     with launched(command("up"), environment(settings), output) as process:
-        wait_for((data_dir / "postgres.lock").exists, "the first server is being started")
-        family = [one.pid for one in psutil.Process(process.pid).children(recursive=True)]
+        supervisor = psutil.Process(process.pid)
+
+        def reached() -> bool:
+            begun = any("server postgres" in " ".join(one.cmdline()) for one in supervisor.children())
+            return begun if moment == "begun" else (data_dir / "postgres.lock").exists()
+
+        wait_for(reached, "the first server is being started")
+        family = [one.pid for one in supervisor.children(recursive=True)]
         process.send_signal(signal.SIGINT)
         assert process.wait(patience(20)) == 0
         assert still_there(family, patience(5.0)) == []
