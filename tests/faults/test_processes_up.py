@@ -16,7 +16,7 @@ from tests.faults.clients import Clients
 from tests.faults.outage import load
 from tests.servers.ports import free_ports
 from tests.servers.processes import send, still_there
-from tests.servers.waiting import ROLES, patience, wait_for
+from tests.servers.waiting import child, patience, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +57,7 @@ def test_the_supervisor_is_small(up: Instance) -> None:
 
 def test_what_is_killed_is_back_within_five_seconds(up: Instance) -> None:
     """Kill -9 of each server and of the mail worker: another takes its place and the service is ready again."""
-    for role in ROLES:
+    for role in (*SERVERS, "mail worker"):
         old = up.child(role)
         send(old, signal.SIGKILL)
         wait_for(lambda: up.child(role) not in {0, old} and up.ready(), f"{role} is back", 5.0)  # noqa: B023 - waits here
@@ -139,8 +139,9 @@ def test_a_signal_in_the_middle_of_the_start_ends_it_without_a_trace(tmp_path: P
         supervisor = psutil.Process(process.pid)
 
         def reached() -> bool:
-            begun = any("server postgres" in " ".join(one.cmdline()) for one in supervisor.children())
-            return begun if moment == "begun" else (data_dir / "postgres.lock").exists()
+            if moment == "begun":
+                return child(process.pid, "postgres, still in Python") != 0
+            return (data_dir / "postgres.lock").exists()
 
         wait_for(reached, "the first server is being started")
         family = [one.pid for one in supervisor.children(recursive=True)]

@@ -50,6 +50,7 @@ def patience(promised: float) -> float:
 
 ROLES = {
     "postgres": re.compile(r"/bin/postgres "),
+    "postgres, still in Python": re.compile(r" server postgres "),
     "redis": re.compile(r"valkey-server"),
     "catcher": re.compile(r"mail_catcher"),
     "mail worker": re.compile(r"^vestibule mail worker"),
