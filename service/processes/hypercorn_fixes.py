@@ -6,6 +6,7 @@ Hypercorn 0.18 (pinned) has no setting for either, so three of its names are bou
 
 from __future__ import annotations
 
+import math
 import re
 import resource
 from contextlib import suppress
@@ -181,7 +182,7 @@ class WorkerConfig(Config):
         self.heads: dict[OneProtocol, float] = {}  # when each head that has begun must be complete
         self._most = most_connections()
         self._connections = 0
-        self._idle: dict[Guard, None] = {}  # the longest idle first
+        self._idle: dict[Guard, float] = {}  # since when; the longest idle first
         self._empty = anyio.Event()
 
     async def opened(self, connection: Guard) -> bool:
@@ -190,7 +191,7 @@ class WorkerConfig(Config):
         Where all of them are being served that is the new one: returns False for it.
         """
         self._connections += 1
-        self._idle[connection] = None
+        self._idle[connection] = anyio.current_time()
         if self._connections > self._most:
             oldest = next(iter(self._idle))
             if oldest is connection:
@@ -203,7 +204,7 @@ class WorkerConfig(Config):
         """Note that a connection has begun to serve a request, or waits for the next one."""
         self._idle.pop(connection, None)
         if idle:
-            self._idle[connection] = None
+            self._idle[connection] = anyio.current_time()
 
     def closed(self, connection: Guard) -> None:
         """Count a connection out."""
@@ -213,13 +214,23 @@ class WorkerConfig(Config):
             self._empty.set()
             self._empty = anyio.Event()
 
-    async def cut_slow_heads(self) -> NoReturn:
-        """End connections whose head takes too long, until cancelled."""
+    async def cut_slow_connections(self) -> NoReturn:
+        """End connections whose head takes too long, or that have been idle for too long, until cancelled."""
         while True:
-            await anyio.sleep(1)  # a head may take that much longer than HEAD_SECONDS
+            await anyio.sleep(1)  # each may take that much longer
             now = anyio.current_time()
             for slow in [one for one, until in self.heads.items() if until <= now]:
                 await slow.send(Closed())
+            await self.close_idle(now - self.keep_alive_timeout)
+
+    async def close_idle(self, since: float = math.inf) -> None:
+        """Close the connections that have been idle since then, by the loop's clock."""
+        while self._idle:
+            oldest, begun = next(iter(self._idle.items()))
+            if begun > since:
+                return
+            del self._idle[oldest]
+            await oldest.leave()
 
     async def until_empty(self) -> None:
         """Wait until no connection is open."""
@@ -234,6 +245,16 @@ class WorkerConfig(Config):
         return headers
 
 
+class NoIdleTask:
+    """In the place of a task for each time that a connection is idle: WorkerConfig sees to that once a second."""
+
+    async def restart(self, *_: object) -> None:
+        """Do nothing."""
+
+    async def stop(self) -> None:
+        """Do nothing."""
+
+
 class Guard:
     """A connection of either loop whose failure is its own: under trio it would end the process."""
 
@@ -243,6 +264,7 @@ class Guard:
 
     async def run(self) -> None:
         """Serve the connection to its end, which is never an exception but for a cancellation."""
+        self.idle_task = NoIdleTask()
         try:
             if await self.config.opened(self):
                 await super().run()  # type: ignore[misc]  # mixed into Hypercorn's connection classes
@@ -264,9 +286,10 @@ class Guard:
         except TimeoutError:  # of the kernel: the peer takes nothing of its answer
             await self.protocol.handle(Closed())
 
-    async def _read_data(self) -> None:
-        await super()._read_data()  # type: ignore[misc]  # as above
-        await self.idle_task.stop()  # the peer has left, and its next request is not waited for
+    async def leave(self) -> None:
+        """Close the connection, which is idle."""
+        with suppress(OSError):
+            await super()._initiate_server_close()  # type: ignore[misc]  # as above
 
     async def _close(self) -> None:
         with suppress(TimeoutError):  # as above

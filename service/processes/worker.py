@@ -59,7 +59,7 @@ class Worker:
         async with anyio.create_task_group() as group:
             group.start_soon(beat, self._pipe)
             group.start_soon(self._obey)
-            group.start_soon(self._config.cut_slow_heads)
+            group.start_soon(self._config.cut_slow_connections)
             async with opening as (self._app, self._drain), anyio.create_task_group() as serving:
                 serving.start_soon(self._serve)
             group.cancel_scope.cancel()
@@ -103,6 +103,7 @@ class Worker:
             await anyio.lowlevel.checkpoint()
         with self._patience:
             await self._config.until_empty()
+        await self._config.close_idle()
 
     def _accept_no_more(self) -> None:
         """Put a socket to which nobody connects in the place of the shared one.
