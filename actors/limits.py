@@ -5,17 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import anyio
+
 from actors.domain.errors import CodesExhausted, RateLimited
 from actors.domain.rate_limit import Admission, Bucket
 from actors.ports import Admit
-from actors.rate_limiter import GiveBack
+from actors.rate_limiter import GiveBack, count
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable
 
     from actors.domain.code import Keyring
     from actors.domain.rate_limit import Reading, Rule
     from actors.kit.mailbox import Address
+
+REMEMBERED_SECONDS = 1.0  # how long a full window is not asked again: a use given back meanwhile is seen after it
+MOST_REMEMBERED = 1024  # clients; of more, those that were refused first are asked again
 
 UNLIMITED = Admission(admitted=True, retry_after=0.0, readings=(), ticket="")
 
@@ -70,10 +76,27 @@ class ClientLimits:
     Full windows raise RateLimited, or CodesExhausted where codes are counted.
     """
 
-    def __init__(self, limiter: Address, limits: Limits, keyring: Keyring) -> None:
+    def __init__(self, limiter: Address, limits: Limits, keyring: Keyring, counted: Counter[str]) -> None:
         self._limiter = limiter
         self._limits = limits
         self._keyring = keyring
+        self._counted = counted
+        self._refused: dict[tuple[tuple[str, int], ...], tuple[float, Admission]] = {}  # by networks: when, and how
+
+    def expect_registration(self, client: Client) -> None:
+        """Raise RateLimited for a client whose window of registrations was full a moment ago; asks nobody."""
+        if client.networks not in self._refused:
+            return
+        refused_at, admission = self._refused[client.networks]
+        passed = anyio.current_time() - refused_at
+        if passed >= min(REMEMBERED_SECONDS, admission.retry_after):
+            del self._refused[client.networks]
+            return
+        client.readings.extend(
+            replace(reading, reset_seconds=reading.reset_seconds - passed) for reading in admission.readings
+        )
+        count(self._counted, admission)
+        raise RateLimited(admission.retry_after - passed)
 
     async def registration(self, client: Client, email_key: str, *, code: bool) -> Reservation:
         """Reserve a registration of this client and, with `code`, a code of it for this address: both or neither."""
@@ -81,11 +104,18 @@ class ClientLimits:
         codes = self._codes(client, email_key) if code else ()
         admission = await self._ask(client, tries + codes)
         if not admission.admitted:
-            full = {reading.rule for reading in admission.readings if reading.remaining == 0}
-            refusal = RateLimited if full & {bucket.rule for bucket in tries} else CodesExhausted
-            raise refusal(admission.retry_after)
+            readings = admission.readings[: len(tries)]
+            if all(reading.remaining for reading in readings):
+                raise CodesExhausted(admission.retry_after)
+            self._remember(client, replace(admission, readings=readings))
+            raise RateLimited(admission.retry_after)
         del client.readings[len(client.readings) - len(codes) :]  # headers speak of registrations until codes are short
         return Reservation(self._limiter, admission.ticket, tries, codes)
+
+    def _remember(self, client: Client, admission: Admission) -> None:
+        if len(self._refused) >= MOST_REMEMBERED:
+            del self._refused[next(iter(self._refused))]
+        self._refused[client.networks] = anyio.current_time(), admission
 
     async def code(self, client: Client, email_key: str) -> Reservation:
         """Reserve a code of this client for this address."""

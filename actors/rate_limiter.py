@@ -48,7 +48,7 @@ class RateLimiter(Actor[Admit | GiveBack]):
         admissions = await self._windows.decide([envelope.message for envelope in asked]) if asked else []
         for envelope, admission in zip(asked, admissions, strict=True):
             if envelope.message.count or not admission.admitted:
-                self._count(admission)
+                count(self._counted, admission)
             envelope.answer(admission)
 
     async def _give_back(self, given: Sequence[GiveBack]) -> None:
@@ -60,8 +60,9 @@ class RateLimiter(Actor[Admit | GiveBack]):
         else:
             self._counted["limits_given_back"] += len(given)
 
-    def _count(self, admission: Admission) -> None:
-        """Count for each rule an admission, or for each full one a refusal."""
-        decision = "limits_admitted" if admission.admitted else "limits_refused"
-        rules = {reading.rule.name for reading in admission.readings if admission.admitted or not reading.remaining}
-        self._counted.update(f"{decision}|{rule}" for rule in rules)
+
+def count(counted: Counter[str], admission: Admission) -> None:
+    """Count for each rule an admission, or for each full one a refusal."""
+    decision = "limits_admitted" if admission.admitted else "limits_refused"
+    rules = {reading.rule.name for reading in admission.readings if admission.admitted or not reading.remaining}
+    counted.update(f"{decision}|{rule}" for rule in rules)

@@ -101,6 +101,11 @@ class SignUp:
 
     # -- register -----------------------------------------------------------------------------------------------------
 
+    def expect_registration(self, client: Client) -> None:
+        """Refuse, before anything is read, a registration that would be refused for want of room or of tries."""
+        self.hasher.expect_room(Hash)
+        self.limits.expect_registration(client)
+
     async def register(self, client: Client, form: Form) -> Registration | None:
         """Add a pending account and owe its mail; None in strict mode, which never says what it did.
 

@@ -84,6 +84,7 @@ class _Given(NamedTuple):
     accounts: PostgresAccounts
     wakeups: TaskiqWakeups
     limiter: Address
+    counted: Counter[str]
     hasher: Address
 
 
@@ -118,7 +119,7 @@ async def api(
         limiter = start(lambda: RateLimiter(rate_limits, counted))
         hasher = await enter(_hashing(settings, start, limiter))
         accounts = PostgresAccounts(postgres, settings.code_policy, worker)
-        signup = _signup(settings, keyring, _Given(start, accounts, TaskiqWakeups(redis), limiter, hasher))
+        signup = _signup(settings, keyring, _Given(start, accounts, TaskiqWakeups(redis), limiter, counted, hasher))
         await enter(supervisor.running())
         aside.start_soon(ticking, metrics)
         aside.start_soon(rate_limits.cleaning)
@@ -152,7 +153,7 @@ def _signup(settings: Settings, keyring: Keyring, given: _Given) -> SignUp:
     strict, policy = settings.enumeration == "strict", settings.code_policy
     registry = given.start(lambda: UserRegistry(given.accounts, policy, strict=strict))
     issuer = given.start(lambda: CodeIssuer(given.accounts, given.wakeups))
-    addresses, limits = EmailAddresses(), ClientLimits(given.limiter, limits_of(settings), keyring)
+    addresses, limits = EmailAddresses(), ClientLimits(given.limiter, limits_of(settings), keyring, given.counted)
     return SignUp(
         registry=registry,
         hasher=given.hasher,

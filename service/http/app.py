@@ -12,6 +12,7 @@ from quart import Quart, Response, request
 from quart_trio import QuartTrio
 
 from service.http.client import Clients, rate_limit_headers, readings
+from service.http.early import EarlyRefusals
 from service.http.health import HealthCalls
 from service.http.json_body import MOST_BYTES, bounded
 from service.http.metrics import MetricsCalls
@@ -103,7 +104,8 @@ def build(parts: Parts) -> Quart:
         app.add_url_rule(route.path, name, route.handler, methods=[route.method])
     _surround(app, settings, access, table)
     inside: Any = app.asgi_app
-    app.asgi_app = cast("Any", bounded(Middleware(inside, settings, parts.metrics)))  # type: ignore[method-assign]  # Quart's way
+    early = EarlyRefusals(parts.signup, clients, settings.root)
+    app.asgi_app = cast("Any", bounded(Middleware(inside, settings, parts.metrics, early.answer)))  # type: ignore[method-assign]  # Quart's way
     return app
 
 

@@ -7,17 +7,17 @@ from base64 import b64decode
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loguru import logger
-from quart import g, request
-from werkzeug.datastructures import LanguageAccept
+from quart import request
+from werkzeug.datastructures import Headers, LanguageAccept
 from werkzeug.http import parse_accept_header
 
 from actors.authentication import Credentials
 from actors.domain.errors import IdempotencyKeyInvalid, InvalidCredentials
 from actors.limits import Client
-from service.http.middleware import exchange_of
+from service.http.middleware import exchange_of, values_of
 from service.http.schemas import controls
 from service.mail.message import FALLBACK, nearest
 
@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable, Iterable, Sequence
 
-    from werkzeug.datastructures import Headers
-
     from actors.domain.rate_limit import Reading
+    from service.http.middleware import Scope
     from service.setting_values import Trusted
 
 Ip = IPv4Address | IPv6Address
@@ -194,12 +193,17 @@ class Clients:
 
     def current(self) -> Client:
         """Return the current request's client, whose readings become headers of the answer."""
-        address = client_address(peer(), request.headers, self._trusted)
-        if address.untrusted_forwarding:
-            self._warn()
-        client = Client(address.networks, exchange_of(request.scope).traceparent)
-        g.client = client
-        return client
+        return self.of(request.scope)
+
+    def of(self, scope: Any) -> Client:  # noqa: ANN401 - as `exchange_of` takes it
+        """Return a request's client, the same one each time."""
+        exchange = exchange_of(scope)
+        if exchange.client is None:
+            address = client_address(peer(scope), _forwarded(scope), self._trusted)
+            if address.untrusted_forwarding:
+                self._warn()
+            exchange.client = Client(address.networks, exchange.traceparent)
+        return exchange.client
 
     def _warn(self) -> None:
         if not self._noticed[FORWARDED_UNTRUSTED]:
@@ -210,17 +214,25 @@ class Clients:
 
 def readings() -> Sequence[Reading]:
     """Return what the limits have said about the current request."""
-    client: Client | None = g.get("client")
+    client = exchange_of(request.scope).client
     return client.readings if client is not None else ()
 
 
-def peer() -> str:
+def peer(scope: Any) -> str:  # noqa: ANN401 - as above
     """Return the address at the other end of the connection; empty on a Unix socket.
 
     From the scope: a header named Remote-Addr is anybody's.
     """
-    client = request.scope.get("client")
+    client = scope.get("client")
     return str(client[0]) if client and client[0] else ""
+
+
+def _forwarded(scope: Scope) -> Headers:
+    return Headers(
+        (header.decode(), value.decode("latin-1"))
+        for header in (b"forwarded", b"x-forwarded-for")
+        for value in values_of(scope, header)
+    )
 
 
 def idempotency_key() -> str | None:

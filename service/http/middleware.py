@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 
     from actors.kit.mailbox import Address
+    from actors.limits import Client
+    from service.http.problems import ProblemAnswer
     from service.settings import Settings
 
     Scope = MutableMapping[str, Any]
@@ -80,6 +82,7 @@ class Exchange:
     route: str = UNKNOWN
     status: int | None = None
     traceparent: str | None = None
+    client: Client | None = None
     begun: float = field(default_factory=perf_counter)
 
 
@@ -95,10 +98,17 @@ def log_crash(error: Exception, request_id: str) -> None:
 
 
 class Middleware:
-    """Wraps an ASGI application; holds nothing about any request."""
+    """Wraps an ASGI application; holds nothing about any request. What has an `early` answer never reaches it."""
 
-    def __init__(self, application: Application, settings: Settings, metrics: Address) -> None:
+    def __init__(
+        self,
+        application: Application,
+        settings: Settings,
+        metrics: Address,
+        early: Callable[[Scope], ProblemAnswer | None],
+    ) -> None:
         self._application = application
+        self._early = early
         self._metrics = metrics
         self._headers = AnswerHeaders(settings)
         self._root = settings.root
@@ -131,14 +141,17 @@ class Middleware:
     async def _serve(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
         try:
             check(scope)
-            await self._application(scope, receive, send)
+            if refusal := self._early(scope):
+                await _send_problem(send, refusal)
+            else:
+                await self._application(scope, receive, send)
         except RequestRefused as refused:
-            await _send_problem(send, refused)
+            await _send_problem(send, answer_to(refused))
         except Exception as error:
             log_crash(error, exchange.request_id)
             if exchange.status is not None:
                 raise  # half an answer is out: only closing the connection shows that
-            await _send_problem(send, error)
+            await _send_problem(send, answer_to(error))
 
     def _record(self, exchange: Exchange) -> None:
         """Offer one observation and write one line; a client that left before its answer was not answered."""
@@ -237,8 +250,7 @@ async def _through(send: Send, event: Event) -> None:
         await send(event)
 
 
-async def _send_problem(send: Send, error: Exception) -> None:
-    answer = answer_to(error)
+async def _send_problem(send: Send, answer: ProblemAnswer) -> None:
     body = answer.body.encode()
     headers = {"Content-Type": MEDIA, "Content-Length": str(len(body)), **answer.headers}
     raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]

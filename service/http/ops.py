@@ -45,7 +45,7 @@ class OpsAccess:
         that they were wrong.
         """
         if self._token is None:
-            if not from_this_machine(peer(), request.headers):
+            if not from_this_machine(peer(request.scope), request.headers):
                 raise OpsTokenRequired
             return
         typed = authorization("bearer", request.headers.getlist("Authorization"))

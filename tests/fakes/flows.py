@@ -63,6 +63,7 @@ class Flows:
         self.rate_limits = FakeRateLimits(self.clock)
         self.hashing = FakeHashing()
         self.wakeups = FakeWakeups()
+        self.counted = Counter[str]()
         self.crashes: list[Exception] = []
         self.signup: SignUp
         self.background: BackgroundTasks
@@ -75,12 +76,12 @@ class Flows:
         """Start the actors around the body, in the order of the real wiring; `strict` is ENUMERATION=strict."""
         flows = cls(policy)
         supervisor = Supervisor(lambda _, error: flows.crashes.append(error))
-        limiter = supervisor.start(lambda: RateLimiter(flows.rate_limits, Counter()))
+        limiter = supervisor.start(lambda: RateLimiter(flows.rate_limits, flows.counted))
         hasher = supervisor.start(lambda: PasswordHasher(flows.hashing, limiter, 2, DUMMY), copies=2)
         registry = supervisor.start(lambda: UserRegistry(flows.accounts, policy, strict=strict))
         issuer = supervisor.start(lambda: CodeIssuer(flows.accounts, flows.wakeups))
         addresses = EmailAddresses()
-        client_limits = ClientLimits(limiter, limits, flows.keyring)
+        client_limits = ClientLimits(limiter, limits, flows.keyring, flows.counted)
         flows.signup = SignUp(
             registry=registry,
             hasher=hasher,

@@ -44,13 +44,23 @@ ACTIVE = Account(SOMEONE, EMAIL, EMAIL, b"$2b$", "en", BORN, 1, BORN, BORN, 1, (
 
 
 class ScriptedSignUp(SignUp):
-    """Knows one account, EMAIL with PASSWORD and CODE; raises `failure` from every flow when it is set."""
+    """Knows one account, EMAIL with PASSWORD and CODE; raises `failure` from every flow when it is set.
+
+    `expected` is what a registration is refused with before it is read.
+    """
 
     def __init__(self) -> None:
         self.failure: Exception | None = None
+        self.expected: Exception | None = None
         self.strict = False
         self.form: Form | None = None
         self.client: Client | None = None
+
+    def expect_registration(self, client: Client) -> None:
+        """Refuse what is to be refused early."""
+        if self.expected is not None:
+            client.readings.append(Reading(PER_HOUR, 0, 12.5))
+            raise self.expected
 
     async def register(self, client: Client, form: Form) -> Registration | None:
         """Register anybody."""

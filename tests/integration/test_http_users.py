@@ -116,6 +116,23 @@ async def test_every_failure_of_a_flow_is_a_problem_with_its_members(
     assert "secret" not in answer.text
 
 
+@pytest.mark.parametrize(
+    ("expected", "status", "code"),
+    [(errors.RateLimited(11.2), 429, "RateLimitExceeded"), (NotAccepted(2.5), 503, "Busy")],
+)
+async def test_a_registration_without_room_is_refused_unread(
+    service: FakeService, expected: Exception, status: int, code: str
+) -> None:
+    """As the flow would refuse it, whatever its body; one with an idempotency key may have its answer already."""
+    service.signup.expected = expected
+    answer = await ask(service.app(), "POST", f"{USERS}/register", {"what": "ever"})
+    assert (answer.status, answer.code) == (status, code)
+    assert answer.headers["x-ratelimit-remaining"] == "0"
+    assert [(seen.route, seen.status) for seen in await service.observations()] == [(f"POST {USERS}/register", status)]
+    answer = await ask(service.app(), "POST", f"{USERS}/register", FORM, Idempotency_Key="k")
+    assert answer.status == 201
+
+
 class SlowSignUp(ScriptedSignUp):
     """Registers when it may, and writes down what it has registered."""
 

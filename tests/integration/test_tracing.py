@@ -73,7 +73,7 @@ def flows(spans: Spans, supervisor: Supervisor, stores: Stores) -> SignUp:
     registry = spans.start(supervisor, lambda: UserRegistry(stores.accounts, POLICY))
     issuer = spans.start(supervisor, lambda: CodeIssuer(stores.accounts, FakeWakeups()))
     keyring, addresses = Keyring({"k1": bytes(32)}), EmailAddresses()
-    limits = ClientLimits(limiter, LIMITS, keyring)
+    limits = ClientLimits(limiter, LIMITS, keyring, Counter())
     return SignUp(
         registry=registry,
         hasher=hasher,

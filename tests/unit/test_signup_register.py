@@ -184,6 +184,26 @@ async def test_a_full_queue_of_hashes_is_refused_before_any_limit(flows: Flows, 
         assert asker.readings == []
 
 
+async def test_a_client_that_was_refused_is_refused_again_without_a_question(
+    flows: Flows, autojump_clock: MockClock
+) -> None:
+    """For a second, and counted like the first time: a crowd that is refused costs no store anything."""
+    for number in range(5):
+        await flows.register(f"user{number}@example.com")
+    full = await refused(errors.RateLimited, flows.register())
+    flows.rate_limits.away = StoreUnavailable()
+    await trio.sleep(0.5)
+    asker = client()
+    with pytest.raises(errors.RateLimited) as again:
+        flows.signup.expect_registration(asker)
+    assert again.value.retry_after == pytest.approx(full.retry_after - 0.5)
+    assert [(reading.rule.name, reading.remaining) for reading in asker.readings] == [("register", 0)]
+    assert flows.counted["limits_refused|register"] == 2
+    flows.signup.expect_registration(client("198.51.100.1"))
+    await trio.sleep(0.6)
+    flows.signup.expect_registration(client())
+
+
 async def test_an_account_that_never_holds_still_is_given_up(flows: Flows) -> None:
     """After some looks the client may repeat, instead of waiting for ever."""
     await flows.register()
