@@ -19,6 +19,7 @@ from aiosmtplib import (
 )
 
 from actors.domain.mail import Deferred, Rejected, ServerUnavailable
+from service.mail.dialogue import GO_ON, Dialogue, content_lines, take_over
 from service.mail.server import connection_reason
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ DATA_SECONDS = 120.0  # servers scan a mail for spam and viruses before they ans
 LONGEST_DIALOGUE_SECONDS = LOG_IN_SECONDS + 2 * COMMAND_SECONDS + DATA_SECONDS
 IDLE_SECONDS = 30.0  # an unused connection is closed after it; servers cut it after a minute or five
 TIDY_SECONDS = 5.0  # between looks for connections that nobody has used
-SERVICE_CLOSING, PERMANENT, BAD_CREDENTIALS = 421, 500, 535
+COMPLETED, SERVICE_CLOSING, PERMANENT, BAD_CREDENTIALS = 250, 421, 500, 535
+EXPECTED = {"MAIL": {COMPLETED}, "RCPT": {COMPLETED, 251}, "DATA": {GO_ON}}  # 251: will forward
 ENOUGH_ON_THIS_CONNECTION = "4.5.3"  # RFC 3463: too many recipients, as counted by some over a connection
 
 ENHANCED = re.compile(r"[245]\.\d{1,3}\.\d{1,3}(?!\S)")  # RFC 3463
@@ -106,7 +108,7 @@ class SmtpTransport:
         self._messages = messages
         self._ehlo_name = ehlo_name
         self._connections = anyio.CapacityLimiter(CONNECTIONS)
-        self._idle: list[tuple[SMTP, float]] = []
+        self._idle: list[tuple[Dialogue, float]] = []
         self._reached: object = None  # the host's address that answered last
         self._tls = ssl.create_default_context() if server.security != "none" else None
 
@@ -136,16 +138,16 @@ class SmtpTransport:
         await self._send(self._messages.test(recipient, test_id))
 
     async def _send(self, message: Message) -> None:
-        content = message.encode()
+        content = content_lines(message.encode())
         while True:
             async with self._connections:
-                client = self._reusable()
-                if client is not None:
+                dialogue = self._reusable()
+                if dialogue is not None:
                     # It went stale or has served its share of mails; what counts is what a new one says.
                     with suppress(_ConnectionLost, ServerUnavailable):
-                        return await self._send_over(client, message, content)
+                        return await self._send_over(dialogue, message, content)
                 try:
-                    client = await self._connect()
+                    dialogue = await self._connect()
                 except _TooManyConnections:
                     others = self._connections.borrowed_tokens - 1
                     if not others:
@@ -153,11 +155,11 @@ class SmtpTransport:
                     self._connections.total_tokens = others  # it serves those: wait for one of them
                     continue
                 try:
-                    return await self._send_over(client, message, content)
+                    return await self._send_over(dialogue, message, content)
                 except _ConnectionLost as lost:
                     raise lost.deferred from None
 
-    async def _connect(self) -> SMTP:
+    async def _connect(self) -> Dialogue:
         """Connect, greet, encrypt and log in as MAIL_URL asks for; never less."""
         server = self._server
         client = SMTP(
@@ -180,10 +182,11 @@ class SmtpTransport:
                 if server.user is not None:
                     with _stage("AUTH"):
                         await _log_in(client, server.user, server.password or "", clear=server.security == "none")
+                with _stage("connect"):
+                    return take_over(client.transport, pipelining=client.supports_extension("pipelining"))
         except BaseException:
             client.close()
             raise
-        return client
 
     async def _reach(self) -> socket.socket:
         """Connect to the first address of the host that answers, the one of last time before the others."""
@@ -207,34 +210,34 @@ class SmtpTransport:
                 return connection
         raise failure or ConnectionRefusedError
 
-    async def _send_over(self, client: SMTP, message: Message, content: bytes) -> None:
+    async def _send_over(self, dialogue: Dialogue, message: Message, content: bytes) -> None:
         """Send over this connection and keep it for the next mail, unless the server refused more than this mail.
 
         What refuses for now may be mended meanwhile, and a server may show that to new connections only.
         """
         kept = False
         try:
-            await _transact(client, message, content)
+            await _transact(dialogue, message, content)
             kept = True
         except Rejected:
-            kept = await _reset(client)
+            kept = await _reset(dialogue)
             raise
         except Deferred:
-            await _quit(client)
+            await _quit(dialogue)
             raise
         finally:
-            if kept and client.is_connected:
-                self._idle.append((client, anyio.current_time()))
+            if kept and dialogue.is_open:
+                self._idle.append((dialogue, anyio.current_time()))
             else:
-                client.close()
+                dialogue.close()
 
-    def _reusable(self) -> SMTP | None:
+    def _reusable(self) -> Dialogue | None:
         """Return the connection that was used last, if any is alive."""
         while self._idle:
-            client, since = self._idle.pop()
-            if client.is_connected and anyio.current_time() - since < IDLE_SECONDS:
-                return client
-            client.close()
+            dialogue, since = self._idle.pop()
+            if dialogue.is_open and anyio.current_time() - since < IDLE_SECONDS:
+                return dialogue
+            dialogue.close()
         return None
 
     async def _close_idle(self) -> None:
@@ -247,10 +250,10 @@ class SmtpTransport:
     async def _quit_unused(self, seconds: float) -> None:
         """Quit the connections that have not been used for so long."""
         until = anyio.current_time() - seconds
-        leaving = [client for client, since in self._idle if since <= until]
-        self._idle = [(client, since) for client, since in self._idle if since > until]
-        for client in leaving:
-            await _quit(client)
+        leaving = [dialogue for dialogue, since in self._idle if since <= until]
+        self._idle = [(dialogue, since) for dialogue, since in self._idle if since > until]
+        for dialogue in leaving:
+            await _quit(dialogue)
 
 
 @contextmanager
@@ -297,34 +300,60 @@ async def _log_in(client: SMTP, user: str, password: str, *, clear: bool) -> Non
     raise ServerUnavailable("no AUTH offered that we know")
 
 
-async def _transact(client: SMTP, message: Message, content: bytes) -> None:
-    stage = "MAIL"
+async def _transact(dialogue: Dialogue, message: Message, content: bytes) -> None:
+    """Have the server take the mail; `content` as `content_lines` makes it. Raises as `send` does, or _ConnectionLost.
+
+    Where the commands leave together, a server that has refused the recipient may ask for the content all the same: it
+    gets none, not even an empty one, which it might deliver.
+    """
+    commands = {
+        "MAIL": f"MAIL FROM:<{message.sender.address}>".encode(),
+        "RCPT": f"RCPT TO:<{message.recipient}>".encode(),
+        "DATA": b"DATA",
+    }
+    if dialogue.pipelining:
+        dialogue.send(*commands.values())
+    refusal: Exception | None = None
+    for stage, command in commands.items():
+        if not dialogue.pipelining:
+            dialogue.send(command)
+        reply = await _reply(dialogue, stage, refusal)
+        if refusal is None and reply.code not in EXPECTED[stage]:
+            refusal = _verdict(stage, reply)
+        if refusal is not None and not dialogue.pipelining:
+            raise refusal
+    if refusal is not None:
+        if reply.code == GO_ON:
+            dialogue.close()
+        raise refusal
+    dialogue.send(content)
+    reply = await _reply(dialogue, "DATA")
+    if reply.code != COMPLETED:
+        raise _verdict("DATA", reply)
+
+
+async def _reply(dialogue: Dialogue, stage: str, refusal: Exception | None = None) -> SMTPResponseException:
+    """Return the next reply; without one raise the refusal, or that the connection is lost."""
     try:
-        await client.mail(message.sender.address, timeout=COMMAND_SECONDS)
-        stage = "RCPT"
-        await client.rcpt(message.recipient, timeout=COMMAND_SECONDS)
-        stage = "DATA"
-        await client.data(content, timeout=DATA_SECONDS)
-    except SMTPResponseException as error:
-        raise _verdict(stage, error) from None
+        return await dialogue.reply(DATA_SECONDS if stage == "DATA" else COMMAND_SECONDS)
     except (SMTPException, OSError) as error:
-        reason = f"{connection_reason(error)} at {stage}"
-        raise _lost(stage, reason) from None
+        raise refusal or _lost(stage, f"{connection_reason(error)} at {stage}") from None
 
 
-async def _quit(client: SMTP) -> None:
+async def _quit(dialogue: Dialogue) -> None:
     with suppress(SMTPException, OSError):
-        await client.quit(timeout=1)
-    client.close()
+        await dialogue.quit(1)
+    dialogue.close()
 
 
-async def _reset(client: SMTP) -> bool:
+async def _reset(dialogue: Dialogue) -> bool:
     """Return whether the connection is fit for another mail after a refusal."""
     try:
-        await client.rset(timeout=COMMAND_SECONDS)
+        dialogue.send(b"RSET")
+        await dialogue.reply(COMMAND_SECONDS)
     except (SMTPException, OSError):
         return False
-    return client.is_connected
+    return dialogue.is_open
 
 
 def _lost(stage: str, reason: str) -> Exception:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -129,18 +131,63 @@ def test_a_repeat_is_the_same_mail(smtp: SmtpServer) -> None:
         ("DATA", "452 4.3.1 disk full", Deferred),
     ],
 )
+@pytest.mark.parametrize("pipelining", [True, False], ids=["together", "one by one"])
 def test_only_what_is_about_the_recipient_or_the_content_is_final(
-    smtp: SmtpServer, stage: Stage, reply: str, kind: type[Exception]
+    stage: Stage, reply: str, kind: type[Exception], *, pipelining: bool
 ) -> None:
     """A refusal of the sender, the host name, the log-in or the relaying costs no mail."""
-    smtp.answer(reply, at=stage)
-    first, second = send(smtp.url, mail(), mail())
-    assert type(first) is kind
-    assert str(first).startswith(reply[:3])
-    assert str(first).endswith(f"at {stage}")
-    assert "ada" not in str(first)
-    assert second is None
-    assert smtp.connections == (1 if kind is Rejected else 2)  # what was refused may be mended for new ones only
+    with SmtpServer(pipelining=pipelining) as smtp:
+        smtp.answer(reply, at=stage)
+        first, second = send(smtp.url, mail(), mail())
+        assert type(first) is kind
+        assert str(first).startswith(reply[:3])
+        assert str(first).endswith(f"at {stage}")
+        assert "ada" not in str(first)
+        assert second is None
+        assert smtp.connections == (1 if kind is Rejected else 2)  # what was refused may be mended for new ones only
+
+
+SCRIPTS = {  # what the server says, and what it must have heard by then
+    "a refusal before the content": [
+        (b"220 here\r\n", b"EHLO mx.example.org\r\n"),
+        (b"250-here\r\n250 PIPELINING\r\n", b"MAIL FROM:<shop@example.com>\r\nRCPT TO:<ada@example.com>\r\nDATA\r\n"),
+        (b"250 fine\r\n550 5.1.1 unknown\r\n354 go on\r\n", b""),
+    ],
+    "no PIPELINING offered": [
+        (b"220 here\r\n", b"EHLO mx.example.org\r\n"),
+        (b"250-here\r\n250 8BITMIME\r\n", b"MAIL FROM:<shop@example.com>\r\n"),
+        (b"250 fine\r\n", b"RCPT TO:<ada@example.com>\r\n"),
+        (b"550-5.1.1 unknown\r\n550 5.1.1 really\r\n", b"RSET\r\n"),
+        (b"250 fine\r\n", b"QUIT\r\n"),
+    ],
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
+def test_commands_leave_together_where_the_server_offers_it(script: list[tuple[bytes, bytes]]) -> None:
+    """One that has refused the recipient and asks for the content all the same gets none."""
+    heard: list[bytes] = []
+
+    def serve(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            for reply, _ in script:
+                connection.sendall(reply)
+                heard.append(connection.recv(4096))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        [outcome] = send(f"smtp://127.0.0.1:{listener.getsockname()[1]}", mail())
+        thread.join(10)
+    assert reason(outcome) == "Rejected: 550 5.1.1 no such mailbox at RCPT"
+    assert heard == [expected for _, expected in script]
+
+
+def test_a_server_that_speaks_unasked_is_left(smtp: SmtpServer) -> None:
+    """What it says is no reply to the next mail, which takes a new connection."""
+    assert send(smtp.url, mail(), mail(), between=lambda: smtp.say("421 4.4.2 idle for too long")) == [None, None]
+    assert (len(smtp.wait_for(2)), smtp.connections) == (2, 2)
 
 
 @pytest.mark.parametrize("stage", ["MAIL", "RCPT"])

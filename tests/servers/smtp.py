@@ -51,7 +51,7 @@ class SmtpServer(Listener):
 
     Tricks are played in the order in which they were asked for, each once, at the first mail that reaches its stage.
     `login` makes it ask for that user and password, `tls` speak TLS from the start and `starttls` insist on it, and no
-    more than `most` connections are served at once.
+    more than `most` connections are served at once. It offers `pipelining`, as most servers do.
     """
 
     def __init__(
@@ -61,11 +61,13 @@ class SmtpServer(Listener):
         tls: ssl.SSLContext | None = None,
         starttls: ssl.SSLContext | None = None,
         most: int = 1000,
+        pipelining: bool = True,
     ) -> None:
         super().__init__()
         self.mails: list[Received] = []
         self.names: set[str] = set()  # by which clients have called themselves
         self._login, self._tls, self._starttls, self._most = login, tls, starttls, most
+        self._pipelining = pipelining
         self._served = 0
         self._tricks: deque[tuple[Stage, str]] = deque()
         self._unknown: set[str] = set()
@@ -99,6 +101,12 @@ class SmtpServer(Listener):
         """Cut the next mail's connection; at DATA the mail is taken and only its answer lost."""
         self._tricks.append((at, HANG_UP))
 
+    def say(self, line: str) -> None:
+        """Say something to every client that nobody has asked for."""
+        for transport in tuple(self._open):
+            assert isinstance(transport, asyncio.Transport)
+            self._loop.call_soon_threadsafe(transport.write, f"{line}\r\n".encode())
+
     def refuse(self) -> None:
         """Close the port and every connection, until `accept`."""
         self.go_on()
@@ -122,15 +130,17 @@ class SmtpServer(Listener):
         """Note who comes."""
         session.host_name = name
         self.names.add(name)
-        return responses
+        return [responses[0], *(["250-PIPELINING"] if self._pipelining else []), *responses[1:]]
 
     async def handle_MAIL(  # noqa: N802 - as above
         self, server: SMTP, _session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
         """Take the sender."""
-        envelope.mail_from = address
-        envelope.mail_options.extend(options)
-        return await self._play("MAIL", server) or "250 2.1.0 sender"
+        reply = await self._play("MAIL", server)
+        if reply is None:
+            envelope.mail_from = address
+            envelope.mail_options.extend(options)
+        return reply or "250 2.1.0 sender"
 
     async def handle_RCPT(  # noqa: N802 - as above
         self, server: SMTP, _session: Session, envelope: Envelope, address: str, _options: list[str]
