@@ -1,6 +1,7 @@
-"""Measures one running service against what its machine can do; bounded, on embedded servers, everything in one run.
+"""Measures one running service against what its machine can do, in rounds, everything in one run.
 
-Ratios are what to quote: the ceiling (bcrypt over all cores, a bare Quart route) is measured in the same run.
+CPU time is given in multiples of a bare Quart route on the same Hypercorn in the same round: they hold from one
+machine to the next, and through most of what busy neighbours do. CPU of a process is its whole utime and stime.
 """
 
 from __future__ import annotations
@@ -10,222 +11,358 @@ import asyncio
 import base64
 import json
 import os
-import re
-import signal
 import subprocess
 import sys
-import tempfile
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict
+from collections import Counter
+from contextlib import AsyncExitStack
+from http import HTTPStatus
 from pathlib import Path
-from time import monotonic
-from typing import TYPE_CHECKING
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Any
 
-from client import Answer, Connection, Load, closed_loop, probe
-from machine import Ceiling, bcrypt_ceiling, cpu_seconds, free_ports, processes, pss_megabytes
-from report import Row, show
-
-from service.embedded.mail_catcher import KEPT, list_mails
+import psycopg
+from client import Connection, Load, closed_loop, open_loop, probe
+from machine import (
+    bcrypt_ceiling,
+    commits_per_second,
+    cpu_seconds,
+    password_seconds,
+    processes,
+    pss_megabytes,
+    round_trips_per_second,
+)
+from redis import Redis
+from report import ROLES, Figures, compare, plot, show
+from services import HOST, VESTIBULE, bare_route, beside, up
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import Callable, Coroutine
 
-    Ask = Callable[[Connection, int], Awaitable[Answer]]
+    from client import Answer
+    from services import MailSink, Service
 
-HOST = "127.0.0.1"
-PORT = free_ports(2)
-BARE_PORT = PORT + 1
+    Ask = Callable[[Connection, int], Coroutine[None, None, Answer]]
+
 PASSWORD = "correct horse battery staple"  # noqa: S105 - of accounts that live for a minute
-WARM_UP = 20  # registrations: the pools are filled, and the mail worker has been imported
-START_SECONDS, MAILS_SECONDS = 30.0, 60.0
-OPEN = ("REGISTER", "ACTIVATE", "PASSWORD", "PASSWORD_CLIENT", "BASIC")
-CODE_LINE = re.compile(r"^\s*(\d{6})\s*$", re.MULTILINE)
+USUAL_CLIENTS = 16
+CLIENTS = (1, 4, USUAL_CLIENTS, 64)
+MAILS_SECONDS = 120.0
+IDLE_CONNECTIONS = 1000
+PROBED = ("/livez", "/readyz")
+STEADY_RATE = 20.0  # registrations a second, for the time from an answer to its mail
+FAST, SLOW = 4, 12  # bcrypt's cost: the least there is, and the default
+BUSY_COST = 14  # a second for a hash: a few requests fill the queue
 
 
 class Bench:
-    """One service at one cost, and the rows that were measured on it."""
+    """One service at one cost, what its mail server took, and the figures of all rounds."""
 
-    def __init__(self, supervisor: int, cost: int, ceiling: Ceiling, data_dir: Path) -> None:
-        self.supervisor = supervisor
-        self.cost = cost
-        self.ceiling = ceiling
-        self.data_dir = data_dir
-        self.accounts: list[str] = []
+    def __init__(self, service: Service, sink: MailSink, name: str) -> None:
+        self.service = service
+        self.sink = sink
+        self.name = name
+        self.registered = 0
+        self.answered: dict[str, float] = {}  # when each registration was answered (CLOCK_MONOTONIC)
 
-    async def registrations(self, connections: int, count: int) -> Row:
-        """Register `count` accounts and wait until all their mails are accepted."""
-        first = len(self.accounts)
-        self.accounts += [f"bench{self.cost}-{first + number}@example.org" for number in range(count)]
+    def register(self, service: Service | None = None) -> Ask:
+        """Return a call that registers a new address for each number."""
+        first, self.registered = self.registered, self.registered + 1_000_000
+        name = self.name if service is None else f"{self.name}-{service.port}"
 
-        async def register(connection: Connection, number: int) -> Answer:
-            body = json.dumps({"email": self.accounts[first + number], "password": PASSWORD}).encode()
-            return await connection.request("POST", "/api/v1/users/register", body)
+        async def ask(connection: Connection, number: int) -> Answer:
+            email = f"{name}-{first + number}@example.org"
+            body = json.dumps({"email": email, "password": PASSWORD}).encode()
+            answer = await connection.request("POST", "/api/v1/users/register", body)
+            self.answered[email] = monotonic()
+            return answer
 
-        return await self._measured("register + mail", connections, count, register, mails=True)
+        return ask
 
-    async def activations(self, connections: int) -> Row:
-        """Activate every account with the code of its mail; of many, those whose mails the catcher has kept."""
-        codes = await asyncio.to_thread(mailed_codes, self.data_dir / "mails")
-        owners = [email for email in self.accounts if email in codes]
+    async def activate(self) -> tuple[Ask, int]:
+        """Return a call that activates one account for each number, and how many numbers there are."""
+        codes = [(email, code) for email, (code, _) in (await self.sink.taken()).items() if email in self.answered]
+        self.answered = {}
 
-        async def activate(connection: Connection, number: int) -> Answer:
-            email = owners[number]
+        async def ask(connection: Connection, number: int) -> Answer:
+            email, code = codes[number]
             basic = base64.b64encode(f"{email}:{PASSWORD}".encode()).decode()
-            body = json.dumps({"code": codes[email]}).encode()
-            headers = f"Authorization: Basic {basic}\r\n"
-            return await connection.request("POST", "/api/v1/users/activate", body, headers)
+            body = json.dumps({"code": code}).encode()
+            return await connection.request("POST", "/api/v1/users/activate", body, f"Authorization: Basic {basic}\r\n")
 
-        return await self._measured("activate", connections, len(owners), activate, mails=False)
+        return ask, len(codes)
 
-    async def _measured(self, what: str, connections: int, count: int, ask: Ask, *, mails: bool) -> Row:
-        stop = asyncio.Event()
-        before = cpu_seconds(self.supervisor)
-        async with asyncio.TaskGroup() as group:
-            livez = group.create_task(probe(Connection(HOST, PORT), "/livez", stop))
-            load: Load = await closed_loop([Connection(HOST, PORT) for _ in range(connections)], count, ask)
-            stop.set()
+    async def mailed(self, count: int) -> None:
+        """Return once so many mails are accepted; ends the run when that takes too long."""
+        async with asyncio.timeout(MAILS_SECONDS):
+            while (await self.service.metrics())["business_metrics"]["mails_accepted"] < count:  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.05)  # between looks at the metrics
+
+    async def accepted(self) -> int:
+        """Return how many mails have been accepted."""
+        return (await self.service.metrics())["business_metrics"]["mails_accepted"]
+
+    async def measured(self, clients: int, count: int, ask: Ask, *, mails: bool) -> tuple[Load, dict[str, float]]:
+        """Return what `clients` saw of `count` requests, and the CPU milliseconds of each, with its mail, by role."""
+        accepted = await self.accepted() if mails else 0
+        before = cpu_seconds(self.service.pid)
+        load = await closed_loop(self.service.connections(clients), count, ask)
         if mails:
-            await all_mailed(len(self.accounts))
-        after = cpu_seconds(self.supervisor)
-        used = {role: (after[role] - before.get(role, 0.0)) * 1000 / count for role in after}
-        used["api"] = used.get("api", 0.0) - 1000 * self.ceiling.cpu_seconds
-        return Row(
-            f"{what}, cost {self.cost}",
-            connections,
-            count,
-            load.rate,
-            load.percentile(0.5),
-            load.percentile(0.99),
-            livez.result().percentile(0.99),
-            load.rate / self.ceiling.rate,
-            used,
-            load.statuses,
-        )
+            await self.mailed(accepted + count)
+        after = cpu_seconds(self.service.pid)
+        return load, {role: (after[role] - before.get(role, 0.0)) * 1000 / count for role in ROLES if role in after}
 
 
-async def metrics() -> dict[str, dict[str, int]]:
-    """Return the service's own metrics."""
-    connection = Connection(HOST, PORT)
-    try:
-        found: dict[str, dict[str, int]] = (await connection.request("GET", "/api/v1/metrics")).json()
-        return found
-    finally:
-        connection.close()
+async def bare(service: Service, count: int) -> float:
+    """Return the CPU milliseconds of a request to the bare route, by 16 clients."""
+
+    async def post(connection: Connection, _: int) -> Answer:
+        return await connection.request("POST", "/nothing", b"{}")
+
+    before = sum(cpu_seconds(service.pid).values())
+    await closed_loop(service.connections(USUAL_CLIENTS), count, post)
+    return (sum(cpu_seconds(service.pid).values()) - before) * 1000 / count
 
 
-async def all_mailed(count: int) -> None:
-    """Return once so many mails are accepted; ends the run with a line when that takes too long."""
-    async with asyncio.timeout(MAILS_SECONDS):
-        while (await metrics())["business_metrics"]["mails_accepted"] < count:  # noqa: ASYNC110 - another process
-            await asyncio.sleep(0.05)  # between looks at the metrics
+async def fast_round(bench: Bench, unit: float, scale: float, figures: Figures, loop: str) -> None:
+    """Take the multiples of registrations and activations at the least cost."""
+    ceiling = await asyncio.to_thread(bcrypt_ceiling, FAST, 0.5)
+    hashing = 1000 * ceiling.cpu_seconds
+
+    def note(what: str, load: Load, used: dict[str, float]) -> None:
+        used["api"] -= hashing
+        figures.note(f"{what}: all", sum(used.values()) / unit)
+        for role, milliseconds in used.items():
+            figures.note(f"{what}: {role}", milliseconds / unit)
+        figures.note(f"{what}: per second", load.rate)
+        figures.note(f"{what}: p99 ms", load.percentile(0.99))
+        figures.statuses(what, load.statuses)
+
+    for clients in CLIENTS if loop == "uvloop" else (USUAL_CLIENTS,):
+        count = int(scale * min(100 * clients + 100, 1000))
+        what = f"{loop}, register + mail, {clients}"
+        note(what, *await bench.measured(clients, count, bench.register(), mails=True))
+        if clients == USUAL_CLIENTS:
+            ask, count = await bench.activate()
+            note(f"{loop}, activate, {clients}", *await bench.measured(clients, count, ask, mails=False))
 
 
-def mailed_codes(folder: Path) -> dict[str, str]:
-    """Return the code of each address from the development catcher's folder."""
-    found = ((mail.to, CODE_LINE.search(mail.text)) for mail in list_mails(folder, KEPT))
-    return {recipient: code.group(1) for recipient, code in found if code}
+async def refused_round(bench: Bench, limited: Service, busy: Service, unit: float, figures: Figures) -> None:
+    """Take the multiples of a 429 and of a 503: the API workers' CPU outside their password threads."""
+    for what, service, status in (
+        ("limited", limited, HTTPStatus.TOO_MANY_REQUESTS),
+        ("busy", busy, HTTPStatus.SERVICE_UNAVAILABLE),
+    ):
+        workers = [pid for pid, role in processes(service.pid).items() if role == "api"]
+        ask, statuses = bench.register(service), Counter[int]()
+        connections = service.connections(USUAL_CLIENTS)
+        filling = [asyncio.create_task(ask(Connection(HOST, service.port), -1 - number)) for number in range(24)]
+        await asyncio.sleep(0.5)  # for the queue to fill
+
+        async def client(connection: Connection, numbers: range, ask: Ask = ask, seen: Counter[int] = statuses) -> None:
+            for number in numbers:
+                seen[(await ask(connection, number)).status] += 1
+
+        before = _outside_passwords(service.pid, workers)
+        await asyncio.gather(*(client(one, range(n * 100, n * 100 + 100)) for n, one in enumerate(connections)))
+        used = _outside_passwords(service.pid, workers) - before
+        await asyncio.gather(*filling)
+        figures.note(f"uvloop, {what}, {USUAL_CLIENTS}: api", 1000 * used / statuses[status] / unit)
+        figures.statuses(f"uvloop, {what}, {USUAL_CLIENTS}", statuses)
 
 
-@asynccontextmanager
-async def service(cost: int, loop: str, ceiling: Ceiling, **others: str) -> AsyncIterator[Bench]:
-    """Run `vestibule up` with all limits off and the other settings around the body, on servers of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        settings = {f"VESTIBULE_{name}_LIMIT": "off" for name in OPEN} | {
-            "VESTIBULE_DATA_DIR": f"{folder}/data",
-            "VESTIBULE_BIND": f"{HOST}:{PORT}",
-            "VESTIBULE_BCRYPT_COST": str(cost),
-            "VESTIBULE_ALLOW_WEAK_HASH": "1",
-            "VESTIBULE_CODE_LIMITS": "off",
-            "VESTIBULE_CODE_TTL_SECONDS": "900",
-            "VESTIBULE_CODE_MAX_AGE_SECONDS": "1800",
-            "VESTIBULE_LOOP": loop,
-            **{f"VESTIBULE_{name}": value for name, value in others.items()},
-        }
-        command = [str(Path(sys.executable).with_name("vestibule")), "up"]
-        log = Path(folder) / "log"
-        plain = {name: value for name, value in os.environ.items() if not name.startswith("VESTIBULE_")}
-        with running(command, plain | settings, log) as process:
-            await answering(PORT, "/readyz", process, log)
-            yield Bench(process.pid, cost, ceiling, Path(settings["VESTIBULE_DATA_DIR"]))
+def _outside_passwords(supervisor: int, workers: list[int]) -> float:
+    return cpu_seconds(supervisor)["api"] - sum(map(password_seconds, workers))
 
 
-@contextmanager
-def running(command: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command in a process group of its own around the body."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(  # noqa: S603 - our own commands
-            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            yield process
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(60)
+async def shared_servers(bench: Bench, scale: float, figures: Figures) -> None:
+    """Count Redis round trips and PostgreSQL commits of registrations by 32 clients."""
+    servers, count = bench.service.servers(), int(1000 * scale)
+
+    def read() -> tuple[int, int]:
+        with Redis.from_url(servers["redis_url"]) as client, psycopg.connect(servers["database_url"]) as connection:
+            reads = client.info("stats")["total_reads_processed"]
+            row = connection.execute("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()")
+            return reads, row.fetchone()[0]  # type: ignore[index]  # there is one
+
+    await asyncio.sleep(1.2)  # PostgreSQL's backends report once a second
+    before = await asyncio.to_thread(read)
+    accepted = await bench.accepted()
+    await closed_loop(bench.service.connections(32), count, bench.register())
+    await bench.mailed(accepted + count)
+    await asyncio.sleep(1.2)  # as above
+    after = await asyncio.to_thread(read)
+    figures.note("Redis round trips a registration + mail, 32", (after[0] - before[0]) / count)
+    figures.note("PostgreSQL commits a registration + mail, 32", (after[1] - before[1]) / count)
 
 
-async def answering(port: int, path: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Return once the path answers 200 or 404; ends the run with what the process said when it does not."""
-    deadline = monotonic() + START_SECONDS
-    while process.poll() is None and monotonic() < deadline:
-        try:
-            if (await Connection(HOST, port).request("GET", path)).status in {200, 404}:
-                return
-        except (OSError, EOFError):
-            await asyncio.sleep(0.05)  # it is starting
-    raise SystemExit(f"not ready: {await asyncio.to_thread(log.read_text, errors='replace')}")
+async def mail_times(bench: Bench, scale: float, figures: Figures) -> None:
+    """Take the time from an answer to its mail's acceptance at a steady rate, and how fast a backlog drains."""
+    bench.answered = {}
+    count = int(300 * scale)
+    await open_loop(bench.service.connections(8), STEADY_RATE, count, bench.register())
+    await asyncio.sleep(1)  # for the last mails
+    taken = await bench.sink.taken()
+    waits = sorted(1000 * (taken[email][1] - at) for email, at in bench.answered.items() if email in taken)
+    figures.note("201 to the mail's 250 at 20/s: p50 ms", waits[len(waits) // 2])
+    figures.note("201 to the mail's 250 at 20/s: p99 ms", waits[int(0.99 * len(waits))])
+    backlog = int(3000 * scale)
+    accepted = await bench.accepted()
+    await bench.sink.order("hold")
+    await closed_loop(bench.service.connections(64), backlog, bench.register())
+    begun = perf_counter()
+    await bench.sink.order("release")
+    await bench.mailed(accepted + backlog)
+    figures.note("backlog: mails per second", backlog / (perf_counter() - begun))
 
 
-async def bare_route(connections: int, count: int) -> Row:
-    """Measure a Quart route that does nothing, on as many Hypercorn workers as the service has."""
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        workers = str(max(2, os.cpu_count() or 1))
-        command = [sys.executable, "-m", "hypercorn", "-k", "uvloop", "-w", workers, "-b", f"{HOST}:{BARE_PORT}"]
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-        with running([*command, "bare:app"], environment, log) as process:
-            await answering(BARE_PORT, "/", process, log)
+async def saturated(bench: Bench, cost: int, seconds: float, figures: Figures) -> None:
+    """Probe /livez and /readyz beside 16 busy clients, without and with a thousand idle connections."""
+    for idle in (0, IDLE_CONNECTIONS):
+        streams = [await asyncio.open_connection(HOST, bench.service.port) for _ in range(idle)]
+        stop, until, ask = asyncio.Event(), perf_counter() + seconds, bench.register()
 
-            async def post(connection: Connection, _: int) -> Answer:
-                return await connection.request("POST", "/nothing", b"{}")
+        async def client(connection: Connection, first: int, until: float = until, ask: Ask = ask) -> None:
+            number = first
+            while perf_counter() < until:
+                number += 1
+                await ask(connection, number)
 
-            before = sum(cpu_seconds(process.pid).values())
-            load: Load = await closed_loop([Connection(HOST, BARE_PORT) for _ in range(connections)], count, post)
-            used = (sum(cpu_seconds(process.pid).values()) - before) * 1000 / count
-    p50, p99 = load.percentile(0.5), load.percentile(0.99)
-    return Row("bare Quart route", connections, count, load.rate, p50, p99, None, None, {"api": used}, load.statuses)
+        async with asyncio.TaskGroup() as group:
+            paths = {
+                path: group.create_task(probe(Connection(HOST, bench.service.port), path, stop)) for path in PROBED
+            }
+            await asyncio.gather(
+                *(client(one, 10_000 * place) for place, one in enumerate(bench.service.connections(USUAL_CLIENTS)))
+            )
+            stop.set()
+        for path, task in paths.items():
+            figures.note(f"{path} p99 ms, cost {cost}, {idle} idle connections", task.result().percentile(0.99))
+        for _, writer in streams:
+            writer.close()
 
 
-async def run(options: argparse.Namespace) -> tuple[list[Row], dict[str, object]]:
-    """Measure the ceiling, then the service at each cost."""
-    rows = [await bare_route(8, options.bare)]
-    facts: dict[str, object] = {"cores": os.cpu_count(), "loop": options.loop}
-    for cost, count, seconds in ((4, options.fast, 1.0), (12, options.slow, 4.0)):
-        ceiling = await asyncio.to_thread(bcrypt_ceiling, cost, seconds)
-        facts[f"CPU ms of one hash, cost {cost}"] = round(1000 * ceiling.cpu_seconds, 2)
-        facts[f"bcrypt a second, cost {cost}, all cores"] = round(ceiling.rate, 1)
-        async with service(cost, options.loop, ceiling) as bench:
-            await bench.registrations(8, WARM_UP)
-            rows += [await bench.registrations(connections, count) for connections in (8, 32)]
-            rows.append(await bench.activations(8))
-            sizes = [pss_megabytes(pid) for pid, role in processes(bench.supervisor).items() if role == "api"]
-            facts[f"PSS of each API worker, MB, cost {cost}"] = [round(size, 1) for size in sizes]
-    return rows, facts
+async def slow_round(bench: Bench, seconds: float, figures: Figures) -> None:
+    """Take the share of bcrypt's ceiling that registrations at the default cost reach."""
+    for clients in (2, 8, 64):
+        ceiling = await asyncio.to_thread(bcrypt_ceiling, SLOW, 3.0)
+        load = await closed_loop(bench.service.connections(clients), int(ceiling.rate * seconds), bench.register())
+        figures.note(f"cost 12, {clients} clients: share of bcrypt's ceiling", load.rate / ceiling.rate)
+        figures.statuses(f"cost 12, {clients} clients", load.statuses)
+
+
+def memory(service: Service, figures: Figures) -> None:
+    """Take the memory of each kind of process, the largest of its kind, as PSS."""
+    sizes: dict[str, float] = {"supervisor": pss_megabytes(service.pid)}
+    for pid, role in processes(service.pid).items():
+        sizes[role] = max(sizes.get(role, 0.0), pss_megabytes(pid))
+    for role in ("api", "mail worker", "generation", "supervisor"):
+        figures.note(f"PSS MB: {role}", sizes[role])
+
+
+class Run:
+    """What a run measures, part by part; services start when a part needs them and stop at the end."""
+
+    def __init__(self, stack: AsyncExitStack, rounds: int, scale: float) -> None:
+        self.figures = Figures()
+        self._stack = stack
+        self._rounds = rounds
+        self._scale = scale
+
+    async def begin(self) -> None:
+        """Start what all parts need, and measure what the machine can do."""
+        self._route = await self._stack.enter_async_context(bare_route())
+        self._bench = await self._started("fast", FAST, "uvloop")
+        servers, note = await asyncio.to_thread(self._bench.service.servers), self.figures.note
+        note("bcrypt per second, cost 12", (await asyncio.to_thread(bcrypt_ceiling, SLOW, 3.0)).rate)
+        note("PostgreSQL commits per second", await asyncio.to_thread(commits_per_second, servers["database_url"]))
+        note("Redis round trips per second", await asyncio.to_thread(round_trips_per_second, servers["redis_url"]))
+        await bare(self._route, 500)
+        begun = perf_counter()
+        subprocess.run([VESTIBULE, "--help"], check=True, capture_output=True)  # noqa: S603, ASYNC221 - nothing else runs
+        note("vestibule --help: s", perf_counter() - begun)
+
+    async def fast(self) -> None:
+        """Measure registrations and activations at the least cost, and what they ask of the servers."""
+        for _ in range(self._rounds):
+            await fast_round(self._bench, await self._unit(), self._scale, self.figures, "uvloop")
+            await shared_servers(self._bench, self._scale, self.figures)
+        memory(self._bench.service, self.figures)
+
+    async def mail(self) -> None:
+        """Measure how soon mails leave, and how many."""
+        for _ in range(self._rounds):
+            await mail_times(self._bench, self._scale, self.figures)
+
+    async def refused(self) -> None:
+        """Measure requests that are refused."""
+        service = self._bench.service
+        limited = await self._stack.enter_async_context(beside(service, FAST, "uvloop", REGISTER_LIMIT="1/hour"))
+        busy = await self._stack.enter_async_context(beside(service, BUSY_COST, "uvloop"))
+        for _ in range(self._rounds):
+            await refused_round(self._bench, limited, busy, await self._unit(), self.figures)
+
+    async def trio(self) -> None:
+        """Measure the other loop."""
+        bench = await self._started("trio", FAST, "trio")
+        for _ in range(self._rounds):
+            await fast_round(bench, await self._unit(), self._scale, self.figures, "trio")
+
+    async def slow(self) -> None:
+        """Measure the default cost: the share of what the machine can hash, and what cheap requests notice."""
+        await saturated(self._bench, FAST, 5 * self._scale, self.figures)
+        bench = await self._started("slow", SLOW, "uvloop")
+        for _ in range(self._rounds):
+            await slow_round(bench, 10 * self._scale, self.figures)
+        await saturated(bench, SLOW, 5 * self._scale, self.figures)
+
+    async def _started(self, name: str, cost: int, loop: str) -> Bench:
+        """Return a new service whose pools and mail worker are warm."""
+        service, sink = await self._stack.enter_async_context(up(cost, loop))
+        bench = Bench(service, sink, name)
+        await closed_loop(service.connections(8), 8 if cost == SLOW else 200, bench.register())
+        return bench
+
+    async def _unit(self) -> float:
+        milliseconds = await bare(self._route, 3000)
+        self.figures.note("bare Quart route: CPU ms", milliseconds)
+        return milliseconds
+
+
+async def run(options: argparse.Namespace) -> Figures:
+    """Measure all that was asked for."""
+    async with AsyncExitStack() as stack:
+        whole = Run(stack, options.rounds, options.scale)
+        await whole.begin()
+        for part in options.parts:
+            await getattr(whole, part)()
+        return whole.figures
+
+
+PARTS = ("fast", "mail", "refused", "trio", "slow")
 
 
 def main() -> None:
     """Read the options, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--loop", default="uvloop", choices=["uvloop", "asyncio", "trio"])
-    parser.add_argument("--bare", type=int, default=4000, help="requests to the bare route")
-    parser.add_argument("--fast", type=int, default=400, help="registrations at cost 4, per number of connections")
-    parser.add_argument("--slow", type=int, default=160, help="registrations at cost 12, per number of connections")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the number of requests in a round")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--compare", type=Path, help="show the change against the figures in this file")
+    parser.add_argument("--plot", type=Path, help="draw the multiples into this PNG; needs matplotlib")
+    parser.add_argument("--check", action="store_true", help="fail when a multiple is far beyond what was reached")
     options = parser.parse_args()
-    rows, facts = asyncio.run(run(options))
+    figures = asyncio.run(run(options))
+    show(figures)
+    if options.compare:
+        compare(json.loads(options.compare.read_text(encoding="utf-8")), figures)
     if options.json:
-        print(json.dumps({"facts": facts, "rows": [asdict(row) for row in rows]}, indent=2))
-    else:
-        show(rows, facts)
+        facts: dict[str, Any] = {"cores": os.cpu_count(), "figures": figures.rounds}
+        options.json.write_text(json.dumps(facts, indent=2), encoding="utf-8")
+    if options.plot:
+        plot(figures, options.plot)
+    if options.check:
+        sys.exit(figures.beyond_bounds())
 
 
 if __name__ == "__main__":

@@ -38,6 +38,11 @@ class Connection:
         self._port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
+    @classmethod
+    def like(cls, other: Connection) -> Connection:
+        """Return another one to the same server."""
+        return cls(other._host, other._port)
+
     async def request(self, method: str, path: str, body: bytes = b"", headers: str = "") -> Answer:
         """Send one request and return its answer; raises OSError and EOFError."""
         begun = perf_counter()
@@ -113,6 +118,28 @@ async def closed_loop(
     async with asyncio.TaskGroup() as clients:
         for connection in connections:
             clients.create_task(client(connection))
+    load.seconds = perf_counter() - begun
+    return load
+
+
+async def open_loop(
+    connections: list[Connection], rate: float, count: int, ask: Callable[[Connection, int], Awaitable[Answer]]
+) -> Load:
+    """Send `count` requests at fixed times, `rate` a second; latency counts from the intended start."""
+    load, idle = Load(), list(connections)
+
+    async def client(number: int, due: float) -> None:
+        connection = idle.pop() if idle else Connection.like(connections[0])
+        answer = await ask(connection, number)
+        idle.append(connection)
+        load.note(Answer(answer.status, b"", (perf_counter() - due) * 1000))
+
+    begun = perf_counter()
+    async with asyncio.TaskGroup() as clients:
+        for number in range(count):
+            due = begun + number / rate
+            await asyncio.sleep(max(0.0, due - perf_counter()))
+            clients.create_task(client(number, due))
     load.seconds = perf_counter() - begun
     return load
 

@@ -6,14 +6,22 @@ import os
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from random import SystemRandom
 from time import perf_counter, process_time
+from typing import TYPE_CHECKING
 
 import bcrypt
 import psutil
+import psycopg
+from redis import Redis
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
 ROLES = {  # by a part of the command line or of the process title
     "postgres": "postgres",
@@ -33,6 +41,44 @@ class Ceiling:
 
     rate: float
     cpu_seconds: float
+
+
+def commits_per_second(database_url: str, seconds: float = 1.0) -> float:
+    """Return how many transactions of one row a second PostgreSQL commits for one connection per core."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS public.bench (number integer)")
+
+    @contextmanager
+    def commits() -> Iterator[Callable[[], object]]:
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            yield lambda: connection.execute("INSERT INTO public.bench VALUES (1)")
+
+    return _in_parallel(seconds, commits)
+
+
+def round_trips_per_second(redis_url: str, seconds: float = 1.0) -> float:
+    """Return how many PINGs a second Redis answers to one connection per core."""
+
+    @contextmanager
+    def pings() -> Iterator[Callable[[], object]]:
+        with Redis.from_url(redis_url) as client:
+            yield client.ping
+
+    return _in_parallel(seconds, pings)
+
+
+def _in_parallel(seconds: float, opening: Callable[[], AbstractContextManager[Callable[[], object]]]) -> float:
+    def calls() -> int:
+        done, until = 0, perf_counter() + seconds
+        with opening() as call:
+            while perf_counter() < until:
+                call()
+                done += 1
+        return done
+
+    cores = os.cpu_count() or 1
+    with ThreadPoolExecutor(cores) as pool:
+        return sum(future.result() for future in [pool.submit(calls) for _ in range(cores)]) / seconds
 
 
 def free_ports(count: int, lowest: int = 18_000, highest: int = 20_000) -> int:
@@ -98,6 +144,16 @@ def cpu_seconds(supervisor: int) -> dict[str, float]:
             continue
         used[role] = used.get(role, 0.0) + times.user + times.system + times.children_user + times.children_system
     return used
+
+
+def password_seconds(pid: int) -> float:
+    """Return the CPU seconds of a worker's password threads: the only ones that give way to others (nice > 0)."""
+    ticks = 0
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(OSError):  # a thread that has just ended
+            fields = stat.read_text(encoding="ascii").rpartition(")")[2].split()
+            ticks += (int(fields[11]) + int(fields[12])) * (int(fields[16]) > 0)  # utime, stime, nice: proc_pid_stat(5)
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def pss_megabytes(pid: int) -> float:

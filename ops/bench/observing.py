@@ -16,9 +16,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import HOST, answering, running
 from client import Answer, Connection, closed_loop
 from machine import cpu_seconds, free_ports
+from services import HOST, answering, running
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

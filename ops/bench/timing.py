@@ -17,14 +17,15 @@ from math import sqrt
 from statistics import fmean, median, variance
 from typing import TYPE_CHECKING
 
-from bench import HOST, PORT, service
-from client import Connection
-from machine import bcrypt_ceiling
+from bench import Bench
+from client import Connection, closed_loop
+from services import up
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from client import Answer
+    from services import Service
 
     Ask = Callable[[Connection, int], Awaitable[Answer]]
 
@@ -73,14 +74,13 @@ def basic(method: str, path: str, address: Callable[[int], str], password: str, 
     return ask
 
 
-async def compare(what: str, count: int, status: int, first: Ask, second: Ask) -> Effect:
+async def compare(connection: Connection, what: str, count: int, status: int, calls: tuple[Ask, Ask]) -> Effect:
     """Make both calls `count` times in turns; ends the run when one of them is not answered with `status`."""
     samples: tuple[list[float], list[float]] = ([], [])
-    connection = Connection(HOST, PORT)
     try:
         for number in range(count):
             for which in COIN.sample((0, 1), 2):
-                answer = await (first, second)[which](connection, number)
+                answer = await calls[which](connection, number)
                 if answer.status != status:
                     sys.exit(f"timing.py: {what}: answered with {answer.status}")
                 samples[which].append(answer.milliseconds)
@@ -89,13 +89,9 @@ async def compare(what: str, count: int, status: int, first: Ask, second: Ask) -
     return Effect(what, *samples)
 
 
-async def prepare(count: int) -> None:
+async def prepare(service: Service, count: int) -> None:
     """Register the addresses that are known from then on."""
-    connection = Connection(HOST, PORT)
-    ask = register(known, OWNERS)
-    for number in range(count):
-        await ask(connection, number)
-    connection.close()
+    await closed_loop(service.connections(4), count, register(known, OWNERS))
 
 
 def known(number: int) -> str:
@@ -110,26 +106,33 @@ def unknown(number: int) -> str:
 
 async def measure_open(cost: int, count: int, loop: str) -> None:
     """Print what log-in tells of an open service."""
-    async with service(cost, loop, bcrypt_ceiling(cost, 0.5)):
-        await prepare(count)
+    async with up(cost, loop) as (service, _):
+        await prepare(service, count)
         login = basic("GET", "me", known, WRONG), basic("GET", "me", unknown, WRONG)
-        print((await compare("open: log-in, wrong password, known : unknown", count, UNAUTHORIZED, *login)).line())
+        what = "open: log-in, wrong password, known : unknown"
+        [connection] = service.connections(1)
+        print((await compare(connection, what, count, UNAUTHORIZED, login)).line())
 
 
 async def measure_strict(cost: int, count: int, loop: str) -> None:
     """Print what a strict service tells somebody who registers active and free addresses and tries his password."""
-    async with service(cost, loop, bcrypt_ceiling(cost, 0.5), ENUMERATION="strict") as bench:
-        await bench.registrations(4, count)
-        await bench.activations(4)
+    async with up(cost, loop, ENUMERATION="strict") as (service, sink):
+        bench = Bench(service, sink, "bench")
+        await bench.measured(4, count, bench.register(), mails=True)
+        accounts = list(bench.answered)
+        activate, _ = await bench.activate()
+        await closed_loop(service.connections(4), count, activate)
 
         def active(number: int) -> str:
-            return bench.accounts[number]
+            return accounts[number]
 
         def free(number: int) -> str:
             return active(number).replace("bench", "fresh")
 
         async def shown(what: str, status: int, make: Callable[[Callable[[int], str]], Ask]) -> None:
-            print((await compare(f"strict: {what}, active : free", count, status, make(active), make(free))).line())
+            [connection], both = service.connections(1), (make(active), make(free))
+            effect = await compare(connection, f"strict: {what}, active : free", count, status, both)
+            print(effect.line(), flush=True)
 
         await shown("log-in, wrong password", UNAUTHORIZED, lambda address: basic("GET", "me", address, WRONG))
         await shown("register", ACCEPTED, lambda address: register(address, OTHERS))
