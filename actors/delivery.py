@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 IN_HAND = 16  # claimed at once: what dies with this process is sent again, one by one
 SENDS = 8  # at once: mail servers refuse more than ten or twenty connections from one client
 SWEEP_SECONDS = 1.0  # between claims without a wake-up; Redis only shortens the wait
+GATHER_SECONDS = 0.02  # from one claim, and one write of outcomes, to the next: under load each serves several mails
 RENEW_SECONDS = 5.0  # a third of the lease: two renewals may fail before the claim is lost
 LONGEST_WAIT_SECONDS = 900.0  # what a provider may ask for: nobody waits for a code much longer
 SHORTEST_TRY_SECONDS, LONGEST_TRY_SECONDS = 1.0, 60.0  # between attempts at a failing server
@@ -161,7 +162,8 @@ class Delivery:
         self._connections = anyio.Semaphore(SENDS)
         self._changed = anyio.Event()
         self._woken = True  # what is owed at the start leaves at once
-        self._next_sweep = 0.0
+        self._more = False  # whether the last claim took as many as it could
+        self._next_sweep = self._gathered = 0.0
         self._queue_retry = 0.0
         self._queue_away = self._closing = False
         self._one_by_one = False  # while there are mails that must be alone in hand
@@ -212,7 +214,9 @@ class Delivery:
         # After an outage of the queue the leases of what is in hand have ended: renew them before others are claimed.
         if self._room() <= 0 or (self._queue_away and self._in_hand):
             return math.inf
-        return max(0.0 if self._woken else self._next_sweep, self._server.next_try, self._queue_retry)
+        at_once = self._more and self._room() >= SENDS
+        wanted = (0.0 if at_once else self._gathered) if self._woken else self._next_sweep
+        return max(wanted, self._server.next_try, self._queue_retry)
 
     async def _claim(self) -> list[_InHand]:
         """Claim as many due mails as there is room for."""
@@ -225,7 +229,9 @@ class Delivery:
             self._queue_retry = anyio.current_time() + max(SWEEP_SECONDS, error.retry_after)
             return []
         self._note_queue(None)
-        self._woken = self._woken or 2 * len(mails) >= room  # more may be due
+        self._more = len(mails) == room
+        self._woken = self._woken or self._more
+        self._gathered = anyio.current_time() + GATHER_SECONDS
         self._next_sweep = anyio.current_time() + SWEEP_SECONDS * (0.75 + self.chance() / 2)
         claimed = [_InHand(mail, trial=trial) for mail in mails]
         self._in_hand.update(dict.fromkeys(claimed))
@@ -327,9 +333,16 @@ class Delivery:
                 continue
             try:
                 await self._write(done)
+                await self._gather_outcomes()
             except MachineError as error:
                 self._note_queue(error)
                 await anyio.sleep(max(0.1, error.retry_after))  # the outcome is kept, and written when that works
+
+    async def _gather_outcomes(self) -> None:
+        """Wait for as many outcomes as can come at once, but not for long."""
+        with anyio.move_on_after(GATHER_SECONDS):
+            while sum(one.result is not None for one in self._in_hand) < SENDS:
+                await self._changed.wait()
 
     async def _write(self, done: Sequence[tuple[_InHand, Result]]) -> None:
         # A statement changes a row once: of two mails of an account the second waits for the next statement.

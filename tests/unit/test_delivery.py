@@ -436,7 +436,7 @@ async def test_refusals_that_do_not_show_a_failing_server_let_each_mail_back_off
         for number in range(4):
             worker.queue.owe(f"ada@{number}.example")
             worker.delivery.wake()
-            await anyio.sleep(0.01)
+            await anyio.sleep(0.03)
         await anyio.sleep(3)
     assert worker.log.lines == []
     assert worker.queue.states() <= {MailState.ACCEPTED, MailState.DEAD}
