@@ -18,7 +18,7 @@ from redis.exceptions import ResponseError
 from taskiq.receiver import Receiver
 from taskiq_redis import RedisStreamBroker
 
-from actors.delivery import Delivery
+from actors.delivery import GATHER_SECONDS, Delivery
 from actors.domain.code import Keyring
 from actors.domain.mail import Outcome
 from actors.domain.totals import WorkerReport
@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 
 GROUP = "mail"
 BLOCK_MILLISECONDS = 2000
-READ_COUNT = 16  # a worker that dies takes so many with it: the next sweep finds their mails
+READ_COUNT = 1000  # wake-ups at once, of which one serves for all
+TASKS = 16  # of Taskiq's at once; each only wakes
 RETRY_SECONDS = 1.0  # between connections while Redis is away
 DISCONNECT_SECONDS = 0.1  # after the receiver was told to end; mostly it has by then
 STEADY_SECONDS = 5.0  # a connection that holds for so long is back; a shorter one may be a server that refuses to read
@@ -200,7 +201,10 @@ class WakeupBroker(RedisStreamBroker):
                     raise
 
     async def listen(self) -> AsyncGenerator[bytes, None]:  # type: ignore[override]  # the receiver takes both
-        """Yield each entry's message once."""
+        """Yield one message for all that a read has found: one claim serves them all, and a task costs half a mail.
+
+        What comes within GATHER_SECONDS waits for the next read, as Delivery would have it wait.
+        """
         async with Redis(connection_pool=self.connection_pool) as client:
             while True:
                 fetched = await client.xreadgroup(
@@ -212,8 +216,8 @@ class WakeupBroker(RedisStreamBroker):
                     noack=True,
                 )
                 for _, entries in fetched:
-                    for _, entry in entries:
-                        yield entry[b"data"]
+                    yield entries[-1][1][b"data"]
+                    await anyio.sleep(GATHER_SECONDS)
 
 
 def wakeup_broker(url: str, wake: Callable[[], None], stream: str = STREAM) -> WakeupBroker:
@@ -266,7 +270,7 @@ class Listener:
 
     async def _connection(self, finish: asyncio.Event) -> None:
         broker = self._build()
-        receiver = Receiver(broker, max_async_tasks=READ_COUNT, run_startup=False)
+        receiver = Receiver(broker, max_async_tasks=TASKS, run_startup=False)
         try:
             await broker.startup()
             async with anyio.create_task_group() as group:
