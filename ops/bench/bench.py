@@ -11,15 +11,17 @@ import asyncio
 import base64
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
 from contextlib import AsyncExitStack
 from http import HTTPStatus
 from pathlib import Path
-from time import monotonic, perf_counter
+from time import monotonic, perf_counter, time
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import psycopg
 from client import Connection, Load, closed_loop, open_loop, probe
 from machine import (
@@ -259,11 +261,94 @@ def memory(service: Service, figures: Figures) -> None:
         figures.note(f"PSS MB: {role}", sizes[role])
 
 
+async def starts(service: Service, figures: Figures) -> None:
+    """Take how long a worker needs from its fork, and a generation from the order to reload."""
+    [old, *_] = (pid for pid, role in processes(service.pid).items() if role == "api")
+    os.kill(old, signal.SIGKILL)
+    ready = await _logged(service, '"started"', "api")
+    newest = max(psutil.Process(pid).create_time() for pid, role in processes(service.pid).items() if role == "api")
+    figures.note("a worker, from its fork until it is ready: s", ready - newest)
+    begun = time()
+    os.kill(service.pid, signal.SIGHUP)
+    figures.note("a generation, from SIGHUP until it is ready: s", await _logged(service, '"reloaded"') - begun)
+
+
+async def _logged(service: Service, *words: str) -> float:
+    """Return when the next line with all of these words has been logged, in Unix time."""
+    size = service.log.stat().st_size
+    async with asyncio.timeout(60):
+        while True:
+            for line in service.log.read_text(encoding="utf-8", errors="replace")[size:].splitlines():
+                if all(word in line for word in words):
+                    return time()
+            await asyncio.sleep(0.005)  # between looks at the log
+
+
+async def memory_curve(bench: Bench, requests: int, figures: Figures) -> None:
+    """Take the memory of the API workers as requests come: one registration, then nineteen that are cheaper."""
+    register = bench.register()
+    others = ("/livez", "/readyz", "/api/v1/users/activation/nobody", "/api/v1/users/me")
+
+    async def ask(connection: Connection, number: int) -> Answer:
+        if number % 20 == 0:
+            return await register(connection, number)
+        return await connection.request("GET", others[number % len(others)])
+
+    step, sizes = requests // 20, []
+    for _ in range(20):
+        await closed_loop(bench.service.connections(USUAL_CLIENTS), step, ask)
+        sizes.append(sum(pss_megabytes(pid) for pid, role in processes(bench.service.pid).items() if role == "api"))
+        figures.note("memory curve: MB of all API workers", sizes[-1])
+    figures.note(f"growth of the API workers from {step} to {requests} requests: %", 100 * (sizes[-1] / sizes[0] - 1))
+
+
+async def beside_many(bench: Bench, accounts: int, scale: float, figures: Figures) -> None:
+    """Take what registrations cost the servers before and after many accounts and their mails are there."""
+    url = bench.service.servers()["database_url"]
+    costs = []
+    for _ in range(2):
+        _, used = await bench.measured(USUAL_CLIENTS, int(2000 * scale), bench.register(), mails=True)
+        costs.append(used["postgres"])
+        if len(costs) == 1:
+            await asyncio.to_thread(_fill, url, accounts)
+    figures.note(
+        f"PostgreSQL's CPU a registration beside {accounts} accounts, over an empty database", costs[1] / costs[0]
+    )
+    begun = perf_counter()
+    await bench.service.metrics()
+    figures.note(f"/api/v1/metrics beside {accounts} accounts: ms", 1000 * (perf_counter() - begun))
+
+
+def _fill(url: str, accounts: int) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("SET synchronous_commit = off; SET statement_timeout = 0")
+        for first in range(0, accounts, FILL_STEP):
+            connection.execute(FILL, {"first": first, "last": min(first + FILL_STEP, accounts) - 1})
+
+
+FILL_STEP = 100_000
+FILL = """
+WITH born AS (
+    INSERT INTO vestibule.accounts (id, email_key, email, password_hash, locale, created_at, activated_at)
+    SELECT lpad(to_hex(n), 32, '0')::uuid, 'filler' || n || '@example.org', 'filler' || n || '@example.org',
+           '$2b$04$' || repeat('x', 53), 'en', now() - interval '7 days', now() - interval '7 days'
+    FROM generate_series(%(first)s::integer, %(last)s::integer) AS n
+    RETURNING id
+)
+INSERT INTO vestibule.mails (id, account_id, registration, number, kind, state, created_at, accepted_at, expires_at,
+                             key_id)
+SELECT id, id, 1, 1, 'code', 'accepted', now() - interval '7 days', now() - interval '7 days',
+       now() - interval '7 days', 'k1'
+FROM born
+"""
+
+
 class Run:
     """What a run measures, part by part; services start when a part needs them and stop at the end."""
 
-    def __init__(self, stack: AsyncExitStack, rounds: int, scale: float) -> None:
+    def __init__(self, stack: AsyncExitStack, rounds: int, scale: float, accounts: int) -> None:
         self.figures = Figures()
+        self._accounts = accounts
         self._stack = stack
         self._rounds = rounds
         self._scale = scale
@@ -315,6 +400,17 @@ class Run:
             await slow_round(bench, 10 * self._scale, self.figures)
         await saturated(bench, SLOW, 5 * self._scale, self.figures)
 
+    async def starts(self) -> None:
+        """Measure how long processes take until they are ready."""
+        for _ in range(self._rounds):
+            await starts(self._bench.service, self.figures)
+
+    async def growth(self) -> None:
+        """Measure what many requests and many accounts cost later ones."""
+        await memory_curve(await self._started("memory", FAST, "uvloop"), int(200_000 * self._scale), self.figures)
+        bench = await self._started("many", FAST, "uvloop")
+        await beside_many(bench, self._accounts, self._scale, self.figures)
+
     async def _started(self, name: str, cost: int, loop: str) -> Bench:
         """Return a new service whose pools and mail worker are warm."""
         service, sink = await self._stack.enter_async_context(up(cost, loop))
@@ -331,14 +427,14 @@ class Run:
 async def run(options: argparse.Namespace) -> Figures:
     """Measure all that was asked for."""
     async with AsyncExitStack() as stack:
-        whole = Run(stack, options.rounds, options.scale)
+        whole = Run(stack, options.rounds, options.scale, options.accounts)
         await whole.begin()
         for part in options.parts:
             await getattr(whole, part)()
         return whole.figures
 
 
-PARTS = ("fast", "mail", "refused", "trio", "slow")
+PARTS = ("fast", "mail", "refused", "trio", "slow", "starts", "growth")
 
 
 def main() -> None:
@@ -347,6 +443,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of requests in a round")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--accounts", type=int, default=1_000_000, help="beside which registrations are measured")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--compare", type=Path, help="show the change against the figures in this file")
     parser.add_argument("--plot", type=Path, help="draw the multiples into this PNG; needs matplotlib")

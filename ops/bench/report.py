@@ -38,6 +38,11 @@ GOALS: dict[str, tuple[float, bool]] = {
     "PSS MB: mail worker": (45, True),
     "PSS MB: supervisor": (20, True),
     "vestibule --help: s": (0.3, True),
+    "a worker, from its fork until it is ready: s": (0.5, True),
+    "a generation, from SIGHUP until it is ready: s": (2.5, True),
+    "growth of the API workers from 10000 to 200000 requests: %": (2, True),
+    "PostgreSQL's CPU a registration beside 1000000 accounts, over an empty database": (1.2, True),
+    "PostgreSQL's CPU a registration beside 10000000 accounts, over an empty database": (1.2, True),
 } | {
     f"{path} p99 ms, cost {cost}, {idle} idle connections": (50, True)
     for path in ("/livez", "/readyz")
@@ -89,14 +94,14 @@ def show(figures: Figures) -> None:
     if {"trio, register + mail, 16: all", "uvloop, register + mail, 16: all"} <= figures.rounds.keys():
         loops = [figures.median(f"{loop}, register + mail, 16: all") for loop in ("trio", "uvloop")]
         figures.note("trio over uvloop, register + mail, 16", loops[0] / loops[1])
-    print(f"{'':56}{'median':>9}{'least':>9}{'most':>9}   goal")
+    print(f"{'':82}{'median':>9}{'least':>9}{'most':>9}   goal")
     for name, values in figures.rounds.items():
         verdict = ""
         if name in GOALS:
             goal, less = GOALS[name]
             met = median(values) <= goal if less else median(values) >= goal
             verdict = f"{'≤' if less else '≥'} {goal:g}{'' if met else '  MISSED'}"
-        print(f"{name:56}{median(values):9.2f}{min(values):9.2f}{max(values):9.2f}   {verdict}")
+        print(f"{name:82}{median(values):9.2f}{min(values):9.2f}{max(values):9.2f}   {verdict}")
     for what, statuses in figures.statuses_seen.items():
         print(f"{what}: {dict(sorted(statuses.items()))}")
     units = figures.rounds.get(BARE, [])
@@ -108,11 +113,11 @@ def show(figures: Figures) -> None:
 
 def compare(old: Mapping[str, Any], figures: Figures) -> None:
     """Print each figure beside its median in an older run."""
-    print(f"{'':56}{'old':>9}{'new':>9}{'new/old':>9}")
+    print(f"{'':82}{'old':>9}{'new':>9}{'new/old':>9}")
     for name in figures.rounds:
         if values := old["figures"].get(name):
             before, now = median(values), figures.median(name)
-            print(f"{name:56}{before:9.2f}{now:9.2f}{now / before if before else 0:9.2f}")
+            print(f"{name:82}{before:9.2f}{now:9.2f}{now / before if before else 0:9.2f}")
 
 
 def plot(figures: Figures, path: Path) -> None:

@@ -30,11 +30,12 @@ VESTIBULE = str(Path(sys.executable).with_name("vestibule"))
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A running service: its port, its first process, and the folder of its data."""
+    """A running service: its port, its first process, the folder of its data, and its log."""
 
     port: int
     pid: int
     data_dir: Path
+    log: Path
 
     def connections(self, count: int) -> list[Connection]:
         """Return so many connections to it; they open with their first request."""
@@ -116,7 +117,7 @@ async def _started(what: str, cost: int, loop: str, settings: dict[str, str], lo
     environment = plain | {f"VESTIBULE_{name}": value for name, value in chosen.items()}
     with running([VESTIBULE, what], environment, log) as process:
         await answering(port, "/readyz", process, log)
-        yield Service(port, process.pid, Path(chosen["DATA_DIR"]))
+        yield Service(port, process.pid, Path(chosen["DATA_DIR"]), log)
 
 
 @asynccontextmanager
@@ -128,7 +129,7 @@ async def bare_route() -> AsyncIterator[Service]:
         command = [sys.executable, "-m", "hypercorn", "-k", "uvloop", "-w", workers, "-b", f"{HOST}:{port}", "bare:app"]
         with running(command, os.environ | {"PYTHONPATH": str(FOLDER)}, log) as process:
             await answering(port, "/", process, log)
-            yield Service(port, process.pid, Path(folder))
+            yield Service(port, process.pid, Path(folder), log)
 
 
 @contextmanager
