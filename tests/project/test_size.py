@@ -20,7 +20,7 @@ REACHED = {  # lines of code, with what lies below; benchmarks and the table of 
     "service": 7322,
     "service/embedded": 662,
     "service/http": 1444,
-    "service/mail": 943,
+    "service/mail": 1053,
     "service/postgres": 1235,
     "service/processes": 916,
     "service/redis": 432,

@@ -204,6 +204,20 @@ async def test_a_client_that_was_refused_is_refused_again_without_a_question(
     flows.signup.expect_registration(client())
 
 
+async def test_of_refused_clients_only_the_newest_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crowd from everywhere fills no memory: the one that was refused first is asked for again."""
+    monkeypatch.setattr("actors.limits.MOST_REMEMBERED", 2)
+    async with Flows.running(replace(LIMITS, register=Rule("register", 1, 3600))) as flows:
+        crowd = [client(f"198.51.100.{number}") for number in range(3)]
+        for number, one in enumerate(crowd):
+            await flows.register(f"user{number}@example.com", by=one)
+            await refused(errors.RateLimited, flows.register(by=one))
+        flows.signup.expect_registration(crowd[0])
+        for one in crowd[1:]:
+            with pytest.raises(errors.RateLimited):
+                flows.signup.expect_registration(one)
+
+
 async def test_an_account_that_never_holds_still_is_given_up(flows: Flows) -> None:
     """After some looks the client may repeat, instead of waiting for ever."""
     await flows.register()
