@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import signal
 import sys
 from time import monotonic
 from typing import cast
@@ -109,4 +110,5 @@ async def serve(port: int) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # it owes nobody an orderly end
     uvloop.run(serve(int(sys.argv[1])))
