@@ -21,7 +21,6 @@ from pathlib import Path
 from time import monotonic, perf_counter, time
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import psycopg
 from client import Connection, Load, closed_loop, open_loop, probe
 from machine import (
@@ -262,12 +261,12 @@ def memory(service: Service, figures: Figures) -> None:
 
 
 async def starts(service: Service, figures: Figures) -> None:
-    """Take how long a worker needs from its fork, and a generation from the order to reload."""
+    """Take how long a worker needs in the place of a killed one, and a generation from the order to reload."""
     [old, *_] = (pid for pid, role in processes(service.pid).items() if role == "api")
+    begun = time()
     os.kill(old, signal.SIGKILL)
     ready = await _logged(service, '"started"', "api")
-    newest = max(psutil.Process(pid).create_time() for pid, role in processes(service.pid).items() if role == "api")
-    figures.note("a worker, from its fork until it is ready: s", ready - newest)
+    figures.note("a worker, from the death of another one until it is ready: s", ready - begun)
     begun = time()
     os.kill(service.pid, signal.SIGHUP)
     figures.note("a generation, from SIGHUP until it is ready: s", await _logged(service, '"reloaded"') - begun)

@@ -38,7 +38,7 @@ GOALS: dict[str, tuple[float, bool]] = {
     "PSS MB: mail worker": (45, True),
     "PSS MB: supervisor": (20, True),
     "vestibule --help: s": (0.3, True),
-    "a worker, from its fork until it is ready: s": (0.5, True),
+    "a worker, from the death of another one until it is ready: s": (0.5, True),
     "a generation, from SIGHUP until it is ready: s": (2.5, True),
     "growth of the API workers from 10000 to 200000 requests: %": (2, True),
     "PostgreSQL's CPU a registration beside 1000000 accounts, over an empty database": (1.2, True),
