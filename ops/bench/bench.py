@@ -450,13 +450,14 @@ def main() -> None:
     options = parser.parse_args()
     figures = asyncio.run(run(options))
     show(figures)
-    if options.compare:
-        compare(json.loads(options.compare.read_text(encoding="utf-8")), figures)
+    older = json.loads(options.compare.read_text(encoding="utf-8"))["figures"] if options.compare else {}
+    if older:
+        compare(older, figures)
     if options.json:
         facts: dict[str, Any] = {"cores": os.cpu_count(), "figures": figures.rounds}
         options.json.write_text(json.dumps(facts, indent=2), encoding="utf-8")
     if options.plot:
-        plot(figures, options.plot)
+        plot({"before": older, "": figures.rounds} if older else {"": figures.rounds}, options.plot)
     if options.check:
         sys.exit(figures.beyond_bounds())
 
