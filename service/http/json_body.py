@@ -17,6 +17,7 @@ from quart import request
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.http import parse_options_header
 
+from service.http.middleware import BODY_SECONDS
 from service.http.problems import BodyTimeout, BodyTooLarge, InvalidFields, MalformedRequest, UnsupportedMedia
 from service.http.schemas import Sent
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 MOST_BYTES = 16 * 1024  # an address, a password and a locale need less than one
-BODY_SECONDS = 5.0  # for the whole body: a slow sender holds a connection, not a place
 LINGER_SECONDS = 2.0  # for what comes after the answer
 MOST_ERRORS = 10
 FIELD_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")

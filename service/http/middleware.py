@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 EXCHANGE = "vestibule.exchange"  # where the scope carries what becomes of the request
 UNKNOWN = "unknown"  # one label for whatever matched no route: clients must not be able to make labels
 LAST_SECONDS = 10.0  # for the last event of an answer: a client that does not read until then is not served to the end
+BODY_SECONDS = 5.0  # for the whole body: a slow sender holds a connection, not a place
 MOST_HEADER_BYTES = 16 * 1024  # of the request target and all headers: Basic auth and a token need one
 MOST_HEADERS = 100
 METHODS = ("GET", "HEAD", "OPTIONS", "POST")
@@ -142,6 +143,7 @@ class Middleware:
         try:
             check(scope)
             if refusal := self._early(scope):
+                await _read_through(receive)
                 await _send_problem(send, refusal)
             else:
                 await self._application(scope, receive, send)
@@ -248,6 +250,13 @@ async def _through(send: Send, event: Event) -> None:
         return
     with anyio.move_on_after(LAST_SECONDS, shield=True):
         await send(event)
+
+
+async def _read_through(receive: Receive) -> None:
+    """Read the body to its end: nginx ends the connection of a client whose body it is still passing on."""
+    with anyio.move_on_after(BODY_SECONDS):
+        while (await receive()).get("more_body"):
+            pass
 
 
 async def _send_problem(send: Send, answer: ProblemAnswer) -> None:

@@ -133,6 +133,23 @@ async def test_a_registration_without_room_is_refused_unread(
     assert answer.status == 201
 
 
+async def test_a_registration_is_refused_when_its_body_has_come(service: FakeService) -> None:
+    """A proxy that is still passing a body on would end its client's connection after the answer."""
+    service.signup.expected = errors.RateLimited(1)
+    pieces: list[dict[str, Any]] = [{"type": "http.request", "body": b"{", "more_body": more} for more in (False, True)]
+    order: list[str] = []
+
+    async def receive() -> dict[str, Any]:
+        order.append("body")
+        return pieces.pop()
+
+    async def send(event: dict[str, Any]) -> None:
+        order.append(str(event["type"]))
+
+    await serve(service.app(), scope_of("POST", f"{USERS}/register", []), receive, send)
+    assert order == ["body", "body", "http.response.start", "http.response.body"]
+
+
 class SlowSignUp(ScriptedSignUp):
     """Registers when it may, and writes down what it has registered."""
 
