@@ -18,6 +18,7 @@ from actors.domain.mail import MailKind, MailState, Outcome, Result
 from actors.kit.supervisor import Supervisor
 from actors.ports import Missed, Redeemed
 from actors.user_registry import UserRegistry
+from service.postgres import connection, pool
 from service.postgres.pool import Postgres
 from tests.fakes.accounts import POLICY
 from tests.fakes.flows import FakeWakeups
@@ -215,6 +216,7 @@ async def test_many_workers_claim_each_mail_once(stores: Stores, other: Stores) 
     assert len(claimed) == len(set(claimed)) == WAYS * 2
 
 
+PATIENT_SECONDS = 20  # for a statement: how long a crowd of them takes here is no matter, but for a deadlock
 # A deadlock that the server may not see in time is a lock that does not come in time: it fails the test.
 SEE_NO_DEADLOCK = """
 DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET deadlock_timeout TO %L', current_database(), '1min'); END $$
@@ -286,8 +288,11 @@ class Crossing:
                     nursery.start_soon(stores.queue.reissue, mail, new_mail())
 
 
-async def test_batches_of_every_kind_cross(database: str) -> None:
+async def test_batches_of_every_kind_cross(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two workers, 24 accounts: no deadlock, no sixth guess, no second activation, no older code beside a newer one."""
+    monkeypatch.setattr(pool, "DEADLINE_SECONDS", PATIENT_SECONDS)
+    patient = (f"SET {{0}} lock_timeout = '{PATIENT_SECONDS}s'", f"SET {{0}} statement_timeout = '{PATIENT_SECONDS}s'")
+    monkeypatch.setattr(connection, "SETTINGS", (*patient, *connection.SETTINGS[2:]))
     with psycopg.connect(database, autocommit=True) as operator:
         operator.execute(SEE_NO_DEADLOCK)
     emails = [f"user{number}@example.com" for number in range(24)]
