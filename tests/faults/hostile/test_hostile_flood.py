@@ -101,8 +101,9 @@ def test_a_flood_of_registrations_is_turned_away_at_once(tmp_path: Path, loop: s
         grown = memory(service, "VmHWM") - before
         told(loop=loop, grown=grown, **{f"median {what}": statistics.median(times) for what, times in seen.items()})
         assert len(seen["register 503"]) > CROWD // 2
-        assert statistics.median(seen["register 503"]) < patience(0.1)
-        assert statistics.quantiles(seen["livez 200"], n=100)[98] < patience(0.1)
+        hashed = statistics.median(seen["register 201"])  # what is cheap must not wait as what is hashed does
+        assert statistics.median(seen["register 503"]) < hashed / 10
+        assert statistics.quantiles(seen["livez 200"], n=100)[98] < hashed / 4
         assert len(seen["owner"]) == OWNERS
         assert max(seen["owner"]) < patience(4.0)
         assert max(seen["register 201"]) < patience(5.0)
