@@ -230,7 +230,7 @@ class WorkerConfig(Config):
             if begun > since:
                 return
             del self._idle[oldest]
-            await oldest.leave()
+            await oldest.protocol_send(Closed())
 
     async def until_empty(self) -> None:
         """Wait until no connection is open."""
@@ -285,11 +285,6 @@ class Guard:
             await super().protocol_send(event)  # type: ignore[misc]  # as above
         except TimeoutError:  # of the kernel: the peer takes nothing of its answer
             await self.protocol.handle(Closed())
-
-    async def leave(self) -> None:
-        """Close the connection, which is idle."""
-        with suppress(OSError):
-            await super()._initiate_server_close()  # type: ignore[misc]  # as above
 
     async def _close(self) -> None:
         with suppress(TimeoutError):  # as above
