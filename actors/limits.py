@@ -113,6 +113,7 @@ class ClientLimits:
         return Reservation(self._limiter, admission.ticket, tries, codes)
 
     def _remember(self, client: Client, admission: Admission) -> None:
+        self._refused.pop(client.networks, None)  # the newest stand at the end
         if len(self._refused) >= MOST_REMEMBERED:
             del self._refused[next(iter(self._refused))]
         self._refused[client.networks] = anyio.current_time(), admission
