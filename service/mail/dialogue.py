@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, cast
 
-from aiosmtplib import SMTPReadTimeoutError, SMTPResponseException, SMTPServerDisconnected
+from aiosmtplib import SMTPReadTimeoutError, SMTPResponse, SMTPServerDisconnected
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,7 +29,7 @@ class Dialogue(asyncio.Protocol):
         self.pipelining = pipelining
         self._transport = transport
         self._arrived = b""
-        self._replies: deque[SMTPResponseException] = deque()
+        self._replies: deque[SMTPResponse] = deque()
         self._owed = 0  # replies to commands that have left
         self._failure: Exception | None = None
         self._waiting: asyncio.Future[None] | None = None
@@ -46,7 +46,7 @@ class Dialogue(asyncio.Protocol):
             self._owed += len(commands)
             self._transport.write(b"\r\n".join((*commands, b"")))
 
-    async def reply(self, seconds: float) -> SMTPResponseException:
+    async def reply(self, seconds: float) -> SMTPResponse:
         """Return the next reply; raises SMTPException when there is none in time, or no connection any more."""
         if not self._replies:
             if not self.is_open:
@@ -128,8 +128,8 @@ def _reply_size(arrived: bytes) -> int:
     return 0
 
 
-def _reply(lines: Iterable[bytes]) -> SMTPResponseException:
+def _reply(lines: Iterable[bytes]) -> SMTPResponse:
     parts = [(line[:3], line[4:].strip()) for line in lines]
     text = b"\n".join(part for _, part in parts).decode(errors="replace")
     code = parts[-1][0]
-    return SMTPResponseException(int(code) if code.isdigit() else MALFORMED, text)
+    return SMTPResponse(int(code) if code.isdigit() else MALFORMED, text)

@@ -15,6 +15,7 @@ from aiosmtplib import (
     SMTPAuthenticationError,
     SMTPConnectResponseError,
     SMTPException,
+    SMTPResponse,
     SMTPResponseException,
 )
 
@@ -332,7 +333,7 @@ async def _transact(dialogue: Dialogue, message: Message, content: bytes) -> Non
         raise _verdict("DATA", reply)
 
 
-async def _reply(dialogue: Dialogue, stage: str, refusal: Exception | None = None) -> SMTPResponseException:
+async def _reply(dialogue: Dialogue, stage: str, refusal: Exception | None = None) -> SMTPResponse:
     """Return the next reply; without one raise the refusal, or that the connection is lost."""
     try:
         return await dialogue.reply(DATA_SECONDS if stage == "DATA" else COMMAND_SECONDS)
@@ -362,34 +363,34 @@ def _lost(stage: str, reason: str) -> Exception:
     return _ConnectionLost(ServerUnavailable(reason) if stage == "MAIL" else Deferred(reason))
 
 
-def _verdict(stage: str, error: SMTPResponseException) -> Exception:
+def _verdict(stage: str, reply: SMTPResponse) -> Exception:
     """Reject only what the server refuses for good about this recipient or this content.
 
     The sender is the same for all mails, and so are relaying, log-in and host name: an operator can mend those.
     """
-    reason = _reason(error, stage)
-    enhanced = ENHANCED.match(error.message)
-    if error.code == SERVICE_CLOSING or (enhanced and enhanced[0] == ENOUGH_ON_THIS_CONNECTION):
+    reason = _reason(reply, stage)
+    enhanced = ENHANCED.match(reply.message)
+    if reply.code == SERVICE_CLOSING or (enhanced and enhanced[0] == ENOUGH_ON_THIS_CONNECTION):
         return _lost(stage, reason)
     if stage == "MAIL":
         return ServerUnavailable(reason)
-    return Rejected(reason) if error.code >= PERMANENT and _about_the_mail(stage, error) else Deferred(reason)
+    return Rejected(reason) if reply.code >= PERMANENT and _about_the_mail(stage, reply) else Deferred(reason)
 
 
-def _about_the_mail(stage: str, error: SMTPResponseException) -> bool:
-    enhanced = ENHANCED.match(error.message)
+def _about_the_mail(stage: str, reply: SMTPResponse) -> bool:
+    enhanced = ENHANCED.match(reply.message)
     if enhanced and enhanced[0] not in UNSPECIFIC:
         return bool(ABOUT_THE_MAIL.fullmatch(enhanced[0]))
     if enhanced and enhanced[0].startswith("5.7.") and stage == "RCPT":
         return False  # a policy about who may send, not about the content
-    return error.code in REFUSING_CODES[stage] and not ABOUT_US.search(ADDRESSES.sub("", error.message))
+    return reply.code in REFUSING_CODES[stage] and not ABOUT_US.search(ADDRESSES.sub("", reply.message))
 
 
-def _reason(error: SMTPResponseException, stage: str) -> str:
+def _reason(reply: SMTPResponse | SMTPResponseException, stage: str) -> str:
     """Return the reply's codes with words of our own, and the stage; the reply's text may hold addresses."""
-    enhanced = ENHANCED.match(error.message)
-    codes = [str(error.code), *([enhanced[0]] if enhanced else [])]
-    text = ADDRESSES.sub("", error.message)
+    enhanced = ENHANCED.match(reply.message)
+    codes = [str(reply.code), *([enhanced[0]] if enhanced else [])]
+    text = ADDRESSES.sub("", reply.message)
     told = [words for topic, words in WORDS_FOR_TEXT.items() if re.search(topic, text, re.IGNORECASE)]
     exact, general = ([table[code] for code in reversed(codes) if code in table] for table in (WORDS, GENERAL_WORDS))
     words = [*exact, *told, *general][:1]
