@@ -12,8 +12,6 @@ import signal
 import sys
 from contextlib import suppress
 from dataclasses import asdict
-from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
@@ -75,8 +73,10 @@ def worker(*, supervised: bool, pipe: int | None) -> None:
     if not supervised:
         _supervise("worker")
     settings = _settings()  # before a driver is imported: see its check of the traces' variables
-    _import_without("redis", "opentelemetry.sdk.metrics")
-    _import_without("taskiq", "aiohttp")
+    from service.processes.imports import import_without
+
+    import_without("redis", "opentelemetry.sdk.metrics")
+    import_without("taskiq", "aiohttp")
     from functools import partial
 
     from service.embedded.servers import resolve
@@ -110,7 +110,9 @@ def plan(mode: str, step: str, running: tuple[str, ...]) -> None:
 def generation(number: int, listener: int, pipe: int) -> None:
     """Run one generation of API workers."""
     settings = _settings()
-    _import_without("redis", "opentelemetry.sdk.metrics")
+    from service.processes.imports import import_without
+
+    import_without("redis", "opentelemetry.sdk.metrics")
     from service import wiring
     from service.embedded.servers import resolve
     from service.passwords import common_passwords
@@ -296,22 +298,6 @@ _account_command("delete", "deleted", "no account has this address", "Delete an 
 
 
 # -- what the commands share ------------------------------------------------------------------------------------------
-
-
-class _Unused(ModuleType):
-    """Stands in for a module that a library imports for features which nobody here uses."""
-
-    def __getattr__(self, name: str) -> type:
-        return object
-
-
-def _import_without(library: str, module: str) -> None:
-    """Import a library without what it would import for its own metrics or dashboard: 6 to 8 MB of each process."""
-    sys.modules[module] = _Unused(module)
-    try:
-        import_module(library)
-    finally:
-        del sys.modules[module]
 
 
 def _settings() -> Settings:
