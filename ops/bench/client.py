@@ -138,7 +138,7 @@ async def open_loop(
     async with asyncio.TaskGroup() as clients:
         for number in range(count):
             due = begun + number / rate
-            await asyncio.sleep(max(0.0, due - perf_counter()))
+            await asyncio.sleep(max(0.0, due - perf_counter()))  # until its time
             clients.create_task(client(number, due))
     load.seconds = perf_counter() - begun
     return load

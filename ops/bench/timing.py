@@ -17,9 +17,9 @@ from math import sqrt
 from statistics import fmean, median, variance
 from typing import TYPE_CHECKING
 
-from bench import Bench
 from client import Connection, closed_loop
 from services import up
+from workload import Bench
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
