@@ -120,7 +120,7 @@ async def test_every_failure_of_a_flow_is_a_problem_with_its_members(
     ("expected", "status", "code"),
     [(errors.RateLimited(11.2), 429, "RateLimitExceeded"), (NotAccepted(2.5), 503, "Busy")],
 )
-async def test_a_registration_without_room_is_refused_unread(
+async def test_a_registration_without_room_is_refused_whatever_it_says(
     service: FakeService, expected: Exception, status: int, code: str
 ) -> None:
     """As the flow would refuse it, whatever its body; one with an idempotency key may have its answer already."""
