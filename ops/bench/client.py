@@ -110,7 +110,7 @@ async def closed_loop(
             answer = await ask(connection, number)
             load.note(answer)
             while answer.status == HTTPStatus.SERVICE_UNAVAILABLE:
-                await asyncio.sleep(answer.retry_after)
+                await asyncio.sleep(answer.retry_after)  # as it was told
                 answer = await ask(connection, number)
                 load.note(answer)
 
@@ -153,6 +153,6 @@ async def probe(connection: Connection, path: str, stop: asyncio.Event, every: f
         answer = await connection.request("GET", path)
         load.note(Answer(answer.status, b"", (perf_counter() - due) * 1000))
         due = max(due + every, perf_counter() - 1.0)
-        await asyncio.sleep(max(0.0, due - perf_counter()))
+        await asyncio.sleep(max(0.0, due - perf_counter()))  # until its time
     load.seconds = perf_counter() - begun
     return load

@@ -64,7 +64,7 @@ def test_what_is_killed_is_back_within_five_seconds(up: Instance) -> None:
 
 
 def test_reload_renews_the_workers_and_leaves_the_servers_alone(up: Instance) -> None:
-    """`vestibule reload` replaces API and mail workers, without a failed request; `just bench` takes the time."""
+    """`vestibule reload` replaces API and mail workers, without a failed request."""
     servers, old = [up.child(role) for role in SERVERS], workers(up)
     clients = Clients(up.port)
     assert run(up, "reload").returncode == 0
@@ -73,6 +73,14 @@ def test_reload_renews_the_workers_and_leaves_the_servers_alone(up: Instance) ->
         wait_for(lambda: len(workers(up)) == 3 and not workers(up) & old, "the old ones end", 10.0)
     assert {answer.status for answer in seen} == {200}
     assert [up.child(role) for role in SERVERS] == servers
+
+
+@pytest.mark.slow  # runs with no other test beside it: the promise is for an idle machine
+def test_an_idle_reload_takes_four_seconds_at_most(up: Instance) -> None:
+    """From the order until the new generation is ready."""
+    before = up.said().count('"reloaded"')
+    assert run(up, "reload").returncode == 0
+    wait_for(lambda: up.said().count('"reloaded"') > before, "new workers", 4.0)
 
 
 def test_other_commands_join_a_running_up_and_a_second_up_is_refused(up: Instance, tmp_path: Path) -> None:

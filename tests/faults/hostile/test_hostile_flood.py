@@ -103,6 +103,7 @@ def test_a_flood_of_registrations_is_turned_away_at_once(tmp_path: Path, loop: s
         assert len(seen["register 503"]) > CROWD // 2
         hashed = statistics.median(seen["register 201"])  # what is cheap must not wait as what is hashed does
         assert statistics.median(seen["register 503"]) < hashed / 10
+        assert statistics.median(seen["livez 200"]) < hashed / 20
         assert statistics.quantiles(seen["livez 200"], n=100)[98] < hashed / 4
         assert len(seen["owner"]) == OWNERS
         assert max(seen["owner"]) < patience(4.0)
